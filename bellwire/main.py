@@ -1,0 +1,5 @@
+"""The `bellwire` command."""
+
+import typer
+
+app = typer.Typer()
