@@ -1,0 +1,134 @@
+"""What the relay answers, over HTTP and MQTT alike. Clients must ignore members they do not know."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from signaling.calls import Call, CallState, CallType, Mode, UserState
+from signaling.events import ErrorInvitee, Moment
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+
+class UserAnswer(_Answer):
+    """One user of a call."""
+
+    identity: str
+    state: UserState
+    extended_data: str
+    main_device: str | None
+
+
+class CallAnswer(_Answer):
+    """A call as it stands. `state` is the call's own; `error_invitees` only the creation names."""
+
+    call_sid: str
+    state: CallState
+    mode: Mode
+    call_type: CallType
+    from_: str | None = Field(alias="from")
+    custom_parameters: dict[str, str]
+    extended_data: str
+    created_at: Moment
+    expires_at: Moment
+    users: tuple[UserAnswer, ...]
+    error_invitees: tuple[ErrorInvitee, ...] = ()
+
+    @classmethod
+    def of(cls, call: Call, error_invitees: tuple[ErrorInvitee, ...] = ()) -> "CallAnswer":
+        """The answer that shows this call."""
+        return cls(
+            call_sid=call.call_sid,
+            state=call.state,
+            mode=call.mode,
+            call_type=call.call_type,
+            from_=call.caller,
+            custom_parameters=call.custom_parameters,
+            extended_data=call.extended_data,
+            created_at=call.created_at,
+            expires_at=call.expires_at,
+            users=tuple(
+                UserAnswer(
+                    identity=user.identity,
+                    state=user.state,
+                    extended_data=user.extended_data,
+                    main_device=user.main_device,
+                )
+                for user in call.users
+            ),
+            error_invitees=error_invitees,
+        )
+
+
+class CallListAnswer(_Answer):
+    """Calls, newest first. `next` is the cursor of the next page, 0 at the end."""
+
+    calls: tuple[CallAnswer, ...]
+    next: int
+
+
+class TokenAnswer(_Answer):
+    """An access token."""
+
+    token: str
+    expires_at: Moment
+
+
+class BrokerAccess(_Answer):
+    """How a device reaches the broker. The password is shown once, when it is made."""
+
+    url: str
+    username: str
+    password: str
+
+
+class ChannelAnswer(_Answer):
+    """One way to reach a device; tokens are not shown."""
+
+    kind: Literal["apns", "fcm", "mqtt", "websocket"]
+    app: str | None = None
+    environment: str | None = None
+
+
+class DeviceAnswer(_Answer):
+    """A registered device. `mqtt` is there only where a broker password has just been made."""
+
+    device_id: str
+    identity: str
+    channels: tuple[ChannelAnswer, ...]
+    mqtt: BrokerAccess | None = None
+
+
+class DeviceListAnswer(_Answer):
+    """All registered devices, by id."""
+
+    devices: tuple[DeviceAnswer, ...]
+
+
+class Problem(BaseModel):
+    """Why a request was refused (RFC 9457). `code` is Twilio's where one fits; `operation` and
+    `state` are there for a refused operation."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: int | None = None
+    operation: str | None = None
+    state: str | None = None
+
+
+class DeviceResponse(_Answer):
+    """The answer to a device's request over MQTT: an HTTP status, and the call or the problem."""
+
+    status: int
+    call: CallAnswer | None = None
+    problem: Problem | None = None
+
+    def document(self) -> dict[str, Any]:
+        """The response as it travels."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -1,0 +1,141 @@
+"""What a call is: its users, their states and its own. Plain values; `rules` alone moves them."""
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+
+from signaling.identifiers import CallSid, DeviceId, Identity
+
+MAX_USERS = 10
+"""Users of one call, the caller included (seed 001: "a maximum of 10 users")."""
+
+
+class Mode(StrEnum):
+    """How long the call lives: until all have answered and hung up, or until a user ends it."""
+
+    COMMON = "common"
+    ADVANCED = "advanced"
+
+
+class CallType(StrEnum):
+    """What the caller wants to exchange."""
+
+    AUDIO = "audio"
+    VIDEO = "video"
+
+
+class CallState(StrEnum):
+    """The call's own state: nobody has answered, somebody has, it is over."""
+
+    RINGING = "ringing"
+    OPEN = "open"
+    ENDED = "ended"
+
+
+class UserState(StrEnum):
+    """One user's state in a call (spec §3, seed 001 "User states")."""
+
+    INVITING = "Inviting"
+    NOT_YET_RECEIVED = "NotYetReceived"
+    RECEIVED = "Received"
+    ACCEPTED = "Accepted"
+    REJECTED = "Rejected"
+    CANCELED = "Canceled"
+    TIMEOUT = "Timeout"
+    QUIT = "Quit"
+    UNKNOWN = "Unknown"
+
+    @classmethod
+    def _missing_(cls, _value: object) -> "UserState":
+        return cls.UNKNOWN
+
+    @property
+    def pending(self) -> bool:
+        """Whether the user is invited and has not answered."""
+        return self in _PENDING
+
+
+_PENDING = frozenset({UserState.INVITING, UserState.NOT_YET_RECEIVED, UserState.RECEIVED})
+
+
+class RejectStatus(StrEnum):
+    """Why an invite was rejected (seed 002)."""
+
+    REJECTED = "rejected"
+    BUSY = "busy"
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """One user of a call. `expires_at` ends the user's invitation; `main_device` is the device
+    that made, accepted, rejected or joined the call for the identity, None where a server acted."""
+
+    identity: Identity
+    state: UserState
+    expires_at: datetime
+    main_device: DeviceId | None = None
+    extended_data: str = ""
+    reject_status: RejectStatus | None = None
+    custom_parameters: dict[str, str] | None = None
+    """Where they differ from the call's own, as TwiML allows for each `<Client>`."""
+    invite_id: str = ""
+    """The id of the event that carries the invite, empty for who was not invited."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushText:
+    """What the backend gives for the notification that a push may show (seed 001, pushConfig)."""
+
+    title: str | None = None
+    content: str | None = None
+    payload: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call. `caller` is None where a server calls on nobody's behalf; `events` counts the
+    events issued so far, from which their ids are made."""
+
+    call_sid: CallSid
+    caller: Identity | None
+    users: tuple[User, ...]
+    created_at: datetime
+    timeout_s: float
+    state: CallState = CallState.RINGING
+    mode: Mode = Mode.COMMON
+    call_type: CallType = CallType.AUDIO
+    custom_parameters: dict[str, str] = field(default_factory=dict)
+    extended_data: str = ""
+    push: PushText = field(default_factory=PushText)
+    events: int = 0
+
+    def user(self, identity: Identity) -> User | None:
+        """The user with this identity, or None."""
+        return next((user for user in self.users if user.identity == identity), None)
+
+    def with_user(self, changed: User) -> "Call":
+        """The call with this user in place of the one of the same identity."""
+        users = tuple(changed if u.identity == changed.identity else u for u in self.users)
+        return replace(self, users=users)
+
+    @property
+    def pending(self) -> tuple[User, ...]:
+        """The users who are invited and have not answered."""
+        return tuple(user for user in self.users if user.state.pending)
+
+    @property
+    def accepted(self) -> tuple[User, ...]:
+        """The users who are in the call."""
+        return tuple(user for user in self.users if user.state is UserState.ACCEPTED)
+
+    @property
+    def next_deadline(self) -> datetime | None:
+        """When the next invitation of this call runs out, None if none is open."""
+        return min((user.expires_at for user in self.pending), default=None)
+
+    @property
+    def expires_at(self) -> datetime:
+        """When the last invitation of this call runs, or ran, out."""
+        return max(
+            (u.expires_at for u in self.users if u.identity != self.caller), default=self.created_at
+        )

@@ -1,0 +1,340 @@
+"""Every error a user of Bellwire can meet, typed. Two families:
+
+`CallError` is what went wrong with a call, by Twilio's code (seed 000 and 003: `TwilioError`).
+The rest say why a request was refused; each is raised once and turned into an HTTP or MQTT
+answer in one place.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorKind:
+    """One row of the error table: what a code means, why it is seen and what helps."""
+
+    code: int
+    name: str
+    description: str
+    explanation: str
+    causes: tuple[str, ...]
+    solutions: tuple[str, ...]
+
+
+_NETWORK = ("The network between this device and the relay is down or blocked",)
+_CHECK_NETWORK = ("Check the device's network, then run `bellwire doctor`",)
+_RELAY_LOG = ("Look for the call's SID in the relay's log",)
+_MEDIA = ("The two ends have no audio format or network path in common",)
+
+ERROR_TABLE: dict[int, ErrorKind] = {
+    kind.code: kind
+    for kind in (
+        ErrorKind(
+            20151,
+            "AuthFailureCodeError",
+            "Authentication failed",
+            "The relay could not authenticate this client",
+            ("The access token is forged, expired or for another relay", "The API key is wrong"),
+            ("Ask your backend for a new token (`POST /v1/tokens`)", "Check the key file"),
+        ),
+        ErrorKind(
+            31005,
+            "ConnectionError",
+            "Connection error",
+            "The connection to the relay failed for a reason no other code names",
+            _NETWORK,
+            _CHECK_NETWORK,
+        ),
+        ErrorKind(
+            31008,
+            "CallCancelledError",
+            "Call cancelled",
+            "The call was cancelled, timed out, or was answered by another device: a normal end",
+            ("The caller gave up", "Another device of this identity answered"),
+            ("None needed",),
+        ),
+        ErrorKind(
+            31009,
+            "TransportError",
+            "Transport error",
+            "A message could not be sent to the relay",
+            _NETWORK,
+            _CHECK_NETWORK,
+        ),
+        ErrorKind(
+            31201,
+            "AuthorizationError",
+            "Authorization error",
+            "The credentials are valid but not for what was asked",
+            ("The token names another identity or device",),
+            ("Use a token of the identity that acts",),
+        ),
+        ErrorKind(
+            31403,
+            "ForbiddenError",
+            "Forbidden",
+            "The relay understood the request and will not carry it out",
+            ("The call is somebody else's", "The call's state does not allow the operation"),
+            ("Read the call's state (`GET /v1/calls/{sid}`) before the next operation",),
+        ),
+        ErrorKind(
+            31408,
+            "RequestTimeoutError",
+            "Request timeout",
+            "No answer came in time",
+            ("The relay or broker is down or overloaded",),
+            _CHECK_NETWORK,
+        ),
+        ErrorKind(
+            31481,
+            "CallDoesNotExistError",
+            "Call or transaction does not exist",
+            "No call has this SID",
+            ("The SID is mistyped", "The call is older than the relay keeps"),
+            ("List the identity's calls (`GET /v1/calls`)",),
+        ),
+        ErrorKind(
+            31487,
+            "RequestTerminatedError",
+            "Request terminated",
+            "The request was ended by a hang-up or cancel before it was answered",
+            ("The other party hung up first",),
+            ("None needed",),
+        ),
+        ErrorKind(
+            31500,
+            "InternalServerError",
+            "Internal server error",
+            "The relay failed in a way it does not know",
+            ("A defect in the relay",),
+            _RELAY_LOG,
+        ),
+        ErrorKind(
+            31502,
+            "BadGatewayError",
+            "Bad gateway",
+            "A server behind the relay answered with nonsense",
+            ("A proxy or push service is misconfigured",),
+            _RELAY_LOG,
+        ),
+        ErrorKind(
+            31503,
+            "ServiceUnavailableError",
+            "Service unavailable",
+            "The relay cannot serve the request now",
+            ("It is starting, stopping or overloaded", "Its database or broker is away"),
+            ("Try again after the time in Retry-After", "Look at /readyz"),
+        ),
+        ErrorKind(
+            31504,
+            "GatewayTimeoutError",
+            "Gateway timeout",
+            "A server behind the relay did not answer in time",
+            ("A push service or the broker is slow or away",),
+            _RELAY_LOG,
+        ),
+        ErrorKind(
+            31530,
+            "DNSResolutionError",
+            "DNS resolution error",
+            "The relay's or broker's name could not be resolved",
+            ("The name is mistyped", "The network's name server is down"),
+            ("Check the address in the configuration", *_CHECK_NETWORK),
+        ),
+        ErrorKind(
+            31600,
+            "BusyEverywhereError",
+            "Busy everywhere",
+            "The invite was rejected on behalf of every device of the identity",
+            ("The invitee rejected the call, or is in another one",),
+            ("Call again later",),
+        ),
+        ErrorKind(
+            31604,
+            "DoesNotExistAnywhereError",
+            "Does not exist anywhere",
+            "Nobody who could be called has this identity",
+            ("The identity is mistyped", "No device has been registered for it"),
+            ("Register a device (`bellwire devices add`)",),
+        ),
+        ErrorKind(
+            53001,
+            "SignalingConnectionDisconnectedError",
+            "Signalling connection disconnected",
+            "The device lost the relay during a call and could not get it back",
+            _NETWORK,
+            _CHECK_NETWORK,
+        ),
+        ErrorKind(
+            53400,
+            "MediaClientLocalDescFailedError",
+            "Client is unable to create or apply a local media description",
+            "WebRTC refused this device's own description of its audio",
+            ("No audio device", "An unsupported audio constraint"),
+            ("Run `bellwire doctor audio`",),
+        ),
+        ErrorKind(
+            53401,
+            "MediaServerLocalDescFailedError",
+            "Server is unable to create or apply a local media description",
+            "The media server refused its own description of the audio",
+            ("The media server is misconfigured",),
+            ("Check the media server's log",),
+        ),
+        ErrorKind(
+            53402,
+            "MediaClientRemoteDescFailedError",
+            "Client is unable to apply a remote media description",
+            "WebRTC refused the other party's description of its audio",
+            _MEDIA,
+            ("Update the software of both ends",),
+        ),
+        ErrorKind(
+            53403,
+            "MediaServerRemoteDescFailedError",
+            "Server is unable to apply a remote media description",
+            "The media server refused this device's description of its audio",
+            _MEDIA,
+            ("Check the media server's log",),
+        ),
+        ErrorKind(
+            53404,
+            "MediaNoSupportedCodecError",
+            "No supported codec",
+            "The two ends share neither Opus nor PCMU",
+            _MEDIA,
+            ("Allow Opus or PCMU at both ends",),
+        ),
+        ErrorKind(
+            53405,
+            "MediaConnectionError",
+            "Media connection failed",
+            "No network path for the audio was found, or it was lost for good",
+            ("A firewall blocks UDP and no TURN server is configured",),
+            ("Configure a TURN server", *_CHECK_NETWORK),
+        ),
+    )
+}
+
+
+class CallError(Exception):
+    """A call failed, or an end that the other party should be told the reason of.
+
+    Args:
+        code: A code of `ERROR_TABLE`.
+        message: What is known of this one occurrence.
+        original_error: What the library or system below said, if anything.
+
+    Raises:
+        KeyError: the code is not in the table.
+    """
+
+    def __init__(self, code: int, message: str = "", original_error: str | None = None) -> None:
+        kind = ERROR_TABLE[code]
+        self.code = kind.code
+        self.name = kind.name
+        self.message = message or kind.description
+        self.description = kind.description
+        self.explanation = kind.explanation
+        self.causes = kind.causes
+        self.solutions = kind.solutions
+        self.original_error = original_error
+        super().__init__(f"{self.name} ({self.code}): {self.message}")
+
+
+class Refusal(Exception):
+    """A request that was not carried out and changed nothing.
+
+    `slug` names the kind in problem documents, `code` is Twilio's where one fits, and `fields`
+    are the kind's own members of the problem document.
+    """
+
+    slug: ClassVar[str]
+    title: ClassVar[str]
+    code: ClassVar[int | None] = None
+
+    def __init__(self, detail: str, **fields: Any) -> None:  # noqa: ANN401 - JSON members
+        super().__init__(detail)
+        self.detail = detail
+        self.fields = fields
+
+
+class InvalidInput(Refusal, ValueError):
+    """A value is not what the field takes. A ValueError, so that pydantic reports where it stood."""
+
+    slug = "invalid-input"
+    title = "The request is not valid"
+
+
+class TooLarge(Refusal):
+    """A body or payload is over its limit; names the size and the limit in bytes."""
+
+    slug = "too-large"
+    title = "The request is too large"
+
+
+class Unauthenticated(Refusal):
+    """No credentials, or forged, expired or unknown ones."""
+
+    slug = "unauthenticated"
+    title = "Authentication failed"
+    code = 20151
+
+
+class Forbidden(Refusal):
+    """Valid credentials that do not reach this far, or somebody else's call."""
+
+    slug = "forbidden"
+    title = "Not allowed"
+    code = 31403
+
+
+class CallNotFound(Refusal):
+    """No call has this SID."""
+
+    slug = "call-not-found"
+    title = "The call does not exist"
+    code = 31481
+
+
+class NobodyToCall(Refusal):
+    """None of the invitees can be called; `error_invitees` says why, one by one."""
+
+    slug = "nobody-to-call"
+    title = "None of the invitees can be called"
+    code = 31604
+
+
+class NotFound(Refusal):
+    """A device, group or route that does not exist."""
+
+    slug = "not-found"
+    title = "Not found"
+
+
+class Conflict(Refusal):
+    """The request contradicts an earlier one, such as another body under one Idempotency-Key."""
+
+    slug = "conflict"
+    title = "The request contradicts an earlier one"
+
+
+class OperationRefused(Refusal):
+    """The user's state does not allow the operation; names both."""
+
+    slug = "operation-refused"
+    title = "The state does not allow this operation"
+    code = 31403
+
+    def __init__(self, operation: str, state: str, detail: str) -> None:
+        super().__init__(detail, operation=operation, state=state)
+        self.operation = operation
+        self.state = state
+
+
+class Unavailable(Refusal):
+    """The relay cannot do this now; trying again later may succeed."""
+
+    slug = "unavailable"
+    title = "Service unavailable"
+    code = 31503

@@ -1,0 +1,125 @@
+"""The events of a call as they travel (spec §3), the same over MQTT and WebSocket.
+
+`id` is the call SID and a running number: the same event has the same id on every channel and at
+every retry, so a reader can drop what it has seen.
+"""
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, TypeAdapter
+
+from signaling.calls import CallType, Mode, RejectStatus, UserState
+from signaling.identifiers import CallSidField
+
+
+def rfc3339(moment: datetime) -> str:
+    """A moment in UTC with milliseconds, as RFC 3339 writes it."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+Moment = Annotated[datetime, PlainSerializer(rfc3339, return_type=str, when_used="json")]
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True, populate_by_name=True, extra="ignore")
+
+    id: str
+    call_sid: CallSidField
+    at: Moment
+
+
+class TriedInvitee(BaseModel):
+    """An invitee and the kinds of channels its devices are tried on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    identity: str
+    channels: tuple[str, ...]
+
+
+class ErrorInvitee(BaseModel):
+    """An invitee who cannot be called, and why: `unknown`, or `no_device`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    identity: str
+    reason: Literal["unknown", "no_device"]
+
+
+class CallCreated(_Event):
+    """To the caller: the call's SID and, per invitee, what is tried."""
+
+    event: Literal["call.created"] = "call.created"
+    invitees: tuple[TriedInvitee, ...]
+    error_invitees: tuple[ErrorInvitee, ...] = ()
+
+
+class CallReceived(_Event):
+    """To each device of each invitee: the call invite. `from` is absent where nobody in particular
+    calls; addresses are written as on Twilio's wire, `client:alice`."""
+
+    event: Literal["call.received"] = "call.received"
+    from_: str | None = Field(default=None, alias="from")
+    to: str
+    custom_parameters: dict[str, str]
+    expires_at: Moment
+    mode: Mode = Mode.COMMON
+    call_type: CallType = CallType.AUDIO
+    extended_data: str = ""
+    title: str | None = None
+    content: str | None = None
+    payload: str | None = None
+
+
+class CallUserStateChanged(_Event):
+    """To the caller and to all who are invited or in the call: one user's new state."""
+
+    event: Literal["call.user_state_changed"] = "call.user_state_changed"
+    identity: str
+    state: UserState
+    extended_data: str = ""
+    reject_status: RejectStatus | None = None
+
+
+CancelReason = Literal["cancelled", "answered_elsewhere", "rejected_elsewhere"]
+
+
+class CallCancelled(_Event):
+    """To who need not answer any more: the caller withdrew, or another device of the identity answered."""
+
+    event: Literal["call.cancelled"] = "call.cancelled"
+    reason: CancelReason = "cancelled"
+    extended_data: str = ""
+
+
+class CallTimeout(_Event):
+    """To the invitee who did not answer in time."""
+
+    event: Literal["call.timeout"] = "call.timeout"
+
+
+class CallEnded(_Event):
+    """To all who are invited or in the call: it is over."""
+
+    event: Literal["call.ended"] = "call.ended"
+
+
+CallEvent = (
+    CallCreated | CallReceived | CallUserStateChanged | CallCancelled | CallTimeout | CallEnded
+)
+_EVENT: TypeAdapter[CallEvent] = TypeAdapter(Annotated[CallEvent, Field(discriminator="event")])
+
+
+def parse_event(document: bytes | str) -> CallEvent:
+    """The event in a JSON document.
+
+    Raises:
+        pydantic.ValidationError: it is no event of this version.
+    """
+    return _EVENT.validate_json(document)
+
+
+def event_document(event: CallEvent) -> str:
+    """The event as its JSON document."""
+    return event.model_dump_json(by_alias=True, exclude_none=True)

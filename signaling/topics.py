@@ -1,0 +1,67 @@
+"""The MQTT topics, and who may say and hear what on them (architecture.md, "Topics")."""
+
+from signaling.identifiers import DeviceId, parse_device_id
+
+_ROOT = "bellwire/v1"
+_DEVICE = f"{_ROOT}/device"
+
+REQUESTS_SHARED = f"$share/bellwire-relays/{_DEVICE}/+/request"
+PRESENCE_OF_ALL = f"{_DEVICE}/+/presence"
+CONFIG_DEFAULT = f"{_ROOT}/config/default"
+CONFIG_GROUPS = f"{_ROOT}/config/group/+"
+
+
+def call_topic(device: DeviceId) -> str:
+    """Relay to device: the call's events."""
+    return f"{_DEVICE}/{device}/call"
+
+
+def request_topic(device: DeviceId) -> str:
+    """Device to relay: operations."""
+    return f"{_DEVICE}/{device}/request"
+
+
+def response_topic(device: DeviceId) -> str:
+    """Relay to device: the answers to its requests, as their MQTT 5 response topic."""
+    return f"{_DEVICE}/{device}/response"
+
+
+def presence_topic(device: DeviceId) -> str:
+    """Device to all: retained, and its last will."""
+    return f"{_DEVICE}/{device}/presence"
+
+
+def config_topic(device: DeviceId) -> str:
+    """Operator to device: the retained configuration layer of this one device."""
+    return f"{_ROOT}/config/device/{device}"
+
+
+def device_of(topic: str) -> DeviceId:
+    """The device that a topic under `bellwire/v1/device/` belongs to.
+
+    Raises:
+        InvalidInput: the topic is no device's.
+    """
+    return parse_device_id(topic.removeprefix(f"{_DEVICE}/").partition("/")[0])
+
+
+def readable_by(device: DeviceId) -> tuple[str, ...]:
+    """The topics a device may subscribe to, as literal filters."""
+    return (
+        call_topic(device),
+        response_topic(device),
+        CONFIG_DEFAULT,
+        CONFIG_GROUPS,
+        config_topic(device),
+    )
+
+
+def writable_by(device: DeviceId) -> tuple[str, ...]:
+    """The topics a device may publish to."""
+    return (
+        request_topic(device),
+        presence_topic(device),
+        f"{_DEVICE}/{device}/telemetry",
+        f"{_DEVICE}/{device}/insights",
+        f"{_DEVICE}/{device}/config/reported",
+    )
