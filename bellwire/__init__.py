@@ -1,0 +1,1 @@
+"""The `bellwire` command: the one way to start, ask and mend everything."""

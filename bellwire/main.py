@@ -1,5 +1,40 @@
-"""The `bellwire` command."""
+"""The `bellwire` command: its subcommands, and how errors reach the terminal."""
+
+import sys
+from importlib.metadata import version
 
 import typer
+from rich.console import Console
 
-app = typer.Typer()
+from bellwire import relay_command
+
+app = typer.Typer(
+    name="bellwire",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+    help="Rings intercoms, desk phones, mobiles and browsers, on servers you own.",
+    epilog="Start with `bellwire demo`, or with `bellwire relay` and docs/getting-started.md.",
+)
+app.command("relay")(relay_command.relay)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        Console().print(f"bellwire {version('bellwire')}")
+        raise typer.Exit
+
+
+@app.callback()
+def bellwire(
+    show_version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version."
+    ),
+) -> None:
+    """Rings intercoms, desk phones, mobiles and browsers, on servers you own."""
+    del show_version
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(app())

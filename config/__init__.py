@@ -1,0 +1,1 @@
+"""Settings of relay and agent, and the layers by which a fleet is configured."""

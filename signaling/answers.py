@@ -22,7 +22,7 @@ class UserAnswer(_Answer):
 
 
 class CallAnswer(_Answer):
-    """A call as it stands. `state` is the call's own; `error_invitees` only the creation names."""
+    """A call as it stands. `state` is the call's own; `error_invitees` could not be invited."""
 
     call_sid: str
     state: CallState
@@ -37,7 +37,7 @@ class CallAnswer(_Answer):
     error_invitees: tuple[ErrorInvitee, ...] = ()
 
     @classmethod
-    def of(cls, call: Call, error_invitees: tuple[ErrorInvitee, ...] = ()) -> "CallAnswer":
+    def of(cls, call: Call) -> "CallAnswer":
         """The answer that shows this call."""
         return cls(
             call_sid=call.call_sid,
@@ -58,7 +58,10 @@ class CallAnswer(_Answer):
                 )
                 for user in call.users
             ),
-            error_invitees=error_invitees,
+            error_invitees=tuple(
+                ErrorInvitee(identity=identity, reason=reason)
+                for identity, reason in call.unreachable
+            ),
         )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
+from typing import Literal
 
 from signaling.identifiers import CallSid, DeviceId, Identity
 
@@ -58,6 +59,10 @@ class UserState(StrEnum):
 _PENDING = frozenset({UserState.INVITING, UserState.NOT_YET_RECEIVED, UserState.RECEIVED})
 
 
+Unreachable = Literal["unknown", "no_device"]
+"""Why somebody could not be invited: nobody has this identity, or it has no device."""
+
+
 class RejectStatus(StrEnum):
     """Why an invite was rejected (seed 002)."""
 
@@ -93,8 +98,8 @@ class PushText:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call. `caller` is None where a server calls on nobody's behalf; `events` counts the
-    events issued so far, from which their ids are made."""
+    """One call. `caller` is None where a server calls on nobody's behalf; `unreachable` are those
+    who could not be invited; `events` counts the events so far, from which their ids are made."""
 
     call_sid: CallSid
     caller: Identity | None
@@ -107,6 +112,7 @@ class Call:
     custom_parameters: dict[str, str] = field(default_factory=dict)
     extended_data: str = ""
     push: PushText = field(default_factory=PushText)
+    unreachable: tuple[tuple[Identity, Unreachable], ...] = ()
     events: int = 0
 
     def user(self, identity: Identity) -> User | None:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, TypeAdapter
 
-from signaling.calls import CallType, Mode, RejectStatus, UserState
+from signaling.calls import CallType, Mode, RejectStatus, Unreachable, UserState
 from signaling.identifiers import CallSidField
 
 
@@ -44,7 +44,7 @@ class ErrorInvitee(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     identity: str
-    reason: Literal["unknown", "no_device"]
+    reason: Unreachable
 
 
 class CallCreated(_Event):

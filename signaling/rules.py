@@ -23,6 +23,7 @@ from signaling.calls import (
     Mode,
     PushText,
     RejectStatus,
+    Unreachable,
     User,
     UserState,
 )
@@ -91,7 +92,7 @@ class NewCall:
     custom_parameters: Mapping[str, str] = field(default_factory=dict)
     extended_data: str = ""
     push: PushText = field(default_factory=PushText)
-    error_invitees: tuple[ErrorInvitee, ...] = ()
+    unreachable: tuple[tuple[Identity, Unreachable], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +220,7 @@ def create_call(new: NewCall) -> Outcome:
             custom_parameters=dict(new.custom_parameters),
             extended_data=new.extended_data,
             push=new.push,
+            unreachable=new.unreachable,
         ),
         new.at,
     )
@@ -233,7 +235,10 @@ def create_call(new: NewCall) -> Outcome:
             invitees=tuple(
                 TriedInvitee(identity=i.identity, channels=i.channels) for i in new.invitees
             ),
-            error_invitees=new.error_invitees,
+            error_invitees=tuple(
+                ErrorInvitee(identity=identity, reason=reason)
+                for identity, reason in new.unreachable
+            ),
         ),
     )
     return change.outcome()

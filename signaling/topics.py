@@ -1,5 +1,6 @@
 """The MQTT topics, and who may say and hear what on them (architecture.md, "Topics")."""
 
+from signaling.errors import InvalidInput
 from signaling.identifiers import DeviceId, parse_device_id
 
 _ROOT = "bellwire/v1"
@@ -7,6 +8,7 @@ _DEVICE = f"{_ROOT}/device"
 
 REQUESTS_SHARED = f"$share/bellwire-relays/{_DEVICE}/+/request"
 PRESENCE_OF_ALL = f"{_DEVICE}/+/presence"
+PRESENCE_SHARED = f"$share/bellwire-relays/{PRESENCE_OF_ALL}"
 CONFIG_DEFAULT = f"{_ROOT}/config/default"
 CONFIG_GROUPS = f"{_ROOT}/config/group/+"
 
@@ -42,7 +44,10 @@ def device_of(topic: str) -> DeviceId:
     Raises:
         InvalidInput: the topic is no device's.
     """
-    return parse_device_id(topic.removeprefix(f"{_DEVICE}/").partition("/")[0])
+    device, slash, rest = topic.removeprefix(f"{_DEVICE}/").partition("/")
+    if not (topic.startswith(f"{_DEVICE}/") and slash and rest):
+        raise InvalidInput(f"{topic[:80]!r} is not a device's topic")
+    return parse_device_id(device)
 
 
 def readable_by(device: DeviceId) -> tuple[str, ...]:

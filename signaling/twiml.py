@@ -123,7 +123,7 @@ def _boolean(name: str, text: str) -> bool:
 
 
 def _refuse_other_attributes(element: Element, allowed: set[str]) -> None:
-    for attribute in element.keys() - allowed:
+    for attribute in set(element.keys()) - allowed:
         raise InvalidInput(f"<{element.tag}> does not take the attribute {attribute!r}")
 
 

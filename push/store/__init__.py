@@ -1,0 +1,1 @@
+"""What the relay keeps: one transaction per command, on SQLite."""

@@ -1,0 +1,210 @@
+"""Mosquitto as a child of the relay: its configuration and credentials made once, on loopback,
+started again when it falls, and gone when the relay is, even after `kill -9`."""
+
+import asyncio
+import json
+import os
+import pwd
+import secrets
+import shutil
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import structlog
+
+from broker.address import BrokerAddress
+from broker.dynamic_security import initial_document
+from broker.session import backoff_s
+from signaling.errors import Unavailable
+
+log = structlog.get_logger(__name__)
+
+_HOST = "127.0.0.1"
+_STOP_TIMEOUT_S = 5.0
+_RELAY_USERNAME = "bellwire-relay"
+_PATHS = "/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin"
+
+_CONFIGURATION = """\
+# Written by bellwire at its first start with this data directory.
+user {user}
+listener {port} {host}
+allow_anonymous false
+per_listener_settings false
+plugin {plugin}
+plugin_opt_config_file {folder}/dynamic-security.json
+persistence true
+persistence_location {folder}/
+autosave_interval 30
+persistent_client_expiration 14d
+set_tcp_nodelay true
+max_packet_size 262144
+max_queued_messages 1000
+log_dest stderr
+log_type error
+log_type warning
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Login:
+    port: int
+    password: str
+
+
+def find_mosquitto() -> str:
+    """The path of the mosquitto executable.
+
+    Raises:
+        Unavailable: it is not installed; says how to install it.
+    """
+    found = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:{_PATHS}")
+    if found is None:
+        raise Unavailable(
+            "mosquitto is not installed: run `apt-get install mosquitto`, or name a broker with --broker"
+        )
+    return found
+
+
+def find_dynamic_security_plugin() -> Path:
+    """The path of mosquitto's dynamic-security plugin.
+
+    Raises:
+        Unavailable: it is not there.
+    """
+    for folder in (Path("/usr/lib"), Path("/usr/local/lib"), Path("/opt/homebrew/lib")):
+        for found in sorted(folder.glob("**/mosquitto_dynamic_security.so")):
+            return found
+    raise Unavailable(
+        "mosquitto's dynamic-security plugin is not installed: it comes with mosquitto 2"
+    )
+
+
+class EmbeddedBroker:
+    """A mosquitto of the relay's own, in a folder of its data directory.
+
+    Args:
+        folder: Holds its configuration, credentials and persistence; mode 700.
+        port: The loopback port; None takes a free one at the first start, and keeps it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        port: int | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._folder = folder.resolve()
+        self._sleep = sleep
+        self._port_wanted = port
+        self._process: asyncio.subprocess.Process | None = None
+
+    def prepare(self) -> BrokerAddress:
+        """Writes what is missing of the broker's files, and returns how the relay logs in.
+
+        Raises:
+            Unavailable: mosquitto or its plugin is not installed.
+        """
+        find_mosquitto()
+        plugin = find_dynamic_security_plugin()
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        login = self._login()
+        (self._folder / "mosquitto.conf").write_text(
+            _CONFIGURATION.format(
+                user=pwd.getpwuid(os.geteuid()).pw_name,
+                port=login.port,
+                host=_HOST,
+                plugin=plugin,
+                folder=self._folder,
+            )
+        )
+        return BrokerAddress(
+            host=_HOST,
+            port=login.port,
+            username=_RELAY_USERNAME,
+            password=login.password,
+        )
+
+    async def run(self) -> None:
+        """Keeps mosquitto running until cancelled; starts it again, with backoff, when it exits."""
+        attempt = 0
+        while True:
+            started = asyncio.get_running_loop().time()
+            await self._run_once()
+            attempt = 0 if asyncio.get_running_loop().time() - started > 10 else attempt + 1
+            wait_s = backoff_s(attempt)
+            log.error("mosquitto exited", next_start_in_s=round(wait_s, 2))
+            await self._sleep(wait_s)
+
+    async def _run_once(self) -> None:
+        # setpriv has the kernel end mosquitto when the relay dies, however it dies.
+        self._process = await asyncio.create_subprocess_exec(
+            "setpriv",
+            "--pdeathsig",
+            "TERM",
+            find_mosquitto(),
+            "-c",
+            str(self._folder / "mosquitto.conf"),
+            stdin=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        log.info("mosquitto started", pid=self._process.pid)
+        try:
+            await self._log_output(self._process)
+            await self._process.wait()
+        finally:
+            await self._stop(self._process)
+            self._process = None
+
+    async def _log_output(self, process: asyncio.subprocess.Process) -> None:
+        if process.stderr is None:
+            return
+        async for line in process.stderr:
+            text = line.decode(errors="replace").strip()[:500]
+            say = log.error if ": Error" in text else log.info
+            say("mosquitto says", line=text)
+
+    async def _stop(self, process: asyncio.subprocess.Process) -> None:
+        if process.returncode is not None:
+            return
+        process.terminate()
+        try:
+            async with asyncio.timeout(_STOP_TIMEOUT_S):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+    def _login(self) -> _Login:
+        """The port and the relay's password, made at the first start. The plugin's own file, which
+        mosquitto rewrites, is made before the login, so that a start cut short is made good."""
+        path = self._folder / "login.json"
+        if path.exists():
+            login = _Login(**json.loads(path.read_text()))
+            return login if self._port_wanted is None else replace(login, port=self._port_wanted)
+        login = _Login(self._port_wanted or _free_port(), secrets.token_urlsafe(32))
+        document = initial_document(_RELAY_USERNAME, login.password)
+        write_private(self._folder / "dynamic-security.json", json.dumps(document))
+        write_private(path, json.dumps(asdict(login)))
+        return login
+
+
+def write_private(path: Path, text: str) -> None:
+    """Writes a file that only its owner can read, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,107 @@
+"""Giving devices their broker credentials and rights. The only place that depends on which broker it is."""
+
+import asyncio
+import json
+import secrets
+from typing import Protocol
+
+from broker.dynamic_security import (
+    CONTROL_RESPONSE_TOPIC,
+    CONTROL_TOPIC,
+    Json,
+    device_acls,
+    device_role_name,
+)
+from broker.session import Incoming, NotConnected, Session
+from signaling.errors import Unavailable
+from signaling.identifiers import DeviceId
+
+_TIMEOUT_S = 10.0
+_ALREADY_GONE = ("Client not found", "Role not found")
+
+
+class Provisioner(Protocol):
+    """Gives and takes a device's access to the broker."""
+
+    async def grant(self, device: DeviceId) -> str:
+        """Lets the device reach its own topics, and returns its new password.
+
+        Raises:
+            Unavailable: the broker did not take it.
+        """
+        ...
+
+    async def revoke(self, device: DeviceId) -> None:
+        """Takes the device's access away and disconnects it; nothing where it has none.
+
+        Raises:
+            Unavailable: the broker did not take it.
+        """
+        ...
+
+
+class DynamicSecurity:
+    """Provisioning through mosquitto's dynamic-security plugin.
+
+    Commands are answered on one topic for all, so they go one batch at a time.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._turn = asyncio.Lock()
+        self._answer: asyncio.Future[Json] | None = None
+        session.subscribe(CONTROL_RESPONSE_TOPIC, self._take_answer)
+
+    async def grant(self, device: DeviceId) -> str:
+        """See `Provisioner.grant`. A device that has access already gets a new password."""
+        password = secrets.token_urlsafe(32)
+        await self._run(*_removal(device), tolerate=_ALREADY_GONE)
+        await self._run(
+            {
+                "command": "createRole",
+                "rolename": device_role_name(device),
+                "acls": device_acls(device),
+            },
+            {
+                "command": "createClient",
+                "username": device,
+                "password": password,
+                "roles": [{"rolename": device_role_name(device)}],
+            },
+        )
+        return password
+
+    async def revoke(self, device: DeviceId) -> None:
+        """See `Provisioner.revoke`."""
+        await self._run(*_removal(device), tolerate=_ALREADY_GONE)
+
+    async def _run(self, *commands: Json, tolerate: tuple[str, ...] = ()) -> None:
+        async with self._turn:
+            self._answer = asyncio.get_running_loop().create_future()
+            try:
+                async with asyncio.timeout(_TIMEOUT_S):
+                    await self._session.publish(
+                        CONTROL_TOPIC, json.dumps({"commands": commands}).encode()
+                    )
+                    answer = await self._answer
+            except (NotConnected, TimeoutError) as error:
+                raise Unavailable(
+                    f"the broker did not take the device's credentials: {error}"
+                ) from error
+            finally:
+                self._answer = None
+        for response in answer.get("responses", []):
+            problem = response.get("error")
+            if problem is not None and problem not in tolerate:
+                raise Unavailable(f"the broker refused {response.get('command')}: {problem}")
+
+    def _take_answer(self, message: Incoming) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(json.loads(message.payload))
+
+
+def _removal(device: DeviceId) -> tuple[Json, Json]:
+    return (
+        {"command": "deleteClient", "username": device},
+        {"command": "deleteRole", "rolename": device_role_name(device)},
+    )

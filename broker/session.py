@@ -1,0 +1,323 @@
+"""The one way to hold an MQTT 5 session: connect, reconnect with backoff and jitter, resume,
+publish, request and response.
+
+A session is run by its owner's TaskGroup and ends only by cancellation. The broker keeps its
+subscriptions and queued messages while it is away (`session_expiry_s`); what was being published
+when the connection broke fails with `NotConnected`, and its owner sends it again under the same id.
+"""
+
+import asyncio
+import math
+import random
+import secrets
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+from aiomqtt import Client, Message, MqttError, ProtocolVersion, Will
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from broker.address import BrokerAddress
+
+log = structlog.get_logger(__name__)
+
+Sleep = Callable[[float], Awaitable[None]]
+
+_BACKOFF_FIRST_S = 0.25
+_BACKOFF_LONGEST_S = 30.0
+_KEEPALIVE_S = 20
+_PUBLISH_TIMEOUT_S = 10.0
+
+
+class NotConnected(ConnectionError):
+    """The broker could not be reached, or was lost before it confirmed."""
+
+
+class RequestTimeout(TimeoutError):
+    """Nobody answered a request in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A message that arrived. `expires_in_s` is what the broker says is left of its life, if it has one."""
+
+    topic: str
+    payload: bytes
+    retained: bool
+    response_topic: str | None
+    correlation: bytes | None
+    expires_in_s: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Farewell:
+    """What the broker publishes, retained, when the session is lost, and the session itself when it ends."""
+
+    topic: str
+    payload: bytes
+    delay_s: int = 0
+
+
+Handler = Callable[[Incoming], None]
+Hook = Callable[[], Awaitable[None]]
+
+
+def backoff_s(attempt: int, spread: Callable[[float, float], float] = random.uniform) -> float:
+    """How long to wait before connection attempt number `attempt` (from 0): full jitter, so that a
+    fleet that lost its broker does not come back all at once. Seconds."""
+    longest = min(_BACKOFF_LONGEST_S, _BACKOFF_FIRST_S * 2 ** min(attempt, 16))
+    return spread(0.0, longest)
+
+
+class Session:
+    """An MQTT 5 session.
+
+    Args:
+        address: The broker.
+        client_id: The session's name: who comes back under it resumes it.
+        session_expiry_s: How long the broker keeps the session while it is away.
+        farewell: Published by the broker if the connection is lost, and by the session when it ends.
+        sleep: Waits between attempts; a test injects its own.
+    """
+
+    def __init__(
+        self,
+        address: BrokerAddress,
+        client_id: str,
+        *,
+        session_expiry_s: int = 0,
+        farewell: Farewell | None = None,
+        response_topic: str | None = None,
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
+        self.address = address
+        self.client_id = client_id
+        self._session_expiry_s = session_expiry_s
+        self._farewell = farewell
+        self._response_topic = response_topic
+        self._sleep = sleep
+        self._subscriptions: dict[str, Handler] = {}
+        self._hooks: list[Hook] = []
+        self._client: Client | None = None
+        self._lost: asyncio.Future[None] | None = None
+        self._up = asyncio.Event()
+        self._requests: dict[bytes, asyncio.Future[bytes]] = {}
+        if response_topic is not None:
+            self.subscribe(response_topic, self._take_response)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker is there now."""
+        return self._up.is_set()
+
+    async def wait_connected(self) -> None:
+        """Waits until the session is connected and subscribed."""
+        await self._up.wait()
+
+    def subscribe(self, topic_filter: str, handler: Handler) -> None:
+        """Has `handler` called on the loop with each message; subscribes again on each connection.
+        Call before `run`. QoS 1."""
+        self._subscriptions[topic_filter] = handler
+
+    def on_connected(self, hook: Hook) -> None:
+        """Has `hook` awaited after each connection, once the subscriptions stand."""
+        self._hooks.append(hook)
+
+    async def run(self) -> None:
+        """Holds the session until cancelled."""
+        attempt = 0
+        while True:
+            try:
+                async with self._connection() as client:
+                    attempt = 0
+                    await self._consume(client)
+            except (MqttError, NotConnected, OSError) as error:
+                wait_s = backoff_s(attempt)
+                attempt += 1
+                log.warning(
+                    "broker connection lost" if attempt == 1 else "broker not reached",
+                    broker=self.address.url,
+                    client_id=self.client_id,
+                    error=str(error),
+                    next_attempt_in_s=round(wait_s, 2),
+                )
+                await self._sleep(wait_s)
+
+    async def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        retain: bool = False,
+        expires_in_s: float | None = None,
+        response_topic: str | None = None,
+        correlation: bytes | None = None,
+    ) -> None:
+        """Publishes at QoS 1 and returns when the broker has confirmed it.
+
+        Raises:
+            NotConnected: the broker is not there, or was lost before it confirmed.
+        """
+        client, lost = self._client, self._lost
+        if client is None or lost is None or lost.done():
+            raise NotConnected(f"no connection to the broker {self.address.url}")
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        if expires_in_s is not None:
+            properties.MessageExpiryInterval = max(1, math.ceil(expires_in_s))
+        if response_topic is not None:
+            properties.ResponseTopic = response_topic
+        if correlation is not None:
+            properties.CorrelationData = correlation
+        confirmed = asyncio.ensure_future(
+            client.publish(
+                topic,
+                payload,
+                qos=1,
+                retain=retain,
+                properties=properties,
+                timeout=_PUBLISH_TIMEOUT_S,
+            )
+        )
+        try:
+            done, _ = await asyncio.wait({confirmed, lost}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            confirmed.cancel()
+        if confirmed not in done:
+            raise NotConnected("the broker was lost before it confirmed")
+        try:
+            confirmed.result()
+        except MqttError as error:
+            raise NotConnected(f"the broker did not confirm: {error}") from error
+
+    async def request(self, topic: str, payload: bytes, *, timeout_s: float = 5.0) -> bytes:
+        """Publishes a request and returns its answer, matched by correlation data.
+
+        Raises:
+            NotConnected: the broker is not there.
+            RequestTimeout: no answer within `timeout_s` seconds.
+        """
+        if self._response_topic is None:
+            raise ValueError("this session has no response topic")
+        correlation = secrets.token_bytes(12)
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._requests[correlation] = answer
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.publish(
+                    topic,
+                    payload,
+                    expires_in_s=timeout_s,
+                    response_topic=self._response_topic,
+                    correlation=correlation,
+                )
+                return await answer
+        except TimeoutError as error:
+            raise RequestTimeout(f"no answer on {topic} within {timeout_s:g} s") from error
+        finally:
+            del self._requests[correlation]
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Client]:
+        connect = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        connect.SessionExpiryInterval = self._session_expiry_s
+        client = Client(
+            self.address.host,
+            self.address.port,
+            username=self.address.username,
+            password=self.address.password,
+            identifier=self.client_id,
+            protocol=ProtocolVersion.V5,
+            clean_start=self._session_expiry_s == 0,
+            properties=connect,
+            keepalive=_KEEPALIVE_S,
+            will=self._will(),
+            tls_context=self.address.tls_context(),
+            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
+        )
+        client.pending_calls_threshold = 10_000
+        async with client:
+            self._client = client
+            self._lost = asyncio.get_running_loop().create_future()
+            try:
+                yield client
+            except asyncio.CancelledError:
+                await self._say_farewell()
+                raise
+            finally:
+                self._up.clear()
+                self._lost.set_result(None)
+                self._client = None
+
+    async def _consume(self, client: Client) -> None:
+        """Takes messages until the connection is lost. The subscriptions are made while messages
+        are taken already, since a resumed session delivers at once."""
+        async with asyncio.TaskGroup() as tasks:
+            setting_up = tasks.create_task(self._set_up(client))
+            try:
+                async for message in client.messages:
+                    self._dispatch(message)
+            except MqttError:
+                setting_up.cancel()
+                error = MqttError("the connection broke")
+            else:
+                error = MqttError("the broker closed the connection")
+        raise error
+
+    async def _set_up(self, client: Client) -> None:
+        for topic_filter in self._subscriptions:
+            codes = await client.subscribe(
+                topic_filter,
+                options=SubscribeOptions(qos=1, retainAsPublished=True),
+            )
+            if any(getattr(code, "is_failure", False) for code in codes):
+                log.error(
+                    "broker refused a subscription", topic=topic_filter, client_id=self.client_id
+                )
+        self._up.set()
+        log.info("broker connected", broker=self.address.url, client_id=self.client_id)
+        for hook in self._hooks:
+            await hook()
+
+    def _dispatch(self, message: Message) -> None:
+        incoming = _incoming(message)
+        for topic_filter, handler in self._subscriptions.items():
+            if message.topic.matches(topic_filter):
+                handler(incoming)
+
+    def _take_response(self, message: Incoming) -> None:
+        answer = self._requests.get(message.correlation or b"")
+        if answer is not None and not answer.done():
+            answer.set_result(message.payload)
+
+    async def _say_farewell(self) -> None:
+        if self._farewell is None:
+            return
+        try:
+            await self.publish(self._farewell.topic, self._farewell.payload, retain=True)
+        except NotConnected as error:
+            log.info("farewell not sent", error=str(error))
+
+    def _will(self) -> Will | None:
+        if self._farewell is None:
+            return None
+        properties = Properties(PacketTypes.WILLMESSAGE)  # type: ignore[no-untyped-call]
+        properties.WillDelayInterval = self._farewell.delay_s
+        return Will(
+            self._farewell.topic, self._farewell.payload, qos=1, retain=True, properties=properties
+        )
+
+
+def _incoming(message: Message) -> Incoming:
+    properties = message.properties
+    return Incoming(
+        topic=message.topic.value,
+        payload=message.payload,
+        retained=message.retain,
+        response_topic=getattr(properties, "ResponseTopic", None),
+        correlation=getattr(properties, "CorrelationData", None),
+        expires_in_s=getattr(properties, "MessageExpiryInterval", None),
+    )

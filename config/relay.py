@@ -1,0 +1,107 @@
+"""Settings of the relay: a TOML file, over it `BELLWIRE_*` variables, over them the command's flags."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["auto", "console", "json"]
+
+
+def default_data_folder() -> Path:
+    """Where a relay keeps its data unless told otherwise: systemd's state directory for the unit,
+    else the user's data folder (XDG Base Directory)."""
+    if state := os.environ.get("STATE_DIRECTORY"):
+        return Path(state.split(":", maxsplit=1)[0])
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share"
+    return Path(base) / "bellwire"
+
+
+class RelaySettings(BaseSettings):
+    """What a relay can be told. Secrets come from the environment or a file, never from flags."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BELLWIRE_", frozen=True, extra="ignore", env_ignore_empty=True
+    )
+    toml_file: ClassVar[Path | None] = None
+
+    listen: Annotated[str, Field(description="HOST:PORT of the HTTP interface")] = "127.0.0.1:8080"
+    data: Path = Field(default_factory=default_data_folder)
+    broker: Annotated[str | None, Field(description="mqtt(s)://HOST:PORT; none: own mosquitto")] = (
+        None
+    )
+    broker_username: str | None = None
+    broker_password: SecretStr | None = None
+    broker_ca_file: Path | None = None
+    broker_port: Annotated[
+        int | None, Field(ge=1, le=65_535, description="loopback port of the own mosquitto")
+    ] = None
+    device_broker: Annotated[
+        str | None, Field(description="the broker's URL as devices reach it, where it differs")
+    ] = None
+    database: Annotated[str | None, Field(description="database URL; none: SQLite in `data`")] = (
+        None
+    )
+    issuer: str = "bellwire"
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024
+    idempotency_keep_s: Annotated[int, Field(ge=60)] = 24 * 3600
+    log_level: LogLevel = "info"
+    log_format: LogFormat = "auto"
+
+    @property
+    def host(self) -> str:
+        """The host part of `listen`."""
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The port part of `listen`.
+
+        Raises:
+            ValueError: it is no port number.
+        """
+        port = int(self.listen.rpartition(":")[2])
+        if not 0 <= port <= 65_535:
+            raise ValueError(f"port {port} is not 0 to 65535")
+        return port
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then the environment, then the file."""
+        del dotenv_settings, file_secret_settings
+        return (
+            init_settings,
+            env_settings,
+            TomlConfigSettingsSource(settings_cls, toml_file=cls.toml_file),
+        )
+
+
+def load_relay_settings(file: Path | None = None, **flags: Any) -> RelaySettings:  # noqa: ANN401
+    """The settings in force. Flags that are None were not given.
+
+    Raises:
+        pydantic.ValidationError: a value is not what its setting takes.
+        OSError, tomllib.TOMLDecodeError: the file cannot be read.
+    """
+
+    class FromFile(RelaySettings):
+        toml_file = file
+
+    if file is not None:
+        file.open("rb").close()
+    return FromFile(**{name: value for name, value in flags.items() if value is not None})

@@ -1,0 +1,159 @@
+"""The HTTP interface as one ASGI application: routes, limits, and errors as problem documents."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from push.api import calls, devices, health, tokens
+from push.api.body_limit import BodyLimit
+from push.api.counted import Counted
+from push.api.services import Services
+from push.problems import MEDIA_TYPE, invalid_body, problem_of, problem_of_validation, problem_type
+from signaling.answers import Problem
+from signaling.errors import ERROR_TABLE, Refusal
+from signaling.requests import InviteRequest
+
+log = structlog.get_logger(__name__)
+
+_DESCRIPTION = """\
+Rings the devices of the people invited and settles who answered.
+
+Show an API key (servers) or an access token (apps and devices) as `Authorization: Bearer ...`.
+Errors are problem documents (RFC 9457), with Twilio's code where one fits.
+"""
+
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": description}
+    for status, description in {
+        401: "No credentials, or bad ones",
+        403: "The credentials do not reach this far, or the call is somebody else's",
+        404: "There is no such thing, or nobody to call",
+        409: "The state does not allow the operation",
+        413: "The body, or the invite on one of its channels, is too large",
+        422: "The request is not valid",
+        503: "The relay cannot do this now",
+    }.items()
+}
+
+
+def build_app(services: Services | None = None) -> FastAPI:
+    """The application. Without services it serves nothing and only knows its own description."""
+    app = FastAPI(
+        title="Bellwire",
+        version=version("bellwire"),
+        summary="Call invitations on servers you own",
+        description=_DESCRIPTION,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    )
+    for module in (calls, devices, tokens):
+        app.include_router(module.router, responses=_REFUSALS)
+    app.include_router(health.router, responses={503: _REFUSALS[503]})
+    _describe(app)
+    _handle_errors(app)
+    if services is not None:
+        app.state.services = services
+        app.add_middleware(BodyLimit, limit_bytes=services.settings.max_body_bytes)
+        app.add_middleware(Counted, metrics=services.metrics)
+    return app
+
+
+def _describe(app: FastAPI) -> None:
+    """Adds to the OpenAPI document what FastAPI cannot see: the body of `POST /v1/calls`, read raw."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        schemas = document["components"]["schemas"]
+        if "InviteRequest" not in schemas:
+            schema = InviteRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(schema.pop("$defs", {}))
+            schemas["InviteRequest"] = schema
+            # Every refusal is a problem document; FastAPI's own shape of a 422 is never sent.
+            schemas.pop("HTTPValidationError", None)
+            schemas.pop("ValidationError", None)
+            for path in document["paths"].values():
+                for operation in path.values():
+                    _describe_refusals(operation["responses"])
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign] # FastAPI's documented way to extend it
+
+
+def _describe_refusals(responses: dict[str, Any]) -> None:
+    for status, response in responses.items():
+        if status in map(str, _REFUSALS):
+            response["content"] = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+
+
+def _handle_errors(app: FastAPI) -> None:
+    async def refused(request: Request, error: Exception) -> JSONResponse:
+        del request
+        if not isinstance(error, Refusal):
+            raise error
+        problem = problem_of(error)
+        headers = {"WWW-Authenticate": "Bearer"} if problem.status == 401 else {}
+        if problem.status == 503:
+            headers["Retry-After"] = "1"
+        return problem_response(problem, headers)
+
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
+        del request
+        if isinstance(error, RequestValidationError):
+            places = [
+                {"at": ".".join(str(part) for part in e["loc"]), "problem": e["msg"]}
+                for e in error.errors()
+            ]
+            return problem_response(invalid_body(places))
+        if isinstance(error, ValidationError):
+            return problem_response(problem_of_validation(error))
+        raise error
+
+    async def http_error(request: Request, error: Exception) -> JSONResponse:
+        del request
+        if not isinstance(error, HTTPException):
+            raise error
+        slugs = {404: "not-found", 405: "method-not-allowed", 413: "too-large"}
+        problem = Problem(
+            type=problem_type(slugs.get(error.status_code, "http")),
+            title=error.detail,
+            status=error.status_code,
+            detail=f"{error.detail}: see /docs for what there is",
+        )
+        return problem_response(problem, error.headers)
+
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        log.error(
+            "request failed", path=request.url.path, error=type(error).__name__
+        )  # uvicorn shows where
+        kind = ERROR_TABLE[31500]
+        problem = Problem(
+            type=problem_type("internal"),
+            title=kind.description,
+            status=500,
+            detail="the relay failed; its log says more",
+            code=kind.code,
+        )
+        return problem_response(problem)
+
+    app.add_exception_handler(Refusal, refused)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(ValidationError, invalid)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(Exception, failed)
+
+
+def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """A problem document as a response."""
+    return JSONResponse(
+        problem.model_dump(mode="json", exclude_none=True),
+        status_code=problem.status,
+        media_type=MEDIA_TYPE,
+        headers=dict(headers or {}),
+    )

@@ -1,0 +1,102 @@
+"""What the routes work with, and who is asking."""
+
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+
+from broker.provision import Provisioner
+from broker.session import Session
+from config.relay import RelaySettings
+from push.auth import API_KEY_PREFIX, AccessTokens, Actor, ApiKeys
+from push.calls import Calls
+from push.devices import Devices
+from push.metrics import Metrics
+from push.store.database import Database
+from signaling.errors import Forbidden, Unauthenticated
+
+
+class Services:
+    """The parts of a relay that its HTTP interface needs."""
+
+    def __init__(
+        self,
+        *,
+        settings: RelaySettings,
+        database: Database,
+        session: Session,
+        provisioner: Provisioner,
+        calls: Calls,
+        devices: Devices,
+        api_keys: ApiKeys,
+        tokens: AccessTokens,
+        metrics: Metrics,
+    ) -> None:
+        self.settings = settings
+        self.database = database
+        self.session = session
+        self.provisioner = provisioner
+        self.calls = calls
+        self.devices = devices
+        self.api_keys = api_keys
+        self.tokens = tokens
+        self.metrics = metrics
+
+
+_bearer = HTTPBearer(
+    auto_error=False,
+    scheme_name="bearer",
+    description="An API key (`DIR/api-key` of the relay), or an access token from `POST /v1/tokens`",
+)
+_header = APIKeyHeader(
+    name="X-API-Key", auto_error=False, scheme_name="api_key", description="An API key"
+)
+
+
+async def services_of(request: Request) -> Services:
+    """The relay's parts."""
+    return cast("Services", request.app.state.services)
+
+
+ServicesDep = Annotated[Services, Depends(services_of)]
+
+
+async def authenticate(
+    services: ServicesDep,
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    header: Annotated[str | None, Depends(_header)],
+) -> Actor:
+    """Who asks.
+
+    Raises:
+        Unauthenticated: no credentials were shown, or no good ones.
+    """
+    shown = header or (bearer.credentials if bearer is not None else None)
+    if not shown:
+        raise Unauthenticated(
+            "show an API key or an access token: `Authorization: Bearer ...`, or `X-API-Key: ...`"
+        )
+    if header is not None or shown.startswith(API_KEY_PREFIX):
+        if services.api_keys.holds(shown):
+            return Actor()
+        raise Unauthenticated(
+            "the API key is not known: it is in the file `api-key` of the relay's data"
+        )
+    return services.tokens.check(shown)
+
+
+ActorDep = Annotated[Actor, Depends(authenticate)]
+
+
+async def require_server(actor: ActorDep) -> Actor:
+    """A server, which shows an API key.
+
+    Raises:
+        Forbidden: an access token was shown.
+    """
+    if not actor.is_server:
+        raise Forbidden("this needs an API key, not an access token")
+    return actor
+
+
+ServerDep = Annotated[Actor, Depends(require_server)]

@@ -1,0 +1,214 @@
+"""Who is asking: API keys of servers, and access tokens of identities (EdDSA JWTs).
+
+An API key is 256 random bits, so its SHA-256 is as good a secret as a slow hash would make it; it
+is compared in constant time.
+"""
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from jwt.algorithms import OKPAlgorithm
+from pydantic import ValidationError
+
+from broker.embedded import write_private
+from push.store.call_rows import to_ms
+from push.store.database import Database
+from push.store.key_rows import (
+    SigningKeyRow,
+    add_api_key,
+    add_signing_key,
+    api_key_hashes,
+    signing_key_rows,
+)
+from signaling.errors import Forbidden, Unauthenticated
+from signaling.identifiers import DeviceId, Identity
+from signaling.tokens import AUDIENCE, AccessTokenClaims
+
+API_KEY_PREFIX = "bwk_"
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who asks. A server (`identity` None) may act for anybody; a token or device only for its own
+    identity, and a token made for one device only as that."""
+
+    identity: Identity | None = None
+    device: DeviceId | None = None
+
+    @property
+    def is_server(self) -> bool:
+        """Whether an API key was shown."""
+        return self.identity is None
+
+    def acting_as(
+        self, identity: str | None, device: str | None
+    ) -> tuple[Identity, DeviceId | None]:
+        """The identity and device that an operation is done as.
+
+        Raises:
+            Forbidden: a token asks for another identity or device than its own, or a server names none.
+        """
+        if self.identity is None:
+            if identity is None:
+                raise Forbidden("with an API key, say as whom: give `identity`")
+            return Identity(identity), None if device is None else DeviceId(device)
+        if identity not in (None, self.identity):
+            raise Forbidden(f"this token is for {self.identity}, not for {identity}")
+        if self.device is not None and device not in (None, self.device):
+            raise Forbidden(f"this token is for the device {self.device}, not for {device}")
+        chosen = self.device or (None if device is None else DeviceId(device))
+        return self.identity, chosen
+
+    @property
+    def name(self) -> str:
+        """Whose Idempotency-Keys these are."""
+        return "server" if self.identity is None else f"identity:{self.identity}"
+
+
+class ApiKeys:
+    """The API keys that this relay takes."""
+
+    def __init__(self, hashes: frozenset[str]) -> None:
+        self._hashes = hashes
+
+    def holds(self, key: str) -> bool:
+        """Whether this is one of the keys."""
+        shown = _hash(key)
+        known = False
+        for kept in self._hashes:
+            known |= hmac.compare_digest(kept, shown)
+        return known
+
+
+async def open_api_keys(database: Database, key_file: Path, at: datetime) -> ApiKeys:
+    """The API keys of a database; makes this relay's own at its first start, into `key_file` (mode 600)."""
+    hashes = await database.read(api_key_hashes)
+    key = _own_key(key_file)
+    if _hash(key) not in hashes:
+        await database.write(lambda c: add_api_key(c, _hash(key), to_ms(at)))
+        hashes |= {_hash(key)}
+    return ApiKeys(hashes)
+
+
+def _own_key(key_file: Path) -> str:
+    if key_file.exists():
+        return key_file.read_text().strip()
+    key = API_KEY_PREFIX + secrets.token_urlsafe(32)
+    write_private(key_file, key + "\n")
+    return key
+
+
+class AccessTokens:
+    """Signs and checks access tokens.
+
+    Args:
+        keys: The newest first: that one signs, all verify.
+        issuer: The `iss` of the tokens.
+        now: Tells the time.
+    """
+
+    def __init__(self, keys: list[SigningKeyRow], issuer: str, now: Callable[[], datetime]) -> None:
+        self._signing_kid = keys[0].kid
+        self._signing_key = _load(keys[0].private_key)
+        self._public: dict[str, Ed25519PublicKey] = {
+            key.kid: _load(key.private_key).public_key() for key in keys
+        }
+        self._issuer = issuer
+        self._now = now
+
+    def issue(
+        self, identity: Identity, device: DeviceId | None, ttl_s: int
+    ) -> tuple[str, datetime]:
+        """A token and when it expires."""
+        issued = self._now()
+        expires = issued + timedelta(seconds=ttl_s)
+        claims = AccessTokenClaims(
+            iss=self._issuer,
+            sub=identity,
+            device_id=device,
+            iat=int(issued.timestamp()),
+            exp=int(expires.timestamp()),
+            jti=secrets.token_hex(16),
+        )
+        token = jwt.encode(
+            claims.model_dump(exclude_none=True),
+            self._signing_key,
+            algorithm="EdDSA",
+            headers={"kid": self._signing_kid},
+        )
+        return token, datetime.fromtimestamp(claims.exp, tz=issued.tzinfo)
+
+    def check(self, token: str) -> Actor:
+        """Whom a token stands for.
+
+        Raises:
+            Unauthenticated: it is forged, expired, or not for this relay. Which, its text says.
+        """
+        try:
+            key = self._public[jwt.get_unverified_header(token).get("kid", "")]
+            payload = jwt.decode(
+                token,
+                key,
+                algorithms=["EdDSA"],
+                audience=AUDIENCE,
+                issuer=self._issuer,
+                # Times are checked below, against the relay's own idea of time.
+                options={"verify_exp": False, "verify_iat": False, "require": ["exp", "sub"]},
+            )
+            claims = AccessTokenClaims.model_validate(payload)
+        except (jwt.InvalidTokenError, KeyError, TypeError, ValidationError) as error:
+            raise Unauthenticated("the access token was not issued by this relay") from error
+        if claims.exp <= self._now().timestamp():
+            raise Unauthenticated("the access token has expired: ask your backend for a new one")
+        return Actor(
+            Identity(claims.sub), None if claims.device_id is None else DeviceId(claims.device_id)
+        )
+
+    def jwks(self) -> dict[str, Any]:
+        """The public keys as a JSON Web Key Set (RFC 7517)."""
+        return {
+            "keys": [
+                {**OKPAlgorithm.to_jwk(key, as_dict=True), "kid": kid, "use": "sig", "alg": "EdDSA"}
+                for kid, key in self._public.items()
+            ]
+        }
+
+
+async def open_access_tokens(
+    database: Database, issuer: str, now: Callable[[], datetime]
+) -> AccessTokens:
+    """The access tokens of a database; makes a signing key where there is none."""
+    keys = await database.read(signing_key_rows)
+    if not keys:
+        private = Ed25519PrivateKey.generate().private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+        )
+        made = SigningKeyRow(kid=secrets.token_hex(8), private_key=private.decode())
+        await database.write(lambda c: add_signing_key(c, made, to_ms(now())))
+        keys = await database.read(signing_key_rows)
+    return AccessTokens(keys, issuer, now)
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _load(pem: str) -> Ed25519PrivateKey:
+    key = load_pem_private_key(pem.encode(), password=None)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise TypeError("a signing key must be an Ed25519 key")
+    return key

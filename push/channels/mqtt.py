@@ -1,0 +1,45 @@
+"""MQTT 5 to a device's own topic: QoS 1, never retained, expiring with the event."""
+
+from broker.session import NotConnected, Session
+from push.channels.channel import DeliveryFailed
+from push.store.device_rows import ChannelRow
+from push.store.outbox_rows import Delivery
+from signaling.errors import TooLarge
+from signaling.events import CallEvent, event_document
+from signaling.topics import call_topic
+
+LIMIT_BYTES = 5120
+"""As APNs': so that an identity can add a mobile without its invites growing too long."""
+
+
+class MqttChannel:
+    """See `push.channels.channel.Channel`."""
+
+    kind = "mqtt"
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def compose(self, event: CallEvent, channel: ChannelRow) -> str:
+        """See `Channel.compose`."""
+        del channel
+        document = event_document(event)
+        size = len(document.encode())
+        if size > LIMIT_BYTES:
+            raise TooLarge(
+                f"the invite would be {size} bytes over MQTT, and the limit is {LIMIT_BYTES}:"
+                " shorten custom_parameters, extended_data or push.payload",
+                size=size,
+                limit=LIMIT_BYTES,
+                channel=self.kind,
+            )
+        return document
+
+    async def send(self, delivery: Delivery, left_s: float) -> None:
+        """See `Channel.send`."""
+        try:
+            await self._session.publish(
+                call_topic(delivery.device_id), delivery.payload.encode(), expires_in_s=left_s
+            )
+        except NotConnected as error:
+            raise DeliveryFailed(str(error)) from error

@@ -1,0 +1,127 @@
+"""Devices in the relay: registered, given access to the broker, removed."""
+
+from collections.abc import Callable, Collection
+from datetime import datetime
+
+import structlog
+
+from broker.provision import Provisioner
+from push.store.call_rows import to_ms
+from push.store.database import Database
+from push.store.device_rows import (
+    ChannelRow,
+    DeviceRow,
+    all_devices,
+    delete_device,
+    find_device,
+    put_device,
+)
+from signaling.answers import BrokerAccess, ChannelAnswer, DeviceAnswer
+from signaling.errors import InvalidInput, NotFound
+from signaling.identifiers import DeviceId, Identity
+from signaling.requests import DeviceRequest
+
+log = structlog.get_logger(__name__)
+
+
+class Devices:
+    """The devices of a relay. The broker is changed before the table, so that what is cut short is
+    made good by asking again."""
+
+    def __init__(
+        self,
+        database: Database,
+        provisioner: Provisioner,
+        broker_url: str,
+        kinds: Collection[str],
+        *,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._provisioner = provisioner
+        self._broker_url = broker_url
+        self._kinds = kinds
+        self._now = now
+
+    async def put(self, device_id: DeviceId, request: DeviceRequest) -> tuple[DeviceAnswer, bool]:
+        """Registers a device, and whether it is new. A broker password is made where the device
+        first gets the MQTT channel, or where it is asked for, and shown in this answer only.
+
+        Raises:
+            InvalidInput: a kind of channel that this relay does not serve.
+            Unavailable: the broker did not take the credentials.
+        """
+        for channel in request.channels:
+            if channel.kind not in self._kinds:
+                raise InvalidInput(
+                    f"channel kind {channel.kind} is not served here: {', '.join(self._kinds)} is"
+                )
+        row = DeviceRow(
+            device_id,
+            Identity(request.identity),
+            tuple(
+                ChannelRow(channel.kind, channel.app or "", channel.environment, channel.token)
+                for channel in request.channels
+            ),
+        )
+        known = await self._database.read(lambda c: find_device(c, device_id))
+        access = await self._provision(known, row, rotate=request.rotate_credentials)
+        await self._database.write(lambda c: put_device(c, row, to_ms(self._now())))
+        log.info("device registered", device_id=device_id, identity=row.identity)
+        return _answer(row, access), known is None
+
+    async def get(self, device_id: DeviceId) -> DeviceAnswer:
+        """A device.
+
+        Raises:
+            NotFound: there is none of this id.
+        """
+        row = await self._database.read(lambda c: find_device(c, device_id))
+        if row is None:
+            raise NotFound(f"there is no device {device_id}")
+        return _answer(row)
+
+    async def all(self) -> list[DeviceAnswer]:
+        """All devices, by id."""
+        return [_answer(row) for row in await self._database.read(all_devices)]
+
+    async def delete(self, device_id: DeviceId) -> None:
+        """Removes a device and its access to the broker.
+
+        Raises:
+            NotFound: there is none of this id.
+            Unavailable: the broker did not take it.
+        """
+        await self.get(device_id)
+        await self._provisioner.revoke(device_id)
+        await self._database.write(lambda c: delete_device(c, device_id))
+        log.info("device removed", device_id=device_id)
+
+    async def _provision(
+        self, known: DeviceRow | None, wanted: DeviceRow, *, rotate: bool
+    ) -> BrokerAccess | None:
+        had = known is not None and _has_mqtt(known)
+        if _has_mqtt(wanted) and (rotate or not had):
+            password = await self._provisioner.grant(wanted.device_id)
+            return BrokerAccess(url=self._broker_url, username=wanted.device_id, password=password)
+        if had and not _has_mqtt(wanted):
+            await self._provisioner.revoke(wanted.device_id)
+        return None
+
+
+def _has_mqtt(device: DeviceRow) -> bool:
+    return any(channel.kind == "mqtt" for channel in device.channels)
+
+
+def _answer(row: DeviceRow, access: BrokerAccess | None = None) -> DeviceAnswer:
+    return DeviceAnswer(
+        device_id=row.device_id,
+        identity=row.identity,
+        channels=tuple(
+            ChannelAnswer.model_validate(
+                {"kind": c.kind, "app": c.app or None, "environment": c.environment}
+            )
+            for c in row.channels
+        ),
+        mqtt=access,
+    )

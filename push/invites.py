@@ -1,0 +1,110 @@
+"""What somebody asks for, as a call to be made: from JSON over HTTP or MQTT, and from TwiML."""
+
+import hashlib
+from collections.abc import Callable
+from datetime import datetime
+
+from push.auth import Actor
+from push.calls import Invite
+from signaling.calls import PushText
+from signaling.errors import Forbidden, InvalidInput, NotFound
+from signaling.identifiers import CallSid, Identity
+from signaling.requests import DEFAULT_TIMEOUT_S, GroupReference, InviteRequest
+from signaling.rules import NewCall
+from signaling.twiml import TwimlDial
+
+
+def invite_from_json(
+    request: InviteRequest,
+    actor: Actor,
+    *,
+    new_sid: Callable[[], CallSid],
+    at: datetime,
+    idempotency_key: str | None = None,
+) -> Invite:
+    """The invite that a JSON body asks for.
+
+    Raises:
+        Forbidden: a token or device calls as somebody else.
+        NotFound: it names a group that does not exist.
+        InvalidInput: it asks for what this version does not do.
+    """
+    if isinstance(request.to, GroupReference):
+        raise NotFound(f"there is no group {request.to.group}")
+    if request.check_not_received:
+        raise InvalidInput("check_not_received is not available in this version")
+    return Invite(
+        request=NewCall(
+            call_sid=new_sid(),
+            caller=_caller(actor, request.from_),
+            invitees=(),
+            at=at,
+            timeout_s=request.timeout,
+            device=actor.device,
+            mode=request.mode,
+            call_type=request.call_type,
+            custom_parameters=request.custom_parameters,
+            extended_data=request.extended_data,
+            push=PushText(request.push.title, request.push.content, request.push.payload),
+        ),
+        to=tuple(Identity(identity) for identity in request.to),
+        parameters={},
+        actor=actor,
+        idempotency_key=idempotency_key,
+        fingerprint=_fingerprint(request.model_dump_json().encode()),
+    )
+
+
+def invite_from_twiml(
+    dial: TwimlDial,
+    actor: Actor,
+    *,
+    new_sid: Callable[[], CallSid],
+    at: datetime,
+    idempotency_key: str | None = None,
+) -> Invite:
+    """The invite that a TwiML document asks for. What all `<Client>`s are given alike are the
+    call's own parameters; where they differ, each keeps its own.
+
+    Raises:
+        Forbidden: a token calls as somebody else.
+        InvalidInput: a client stands twice.
+    """
+    identities = tuple(client.identity for client in dial.clients)
+    parameters = {client.identity: client.custom_parameters for client in dial.clients}
+    if len(parameters) < len(identities):
+        raise InvalidInput("an identity stands in two <Client>s")
+    first = dial.clients[0].custom_parameters
+    shared = {
+        name: value
+        for name, value in first.items()
+        if all(own.get(name) == value for own in parameters.values())
+    }
+    return Invite(
+        request=NewCall(
+            call_sid=new_sid(),
+            caller=_caller(actor, dial.caller),
+            invitees=(),
+            at=at,
+            timeout_s=dial.timeout_s or DEFAULT_TIMEOUT_S,
+            device=actor.device,
+            custom_parameters=shared,
+        ),
+        to=identities,
+        parameters=parameters,
+        actor=actor,
+        idempotency_key=idempotency_key,
+        fingerprint=_fingerprint(repr(dial).encode()),
+    )
+
+
+def _caller(actor: Actor, asked: str | None) -> Identity | None:
+    if actor.identity is None:
+        return None if asked is None else Identity(asked)
+    if asked not in (None, actor.identity):
+        raise Forbidden(f"{actor.identity} cannot call as {asked}")
+    return actor.identity
+
+
+def _fingerprint(request: bytes) -> str:
+    return hashlib.sha256(request).hexdigest()

@@ -1,0 +1,65 @@
+"""What the relay counts, for Prometheus. One registry per relay, so that tests share nothing."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+
+class Metrics:
+    """The relay's counters."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "bellwire_http_requests_total",
+            "HTTP requests by route and status",
+            ("method", "route", "status"),
+            registry=self.registry,
+        )
+        self.request_seconds = Histogram(
+            "bellwire_http_request_seconds",
+            "HTTP request duration by route",
+            ("method", "route"),
+            buckets=_LATENCY_S,
+            registry=self.registry,
+        )
+        self.device_requests = Counter(
+            "bellwire_device_requests_total",
+            "Requests of devices over MQTT by operation and status",
+            ("operation", "status"),
+            registry=self.registry,
+        )
+        self.calls_created = Counter(
+            "bellwire_calls_created_total", "Calls made", registry=self.registry
+        )
+        self.user_states = Counter(
+            "bellwire_call_user_states_total",
+            "Changes of a user's state, by new state",
+            ("state",),
+            registry=self.registry,
+        )
+        self.deliveries = Counter(
+            "bellwire_deliveries_total",
+            "Attempts to deliver an event, by channel and result",
+            ("channel", "result"),
+            registry=self.registry,
+        )
+        self.delivery_seconds = Histogram(
+            "bellwire_delivery_seconds",
+            "Time until a channel took an event over",
+            ("channel",),
+            buckets=_LATENCY_S,
+            registry=self.registry,
+        )
+        self.ringing = Gauge(
+            "bellwire_calls_with_open_invitations",
+            "Calls that somebody has yet to answer",
+            registry=self.registry,
+        )
+        self.broker_connected = Gauge(
+            "bellwire_broker_connected", "1 while the broker is connected", registry=self.registry
+        )
+
+    def exposition(self) -> bytes:
+        """All of it in Prometheus' text format."""
+        return generate_latest(self.registry)

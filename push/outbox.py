@@ -1,0 +1,151 @@
+"""Carries out the deliveries that committed commands owe.
+
+The process that committed tries at once. What fails, and what a dead process left leased, comes due
+again in the table and is taken by the sweeper, with backoff and jitter, until it expires.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import partial
+
+import structlog
+
+from push.alarm import Alarm, Sleep
+from push.channels.channel import Channel, DeliveryFailed
+from push.metrics import Metrics
+from push.store.call_rows import to_ms
+from push.store.database import Database
+from push.store.outbox_rows import (
+    Delivery,
+    make_failed_due,
+    next_due_ms,
+    put_off,
+    settle,
+    take_due,
+)
+
+log = structlog.get_logger(__name__)
+
+LEASE_S = 30.0
+_SWEEP_LIMIT = 200
+_LONGEST_SWEEP_WAIT_S = 5.0
+_RETRY_FIRST_S = 0.5
+_RETRY_LONGEST_S = 15.0
+
+
+class Outbox:
+    """Sends deliveries over their channels. `run` must be running for anything to move."""
+
+    def __init__(
+        self,
+        database: Database,
+        channels: Mapping[str, Channel],
+        metrics: Metrics,
+        *,
+        now: Callable[[], datetime],
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
+        self._database = database
+        self._channels = channels
+        self._metrics = metrics
+        self._now = now
+        self._tasks: asyncio.TaskGroup | None = None
+        self._alarm = Alarm(sleep)
+        self._done: list[int] = []
+        self._done_wake = asyncio.Event()
+
+    @property
+    def leased_until_ms(self) -> int:
+        """Until when a delivery that is tried now belongs to this process."""
+        return to_ms(self._now()) + int(LEASE_S * 1000)
+
+    def dispatch(self, deliveries: Sequence[Delivery]) -> None:
+        """Tries deliveries at once, each in a task of its own. They must be committed."""
+        if self._tasks is None:
+            return  # Stopping, or not started: the sweeper of the next run takes them.
+        for delivery in deliveries:
+            self._tasks.create_task(self._try(delivery))
+
+    async def retry_now(self, kind: str) -> None:
+        """Makes what failed over a kind of channel due: its way is open again."""
+        await self._database.write(lambda c: make_failed_due(c, kind, to_ms(self._now())))
+        self._alarm.ring()
+
+    async def run(self) -> None:
+        """Sends, sweeps and settles until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            try:
+                tasks.create_task(self._settle())
+                await self._sweep()
+            finally:
+                self._tasks = None
+
+    async def _try(self, delivery: Delivery) -> None:
+        left_s = (delivery.expires_at_ms - to_ms(self._now())) / 1000
+        if left_s <= 0:
+            self._metrics.deliveries.labels(delivery.kind, "expired").inc()
+            log.info("delivery expired", event_id=delivery.event_id, device_id=delivery.device_id)
+            self._forget(delivery)
+            return
+        channel = self._channels[delivery.kind]
+        try:
+            with self._metrics.delivery_seconds.labels(delivery.kind).time():
+                await channel.send(delivery, left_s)
+        except DeliveryFailed as error:
+            self._metrics.deliveries.labels(delivery.kind, "failed").inc()
+            await self._put_off(delivery, str(error))
+            return
+        self._metrics.deliveries.labels(delivery.kind, "sent").inc()
+        self._forget(delivery)
+
+    async def _put_off(self, delivery: Delivery, reason: str) -> None:
+        wait_s = random.uniform(0.5, 1.0) * min(  # noqa: S311 - jitter, no secret
+            _RETRY_LONGEST_S, _RETRY_FIRST_S * 2 ** min(delivery.attempts, 10)
+        )
+        due_ms = to_ms(self._now()) + int(wait_s * 1000)
+        log.warning(
+            "delivery failed",
+            event_id=delivery.event_id,
+            device_id=delivery.device_id,
+            channel=delivery.kind,
+            attempt=delivery.attempts + 1,
+            next_in_s=round(wait_s, 2),
+            reason=reason,
+        )
+        await self._database.write(lambda c: put_off(c, delivery.delivery_id, due_ms))
+        self._alarm.ring()
+
+    def _forget(self, delivery: Delivery) -> None:
+        self._done.append(delivery.delivery_id)
+        self._done_wake.set()
+
+    async def _settle(self) -> None:
+        """Deletes what was delivered, in one write for all that came up during the last."""
+        while True:
+            await self._done_wake.wait()
+            self._done_wake.clear()
+            done, self._done = self._done, []
+            await self._database.write(partial(settle, delivery_ids=done))
+
+    async def _sweep(self) -> None:
+        while True:
+            now_ms = to_ms(self._now())
+            due = await self._database.write(
+                partial(
+                    take_due,
+                    now_ms=now_ms,
+                    leased_until_ms=self.leased_until_ms,
+                    limit=_SWEEP_LIMIT,
+                )
+            )
+            self.dispatch(due)
+            if len(due) == _SWEEP_LIMIT:
+                continue
+            following = await self._database.read(next_due_ms)
+            wait_s = _LONGEST_SWEEP_WAIT_S
+            if following is not None:
+                wait_s = min(wait_s, max(0.0, (following - to_ms(self._now())) / 1000))
+            await self._alarm.wait(wait_s)

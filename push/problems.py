@@ -1,0 +1,75 @@
+"""Refusals as problem documents (RFC 9457): the one place where an error becomes an answer."""
+
+from http import HTTPStatus
+
+from pydantic import ValidationError
+
+from signaling.answers import Problem
+from signaling.errors import (
+    CallNotFound,
+    Conflict,
+    Forbidden,
+    InvalidInput,
+    NobodyToCall,
+    NotFound,
+    OperationRefused,
+    Refusal,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+)
+
+MEDIA_TYPE = "application/problem+json"
+
+_STATUS: dict[type[Refusal], HTTPStatus] = {
+    InvalidInput: HTTPStatus.UNPROCESSABLE_ENTITY,
+    TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    Unauthenticated: HTTPStatus.UNAUTHORIZED,
+    Forbidden: HTTPStatus.FORBIDDEN,
+    CallNotFound: HTTPStatus.NOT_FOUND,
+    NobodyToCall: HTTPStatus.NOT_FOUND,
+    NotFound: HTTPStatus.NOT_FOUND,
+    Conflict: HTTPStatus.CONFLICT,
+    OperationRefused: HTTPStatus.CONFLICT,
+    Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+
+def problem_of(refusal: Refusal) -> Problem:
+    """The problem document of a refusal."""
+    return Problem(
+        type=problem_type(refusal.slug),
+        title=refusal.title,
+        status=_STATUS[type(refusal)],
+        detail=refusal.detail,
+        code=refusal.code,
+        **refusal.fields,
+    )
+
+
+def problem_of_validation(error: ValidationError) -> Problem:
+    """The problem document of a body that is not what its schema takes; `errors` names each place."""
+    return invalid_body(
+        [
+            {"at": ".".join(str(part) for part in problem["loc"]), "problem": problem["msg"]}
+            for problem in error.errors(
+                include_url=False, include_input=False, include_context=False
+            )
+        ]
+    )
+
+
+def invalid_body(errors: list[dict[str, str]]) -> Problem:
+    """The problem document of a bad body, its places known."""
+    return Problem(
+        type=problem_type(InvalidInput.slug),
+        title=InvalidInput.title,
+        status=HTTPStatus.UNPROCESSABLE_ENTITY,
+        detail="; ".join(f"{e['at'] or 'body'}: {e['problem']}" for e in errors[:5]),
+        errors=errors[:50],
+    )
+
+
+def problem_type(slug: str) -> str:
+    """The URI reference that names a kind of problem; docs/http.md describes each."""
+    return f"/problems/{slug}"

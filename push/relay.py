@@ -1,0 +1,236 @@
+"""A whole relay: opens what it needs, serves until told to stop, and closes in order.
+
+Stopping: no new requests, those in flight finish; then the loops that send, fire and listen; then
+the database; last the broker, if it is the relay's own child.
+"""
+
+import asyncio
+import fcntl
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import structlog
+import uvicorn
+
+from broker.address import BrokerAddress, parse_broker_url
+from broker.embedded import EmbeddedBroker, write_private
+from broker.provision import DynamicSecurity
+from broker.session import Session
+from config.relay import RelaySettings
+from push.api.app import build_app
+from push.api.services import Services
+from push.auth import open_access_tokens, open_api_keys
+from push.calls import Calls
+from push.channels.mqtt import MqttChannel
+from push.device_requests import DeviceRequests
+from push.devices import Devices
+from push.metrics import Metrics
+from push.outbox import Outbox
+from push.store.call_rows import to_ms
+from push.store.database import Database
+from push.store.outbox_rows import make_all_due
+from push.store.sqlite import SqliteDatabase
+from signaling.errors import InvalidInput, Unavailable
+
+log = structlog.get_logger(__name__)
+
+_HOUSEKEEPING_S = 3600.0
+_GRACE_S = 5
+
+
+def utc_now() -> datetime:
+    """The time."""
+    return datetime.now(UTC)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling: the relay decides when to stop."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Captures none."""
+        yield
+
+
+async def serve(
+    settings: RelaySettings,
+    stop: asyncio.Event,
+    *,
+    ready: Callable[[str], None] = lambda _: None,
+    now: Callable[[], datetime] = utc_now,
+) -> None:
+    """Runs a relay until `stop` is set. `ready` is called with its URL once it serves.
+
+    Raises:
+        InvalidInput: a setting is wrong.
+        Unavailable: the address or the data directory is in use, or mosquitto is missing.
+    """
+    if settings.database is not None:
+        raise InvalidInput("--database is not available in this version: the relay uses SQLite")
+    listener = _listen(settings)
+    with _data_folder(settings.data), listener:
+        host, port = listener.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        async with _broker(settings) as address, _database(settings.data) as database:
+            await _serve(settings, database, address, listener, url, stop, ready, now)
+    log.info("relay stopped")
+
+
+async def _serve(
+    settings: RelaySettings,
+    database: Database,
+    address: BrokerAddress,
+    listener: socket.socket,
+    url: str,
+    stop: asyncio.Event,
+    ready: Callable[[str], None],
+    now: Callable[[], datetime],
+) -> None:
+    metrics = Metrics()
+    session = Session(address, f"bellwire-relay-{os.getpid()}")
+    provisioner = DynamicSecurity(session)
+    channels = {"mqtt": MqttChannel(session)}
+    outbox = Outbox(database, channels, metrics, now=now)
+    calls = Calls(database, outbox, channels, metrics, now=now)
+    requests = DeviceRequests(session, calls, metrics)
+    session.on_connected(lambda: outbox.retry_now("mqtt"))
+
+    # No other process shares this database: whatever is leased was leased by one that died.
+    await database.write(lambda c: make_all_due(c, to_ms(now())))
+    await calls.load_deadlines()
+    app = build_app(
+        Services(
+            settings=settings,
+            database=database,
+            session=session,
+            provisioner=provisioner,
+            calls=calls,
+            devices=Devices(
+                database, provisioner, settings.device_broker or address.url, channels, now=now
+            ),
+            api_keys=await open_api_keys(database, settings.data / "api-key", now()),
+            tokens=await open_access_tokens(database, settings.issuer, now),
+            metrics=metrics,
+        )
+    )
+    server = _Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=_GRACE_S,
+            server_header=False,
+        )
+    )
+    async with asyncio.TaskGroup() as tasks:
+        loops = [
+            tasks.create_task(session.run()),
+            tasks.create_task(requests.run()),
+            tasks.create_task(outbox.run()),
+            tasks.create_task(calls.deadlines.run()),
+            tasks.create_task(_keep_house(calls, settings)),
+            tasks.create_task(_announce(settings.data, url, session, ready)),
+        ]
+        stopping = tasks.create_task(_stop_when(stop, server))
+        await server.serve(sockets=[listener])
+        log.info("relay stopping")
+        for task in (stopping, *loops):
+            task.cancel()
+
+
+async def _announce(data: Path, url: str, session: Session, ready: Callable[[str], None]) -> None:
+    await session.wait_connected()
+    # For the commands on this machine: `bellwire devices`, `call` and `doctor` find the relay here.
+    write_private(data / "relay.json", json.dumps({"url": url}))
+    log.info("relay serves", url=url, data=str(data), broker=session.address.url)
+    ready(url)
+
+
+async def _stop_when(stop: asyncio.Event, server: uvicorn.Server) -> None:
+    await stop.wait()
+    server.should_exit = True
+
+
+async def _keep_house(
+    calls: Calls,
+    settings: RelaySettings,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> None:
+    while True:
+        await calls.forget_old(timedelta(seconds=settings.idempotency_keep_s))
+        await sleep(_HOUSEKEEPING_S)
+
+
+def _listen(settings: RelaySettings) -> socket.socket:
+    try:
+        host, port = settings.host, settings.port
+    except ValueError as error:
+        raise InvalidInput(f"--listen {settings.listen}: must be HOST:PORT ({error})") from error
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        listener.bind((host or "127.0.0.1", port))
+    except OSError as error:
+        listener.close()
+        raise Unavailable(
+            f"cannot listen on {settings.listen}: {error.strerror or error};"
+            " stop what uses it, or give another --listen HOST:PORT"
+        ) from error
+    return listener
+
+
+@contextmanager
+def _data_folder(data: Path) -> Iterator[None]:
+    """The data directory, held by this process alone."""
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (data / "lock").open("w")
+    except OSError as error:
+        raise Unavailable(f"cannot use the data directory {data}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise Unavailable(
+                f"another relay uses the data directory {data}: stop it, or give another --data DIR"
+            ) from error
+        yield
+
+
+@asynccontextmanager
+async def _broker(settings: RelaySettings) -> AsyncIterator[BrokerAddress]:
+    """The broker named in the settings, or one of the relay's own while it runs."""
+    if settings.broker is not None:
+        password = settings.broker_password
+        yield parse_broker_url(
+            settings.broker,
+            username=settings.broker_username,
+            password=None if password is None else password.get_secret_value(),
+            ca_file=settings.broker_ca_file,
+        )
+        return
+    broker = EmbeddedBroker(settings.data / "broker", port=settings.broker_port)
+    address = broker.prepare()
+    async with asyncio.TaskGroup() as tasks:
+        child = tasks.create_task(broker.run())
+        try:
+            yield address
+        finally:
+            child.cancel()
+
+
+@asynccontextmanager
+async def _database(data: Path) -> AsyncIterator[Database]:
+    database = await asyncio.to_thread(SqliteDatabase, data / "relay.db")
+    try:
+        yield database
+    finally:
+        await database.close()

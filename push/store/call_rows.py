@@ -1,0 +1,141 @@
+"""Calls as rows: the document that the rules made, and what it is found by."""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+from pydantic import TypeAdapter
+from sqlalchemy import Connection, Select, bindparam, delete, insert, select, update
+
+from push.store.tables import call_users, calls, idempotency_keys
+from signaling.calls import Call
+from signaling.identifiers import CallSid, Identity
+
+_DOCUMENT: TypeAdapter[Call] = TypeAdapter(Call)
+
+_LOAD = select(calls.c.document).where(calls.c.call_sid == bindparam("sid"))
+_SAVE = (
+    update(calls)
+    .where(calls.c.call_sid == bindparam("sid"))
+    .values(
+        state=bindparam("new_state"), deadline_ms=bindparam("deadline"), document=bindparam("doc")
+    )
+)
+
+
+def to_ms(moment: datetime) -> int:
+    """A moment as Unix milliseconds."""
+    return round(moment.timestamp() * 1000)
+
+
+def from_ms(ms: int) -> datetime:
+    """Unix milliseconds as a moment in UTC."""
+    return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+def insert_call(connection: Connection, call: Call) -> None:
+    """Keeps a new call."""
+    number = connection.execute(
+        insert(calls).returning(calls.c.number),
+        {
+            "call_sid": call.call_sid,
+            "state": call.state,
+            "deadline_ms": _deadline(call),
+            "document": _DOCUMENT.dump_json(call).decode(),
+        },
+    ).scalar_one()
+    connection.execute(
+        insert(call_users),
+        [{"identity": user.identity, "call_number": number} for user in call.users],
+    )
+
+
+def load_call(
+    connection: Connection, call_sid: CallSid, *, for_update: bool = False
+) -> Call | None:
+    """The call with this SID, or None; held against other writers until the transaction ends."""
+    query = _LOAD.with_for_update() if for_update else _LOAD
+    document = connection.execute(query, {"sid": call_sid}).scalar_one_or_none()
+    return None if document is None else _DOCUMENT.validate_json(document)
+
+
+def save_call(connection: Connection, call: Call) -> None:
+    """Keeps a call that has changed."""
+    connection.execute(
+        _SAVE,
+        {
+            "sid": call.call_sid,
+            "new_state": call.state,
+            "deadline": _deadline(call),
+            "doc": _DOCUMENT.dump_json(call).decode(),
+        },
+    )
+
+
+def list_calls(
+    connection: Connection, identity: Identity | None, *, count: int, before: int
+) -> tuple[list[Call], int]:
+    """Up to `count` calls, newest first, of one identity or of all, older than the cursor `before`
+    (0: from the newest); and the cursor of the next page, 0 at the end."""
+    query: Select[tuple[int, str]] = select(calls.c.number, calls.c.document)
+    if identity is not None:
+        query = query.join(call_users).where(call_users.c.identity == identity)
+    if before:
+        query = query.where(calls.c.number < before)
+    rows = connection.execute(query.order_by(calls.c.number.desc()).limit(count + 1)).all()
+    page = rows[:count]
+    following = page[-1].number if len(rows) > count else 0
+    return [_DOCUMENT.validate_json(row.document) for row in page], following
+
+
+def live_calls_of(connection: Connection, identity: Identity) -> list[Call]:
+    """The calls of an identity that still have an open invitation."""
+    rows = connection.execute(
+        select(calls.c.document)
+        .join(call_users)
+        .where(call_users.c.identity == identity, calls.c.deadline_ms.is_not(None))
+    )
+    return [_DOCUMENT.validate_json(row.document) for row in rows]
+
+
+def all_deadlines(connection: Connection) -> Iterable[tuple[CallSid, int]]:
+    """Each call with an open invitation, and when the next of them runs out, in Unix milliseconds."""
+    rows = connection.execute(
+        select(calls.c.call_sid, calls.c.deadline_ms).where(calls.c.deadline_ms.is_not(None))
+    )
+    return [(CallSid(row.call_sid), row.deadline_ms) for row in rows]
+
+
+def find_idempotent(connection: Connection, actor: str, key: str) -> Sequence[str] | None:
+    """The fingerprint and call SID that were kept under an actor's key, or None."""
+    row = connection.execute(
+        select(idempotency_keys.c.fingerprint, idempotency_keys.c.call_sid).where(
+            idempotency_keys.c.actor == actor, idempotency_keys.c.key == key
+        )
+    ).one_or_none()
+    return None if row is None else (row.fingerprint, row.call_sid)
+
+
+def keep_idempotent(
+    connection: Connection, actor: str, key: str, fingerprint: str, call_sid: CallSid, at_ms: int
+) -> None:
+    """Keeps what a request under an actor's key made."""
+    connection.execute(
+        insert(idempotency_keys),
+        {
+            "actor": actor,
+            "key": key,
+            "fingerprint": fingerprint,
+            "call_sid": call_sid,
+            "created_at_ms": at_ms,
+        },
+    )
+
+
+def forget_idempotent(connection: Connection, before_ms: int) -> None:
+    """Forgets the keys that are older than a moment."""
+    connection.execute(delete(idempotency_keys).where(idempotency_keys.c.created_at_ms < before_ms))
+
+
+def _deadline(call: Call) -> int | None:
+    deadline = call.next_deadline
+    return None if deadline is None else to_ms(deadline)

@@ -1,0 +1,115 @@
+"""Devices and their channels as rows."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
+
+from push.store.tables import channels, devices
+from signaling.identifiers import DeviceId, Identity
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelRow:
+    """One way to reach a device."""
+
+    kind: str
+    app: str = ""
+    environment: str | None = None
+    token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRow:
+    """A registered device."""
+
+    device_id: DeviceId
+    identity: Identity
+    channels: tuple[ChannelRow, ...]
+
+
+_SELECT = (
+    select(
+        devices.c.device_id,
+        devices.c.identity,
+        channels.c.kind,
+        channels.c.app,
+        channels.c.environment,
+        channels.c.token,
+    )
+    .select_from(devices.outerjoin(channels))
+    .order_by(devices.c.device_id, channels.c.kind)
+)
+_OF_IDENTITIES = _SELECT.where(devices.c.identity.in_(bindparam("identities", expanding=True)))
+_OF_ID = _SELECT.where(devices.c.device_id == bindparam("device"))
+
+
+def devices_of(connection: Connection, identities: Collection[Identity]) -> list[DeviceRow]:
+    """All devices of some identities."""
+    return _devices(connection.execute(_OF_IDENTITIES, {"identities": list(identities)}).all())
+
+
+def find_device(connection: Connection, device: DeviceId) -> DeviceRow | None:
+    """The device with this id, or None."""
+    found = _devices(connection.execute(_OF_ID, {"device": device}).all())
+    return found[0] if found else None
+
+
+def all_devices(connection: Connection) -> list[DeviceRow]:
+    """All devices, by id."""
+    return _devices(connection.execute(_SELECT).all())
+
+
+def put_device(connection: Connection, device: DeviceRow, at_ms: int) -> None:
+    """Registers a device, in place of what was registered under its id."""
+    if find_device(connection, device.device_id) is None:
+        connection.execute(
+            insert(devices),
+            {
+                "device_id": device.device_id,
+                "identity": device.identity,
+                "registered_at_ms": at_ms,
+            },
+        )
+    else:
+        connection.execute(
+            update(devices)
+            .where(devices.c.device_id == device.device_id)
+            .values(identity=device.identity, registered_at_ms=at_ms)
+        )
+        connection.execute(delete(channels).where(channels.c.device_id == device.device_id))
+    if device.channels:
+        connection.execute(
+            insert(channels),
+            [
+                {
+                    "device_id": device.device_id,
+                    "kind": channel.kind,
+                    "app": channel.app,
+                    "environment": channel.environment,
+                    "token": channel.token,
+                }
+                for channel in device.channels
+            ],
+        )
+
+
+def delete_device(connection: Connection, device: DeviceId) -> bool:
+    """Removes a device, its channels and what was owed to it; False where there was none."""
+    return connection.execute(delete(devices).where(devices.c.device_id == device)).rowcount > 0
+
+
+def _devices(rows: Sequence[Any]) -> list[DeviceRow]:
+    found: dict[str, DeviceRow] = {}
+    for row in rows:
+        channel = (
+            () if row.kind is None else (ChannelRow(row.kind, row.app, row.environment, row.token),)
+        )
+        known = found.get(row.device_id)
+        found[row.device_id] = DeviceRow(
+            DeviceId(row.device_id),
+            Identity(row.identity),
+            channel if known is None else known.channels + channel,
+        )
+    return list(found.values())

@@ -1,0 +1,135 @@
+"""Deliveries owed, as rows: written with the change that owes them, deleted once delivered.
+
+`due_ms` is when somebody is to try next. Whoever tries puts it off first by a lease, so a process
+that dies while trying loses nothing: when its lease is over, another takes the row.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+
+from push.store.tables import outbox
+from signaling.identifiers import DeviceId
+
+_INSERT = insert(outbox).returning(outbox.c.delivery_id, sort_by_parameter_order=True)
+_DELETE = delete(outbox).where(outbox.c.delivery_id.in_(bindparam("ids", expanding=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One event on its way to one device over one kind of channel. `delivery_id` 0: not kept yet."""
+
+    event_id: str
+    device_id: DeviceId
+    kind: str
+    payload: str
+    expires_at_ms: int
+    attempts: int = 0
+    delivery_id: int = 0
+
+
+def owe(
+    connection: Connection, deliveries: Sequence[Delivery], leased_until_ms: int
+) -> list[Delivery]:
+    """Keeps new deliveries, leased to the process that is about to try them."""
+    if not deliveries:
+        return []
+    ids = connection.execute(
+        _INSERT,
+        [
+            {
+                "event_id": delivery.event_id,
+                "device_id": delivery.device_id,
+                "kind": delivery.kind,
+                "payload": delivery.payload,
+                "expires_at_ms": delivery.expires_at_ms,
+                "due_ms": leased_until_ms,
+            }
+            for delivery in deliveries
+        ],
+    ).scalars()
+    return [
+        Delivery(d.event_id, d.device_id, d.kind, d.payload, d.expires_at_ms, 0, delivery_id)
+        for d, delivery_id in zip(deliveries, ids, strict=True)
+    ]
+
+
+def owed_already(connection: Connection, event_ids: Iterable[str], device: DeviceId) -> set[str]:
+    """Which of the events are on their way to the device."""
+    rows = connection.execute(
+        select(outbox.c.event_id).where(
+            outbox.c.device_id == device, outbox.c.event_id.in_(list(event_ids))
+        )
+    )
+    return set(rows.scalars())
+
+
+def take_due(
+    connection: Connection, now_ms: int, leased_until_ms: int, limit: int
+) -> list[Delivery]:
+    """Leases up to `limit` deliveries that are due."""
+    rows = connection.execute(
+        select(outbox)
+        .where(outbox.c.due_ms <= now_ms)
+        .order_by(outbox.c.due_ms)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+    connection.execute(
+        update(outbox)
+        .where(outbox.c.delivery_id.in_([row.delivery_id for row in rows]))
+        .values(due_ms=leased_until_ms)
+    )
+    return [
+        Delivery(
+            row.event_id,
+            DeviceId(row.device_id),
+            row.kind,
+            row.payload,
+            row.expires_at_ms,
+            row.attempts,
+            row.delivery_id,
+        )
+        for row in rows
+    ]
+
+
+def settle(connection: Connection, delivery_ids: Sequence[int]) -> None:
+    """Forgets deliveries that were made, or that are too late to make."""
+    connection.execute(_DELETE, {"ids": list(delivery_ids)})
+
+
+def put_off(connection: Connection, delivery_id: int, due_ms: int) -> None:
+    """Counts a failed attempt; the next is due at `due_ms`."""
+    connection.execute(
+        update(outbox)
+        .where(outbox.c.delivery_id == delivery_id)
+        .values(attempts=outbox.c.attempts + 1, due_ms=due_ms)
+    )
+
+
+def make_all_due(connection: Connection, now_ms: int) -> None:
+    """Makes every delivery due now: for a process that knows that no other holds a lease."""
+    connection.execute(update(outbox).values(due_ms=now_ms).where(outbox.c.due_ms > now_ms))
+
+
+def make_failed_due(connection: Connection, kind: str, now_ms: int) -> None:
+    """Makes the deliveries of a kind that have failed before due now."""
+    connection.execute(
+        update(outbox)
+        .values(due_ms=now_ms)
+        .where(outbox.c.kind == kind, outbox.c.attempts > 0, outbox.c.due_ms > now_ms)
+    )
+
+
+def next_due_ms(connection: Connection) -> int | None:
+    """When the next delivery is due, None where none is owed."""
+    due: int | None = connection.execute(select(func.min(outbox.c.due_ms))).scalar_one()
+    return due
+
+
+def count_owed(connection: Connection) -> int:
+    """How many deliveries are owed."""
+    owed: int = connection.execute(select(func.count()).select_from(outbox)).scalar_one()
+    return owed

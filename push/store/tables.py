@@ -1,0 +1,106 @@
+"""The tables. A call's truth is its `document`, what `signaling.rules` returned; the other columns
+of its row exist to be searched. Times are Unix milliseconds."""
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_Number = BigInteger().with_variant(Integer, "sqlite")
+
+calls = Table(
+    "calls",
+    metadata,
+    Column("number", _Number, primary_key=True, autoincrement=True),
+    Column("call_sid", String(34), nullable=False, unique=True),
+    Column("state", String(16), nullable=False),
+    Column("deadline_ms", BigInteger, index=True, comment="when the next invitation runs out"),
+    Column("document", Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+call_users = Table(
+    "call_users",
+    metadata,
+    Column("identity", String(128), primary_key=True),
+    Column(
+        "call_number", ForeignKey("calls.number", ondelete="CASCADE"), primary_key=True, index=True
+    ),
+)
+
+devices = Table(
+    "devices",
+    metadata,
+    Column("device_id", String(64), primary_key=True),
+    Column("identity", String(128), nullable=False, index=True),
+    Column("registered_at_ms", BigInteger, nullable=False),
+)
+
+channels = Table(
+    "channels",
+    metadata,
+    Column("device_id", ForeignKey("devices.device_id", ondelete="CASCADE"), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("app", String(256), primary_key=True, server_default=""),
+    Column("environment", String(16)),
+    Column("token", Text),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("delivery_id", _Number, primary_key=True, autoincrement=True),
+    Column("event_id", String(64), nullable=False),
+    Column("device_id", ForeignKey("devices.device_id", ondelete="CASCADE"), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("expires_at_ms", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("due_ms", BigInteger, nullable=False, comment="when to try next, or the lease's end"),
+    UniqueConstraint("event_id", "device_id", "kind"),
+    Index(None, "due_ms"),
+    Index(None, "device_id"),
+    sqlite_autoincrement=True,
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("actor", String(160), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("fingerprint", String(64), nullable=False),
+    Column("call_sid", String(34), nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False, index=True),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("key_hash", String(64), primary_key=True),
+    Column("created_at_ms", BigInteger, nullable=False),
+)
+
+signing_keys = Table(
+    "signing_keys",
+    metadata,
+    Column("kid", String(64), primary_key=True),
+    Column("private_key", Text, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+)
