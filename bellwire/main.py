@@ -6,7 +6,8 @@ from importlib.metadata import version
 import typer
 from rich.console import Console
 
-from bellwire import relay_command
+from bellwire import agent_command, call_command, relay_command, token_command
+from bellwire.devices_command import devices
 
 app = typer.Typer(
     name="bellwire",
@@ -17,6 +18,10 @@ app = typer.Typer(
     epilog="Start with `bellwire demo`, or with `bellwire relay` and docs/getting-started.md.",
 )
 app.command("relay")(relay_command.relay)
+app.command("agent")(agent_command.agent)
+app.command("call")(call_command.call)
+app.add_typer(devices, name="devices")
+app.command("token")(token_command.token)
 
 
 def _show_version(wanted: bool) -> None:

@@ -17,6 +17,7 @@ import structlog
 from broker.address import BrokerAddress
 from broker.dynamic_security import initial_document
 from broker.session import backoff_s
+from config.private_file import write_private
 from signaling.errors import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -189,18 +190,6 @@ class EmbeddedBroker:
         write_private(self._folder / "dynamic-security.json", json.dumps(document))
         write_private(path, json.dumps(asdict(login)))
         return login
-
-
-def write_private(path: Path, text: str) -> None:
-    """Writes a file that only its owner can read, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _free_port() -> int:

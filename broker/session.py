@@ -102,6 +102,7 @@ class Session:
         self._sleep = sleep
         self._subscriptions: dict[str, Handler] = {}
         self._hooks: list[Hook] = []
+        self._lost_hooks: list[Callable[[], None]] = []
         self._client: Client | None = None
         self._lost: asyncio.Future[None] | None = None
         self._up = asyncio.Event()
@@ -127,6 +128,10 @@ class Session:
         """Has `hook` awaited after each connection, once the subscriptions stand."""
         self._hooks.append(hook)
 
+    def on_disconnected(self, hook: Callable[[], None]) -> None:
+        """Has `hook` called after each loss of the connection."""
+        self._lost_hooks.append(hook)
+
     async def run(self) -> None:
         """Holds the session until cancelled."""
         attempt = 0
@@ -135,14 +140,14 @@ class Session:
                 async with self._connection() as client:
                     attempt = 0
                     await self._consume(client)
-            except (MqttError, NotConnected, OSError) as error:
+            except* (MqttError, NotConnected, OSError) as errors:
                 wait_s = backoff_s(attempt)
                 attempt += 1
                 log.warning(
-                    "broker connection lost" if attempt == 1 else "broker not reached",
+                    "broker not reached",
                     broker=self.address.url,
                     client_id=self.client_id,
-                    error=str(error),
+                    error=str(errors.exceptions[0]),
                     next_attempt_in_s=round(wait_s, 2),
                 )
                 await self._sleep(wait_s)
@@ -251,6 +256,8 @@ class Session:
                 self._up.clear()
                 self._lost.set_result(None)
                 self._client = None
+                for hook in self._lost_hooks:
+                    hook()
 
     async def _consume(self, client: Client) -> None:
         """Takes messages until the connection is lost. The subscriptions are made while messages

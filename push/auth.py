@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 from jwt.algorithms import OKPAlgorithm
 from pydantic import ValidationError
 
-from broker.embedded import write_private
+from config.private_file import write_private
 from push.store.call_rows import to_ms
 from push.store.database import Database
 from push.store.key_rows import (

@@ -83,7 +83,7 @@ class DeviceRequests:
         try:
             await self._session.publish(
                 message.response_topic,
-                response.model_dump_json(by_alias=True, exclude_none=True).encode(),
+                response.document(),
                 expires_in_s=30,
                 correlation=message.correlation,
             )

@@ -18,9 +18,10 @@ import structlog
 import uvicorn
 
 from broker.address import BrokerAddress, parse_broker_url
-from broker.embedded import EmbeddedBroker, write_private
+from broker.embedded import EmbeddedBroker
 from broker.provision import DynamicSecurity
 from broker.session import Session
+from config.private_file import write_private
 from config.relay import RelaySettings
 from push.api.app import build_app
 from push.api.services import Services

@@ -1,6 +1,6 @@
 """What the relay answers, over HTTP and MQTT alike. Clients must ignore members they do not know."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,7 +18,7 @@ class UserAnswer(_Answer):
     identity: str
     state: UserState
     extended_data: str
-    main_device: str | None
+    main_device: str | None = None
 
 
 class CallAnswer(_Answer):
@@ -28,7 +28,7 @@ class CallAnswer(_Answer):
     state: CallState
     mode: Mode
     call_type: CallType
-    from_: str | None = Field(alias="from")
+    from_: str | None = Field(default=None, alias="from")
     custom_parameters: dict[str, str]
     extended_data: str
     created_at: Moment
@@ -132,6 +132,6 @@ class DeviceResponse(_Answer):
     call: CallAnswer | None = None
     problem: Problem | None = None
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> bytes:
         """The response as it travels."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return self.model_dump_json(by_alias=True).encode()

@@ -7,7 +7,7 @@ every retry, so a reader can drop what it has seen.
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, TypeAdapter
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, TypeAdapter
 
 from signaling.calls import CallType, Mode, RejectStatus, Unreachable, UserState
 from signaling.identifiers import CallSidField
@@ -18,7 +18,7 @@ def rfc3339(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-Moment = Annotated[datetime, PlainSerializer(rfc3339, return_type=str, when_used="json")]
+Moment = Annotated[AwareDatetime, PlainSerializer(rfc3339, return_type=str, when_used="json")]
 
 
 class _Event(BaseModel):

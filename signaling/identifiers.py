@@ -22,13 +22,16 @@ def parse_identity(text: str) -> Identity:
     """The identity in `alice` or `client:alice`.
 
     Raises:
-        InvalidInput: it is empty, over 121 characters, or holds white space or control characters.
+        InvalidInput: it is empty, over 121 characters, holds white space or control characters, or
+            still begins with `client:`.
     """
     name = text.removeprefix(_CLIENT)
     if not name or len(name) > IDENTITY_MAX_LENGTH or any(c.isspace() for c in name):
         raise InvalidInput(
             f"identity {text[:40]!r} must be 1 to {IDENTITY_MAX_LENGTH} characters without spaces"
         )
+    if name.startswith(_CLIENT):
+        raise InvalidInput(f"identity {text[:40]!r} must not begin with {_CLIENT} twice")
     if not name.isprintable():
         raise InvalidInput("an identity must not hold control characters")
     return Identity(name)
@@ -69,8 +72,10 @@ def new_call_sid(at_ms: int, randomness: bytes) -> CallSid:
     """A call SID that sorts by time: 48 bits of Unix milliseconds, then 10 random bytes (as UUIDv7 does).
 
     Raises:
-        InvalidInput: `randomness` is not 10 bytes.
+        InvalidInput: `randomness` is not 10 bytes, or the time does not fit 48 bits.
     """
+    if not 0 <= at_ms < 1 << 48:
+        raise InvalidInput(f"a call SID holds a time of 0 to 2^48 - 1 ms, not {at_ms}")
     if len(randomness) != 10:
         raise InvalidInput(f"a call SID needs 10 random bytes, not {len(randomness)}")
     return CallSid(f"CA{at_ms:012x}{randomness.hex()}")

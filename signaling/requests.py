@@ -2,7 +2,16 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    field_validator,
+    model_validator,
+)
 
 from signaling.calls import MAX_USERS, CallType, Mode, RejectStatus
 from signaling.identifiers import CallSidField, DeviceIdField, IdentityField
@@ -15,7 +24,7 @@ ExtendedData = Annotated[str, Field(max_length=EXTENDED_DATA_MAX_LENGTH)]
 
 
 class _Request(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class PushRequest(_Request):
@@ -32,11 +41,19 @@ class GroupReference(_Request):
     group: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
+def _kind_of_receiver(to: object) -> str:
+    return "group" if isinstance(to, dict | GroupReference) else "identities"
+
+
 class InviteRequest(_Request):
     """A call to be made. `from` is who calls: absent, a token's own identity, or nobody for an API key."""
 
     from_: IdentityField | None = Field(default=None, alias="from")
-    to: Annotated[list[IdentityField], Field(min_length=1, max_length=MAX_USERS)] | GroupReference
+    to: Annotated[
+        Annotated[list[IdentityField], Field(min_length=1, max_length=MAX_USERS), Tag("identities")]
+        | Annotated[GroupReference, Tag("group")],
+        Discriminator(_kind_of_receiver),
+    ]
     mode: Mode = Mode.COMMON
     call_type: CallType = CallType.AUDIO
     timeout: Annotated[float, Field(ge=1, le=600, description="seconds")] = DEFAULT_TIMEOUT_S

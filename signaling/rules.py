@@ -320,7 +320,7 @@ def _cancel(change: "_Change", command: Cancel) -> None:
     if command.identity is not None and command.identity != call.caller:
         raise Forbidden("only the caller may cancel a call")
     invitees = [user for user in call.users if user.identity != call.caller]
-    if call.state is CallState.ENDED and all(u.state is UserState.CANCELED for u in invitees):
+    if call.state is CallState.ENDED and any(u.state is UserState.CANCELED for u in invitees):
         return
     if call.state is not CallState.RINGING:
         raise OperationRefused(
@@ -338,6 +338,7 @@ def _confirm(change: "_Change", command: Received) -> None:
         and change.call.state is not CallState.ENDED
     ):
         return
+    _refuse_if_late(user, Operation.RECEIVED, command.at)
     change.move(user, Operation.RECEIVED)
 
 
@@ -352,8 +353,7 @@ def _answer(change: "_Change", command: Accept | Reject) -> None:
         and (change.call.state is not CallState.ENDED or answered is UserState.REJECTED)
     ):
         return
-    if user.state.pending and user.expires_at <= command.at:
-        raise OperationRefused(operation, UserState.TIMEOUT, "the invitation has run out")
+    _refuse_if_late(user, operation, command.at)
     change.move(
         user,
         operation,
@@ -363,14 +363,21 @@ def _answer(change: "_Change", command: Accept | Reject) -> None:
     )
 
 
+def _refuse_if_late(user: User, operation: Operation, at: datetime) -> None:
+    if user.state.pending and user.expires_at <= at:
+        raise OperationRefused(operation, UserState.TIMEOUT, "the invitation has run out")
+
+
 def _quit(change: "_Change", command: Quit | End) -> None:
     user = _member(change.call, command.identity)
-    if user.state is UserState.QUIT and user.main_device == command.device:
+    if user.state is UserState.QUIT and command.device in (None, user.main_device):
         return
     change.move(
         user,
         Operation.QUIT,
-        main_device=command.device or user.main_device,
+        asked=Operation.END if isinstance(command, End) else Operation.QUIT,
+        # The device whose audio runs stays the main one, so that it hears of the hang-up.
+        main_device=user.main_device or command.device,
         extended_data=command.extended_data,
     )
 
@@ -447,15 +454,18 @@ class _Change:
         user: User,
         operation: Operation,
         *,
+        asked: Operation | None = None,
         main_device: DeviceId | None = None,
         extended_data: str = "",
         reject_status: RejectStatus | None = None,
     ) -> None:
-        """Moves one user by the table, and tells all who are to know."""
+        """Moves one user by the table, and tells all who are to know. `asked` names the operation
+        in a refusal, where it is not this one."""
         state = TRANSITIONS.get((operation, user.state))
         if self.call.state is CallState.ENDED:
-            raise OperationRefused(operation, CallState.ENDED, "the call has ended")
+            raise OperationRefused(asked or operation, CallState.ENDED, "the call has ended")
         if state is None:
+            operation = asked or operation
             raise OperationRefused(
                 operation, user.state, f"{user.identity} is {user.state} and cannot {operation} now"
             )

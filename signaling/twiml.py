@@ -17,6 +17,7 @@ MAX_BYTES = 64 * 1024
 """Twilio's own limit of a TwiML document."""
 
 _MAX_DEPTH = 8
+_ENCODINGS = {"utf-8", "utf-16", "us-ascii", "iso-8859-1"}
 _DIAL_ATTRIBUTES = {"callerId", "timeout", "answerOnBridge"}
 
 
@@ -49,6 +50,8 @@ def parse_twiml(document: bytes) -> TwimlDial:
     response = _parse_xml(document)
     if response.tag != "Response":
         raise InvalidInput(f"TwiML must be a <Response>, not <{response.tag}>")
+    _refuse_other_attributes(response, set())
+    _refuse_text(response)
     for verb in response:
         if verb.tag != "Dial":
             raise InvalidInput(f"the TwiML verb <{verb.tag}> is not supported: only <Dial> is")
@@ -89,19 +92,23 @@ def _client(client: Element) -> TwimlClient:
     if identities:
         _refuse_text(client)
         _refuse_other_attributes(identities[0], set())
-    text = identities[0].text if identities else _short_form_text(client)
+    text = identities[0].text if identities else _text_before(client, children)
     return TwimlClient(
         parse_identity((text or "").strip()), unique_parameters(_parameters(parameters))
     )
 
 
-def _short_form_text(client: Element) -> str:
-    return "".join([client.text or "", *(child.tail or "" for child in client)])
+def _text_before(client: Element, children: list[Element]) -> str:
+    """The short form `<Client>bob</Client>`: the identity stands before any <Parameter>."""
+    if any((child.tail or "").strip() for child in children):
+        raise InvalidInput("<Client> must not hold text between its elements")
+    return client.text or ""
 
 
 def _parameters(elements: list[Element]) -> Iterator[tuple[str, str]]:
     for element in elements:
         _refuse_other_attributes(element, {"name", "value"})
+        _refuse_text(element)
         name, value = element.get("name"), element.get("value")
         if name is None or value is None:
             raise InvalidInput("<Parameter> needs the attributes name and value")
@@ -111,7 +118,7 @@ def _parameters(elements: list[Element]) -> Iterator[tuple[str, str]]:
 def _timeout(text: str | None) -> int | None:
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 600):
+    if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= 600):
         raise InvalidInput(f"<Dial timeout> must be 1 to 600 seconds, not {text[:20]!r}")
     return int(text)
 
@@ -128,7 +135,7 @@ def _refuse_other_attributes(element: Element, allowed: set[str]) -> None:
 
 
 def _refuse_text(element: Element) -> None:
-    if _short_form_text(element).strip():
+    if "".join([element.text or "", *(child.tail or "" for child in element)]).strip():
         raise InvalidInput(f"<{element.tag}> must not hold text beside its elements")
 
 
@@ -142,6 +149,11 @@ def _parse_xml(document: bytes) -> Element:
     def refuse_doctype(*_: object) -> None:
         raise InvalidInput("TwiML must not have a DOCTYPE")
 
+    def check_encoding(_version: str, encoding: str | None, _standalone: int) -> None:
+        # Any other name makes Python run a codec of that name.
+        if (encoding or "utf-8").lower() not in _ENCODINGS:
+            raise InvalidInput(f"TwiML must be in UTF-8, not {(encoding or '')[:20]!r}")
+
     def start(tag: str, attributes: dict[str, str]) -> None:
         nonlocal depth
         depth += 1
@@ -154,6 +166,7 @@ def _parse_xml(document: bytes) -> Element:
         depth -= 1
         builder.end(tag)
 
+    parser.XmlDeclHandler = check_encoding
     parser.StartDoctypeDeclHandler = refuse_doctype
     parser.StartElementHandler = start
     parser.EndElementHandler = end

@@ -1,0 +1,152 @@
+"""What this device says and hears on its topics: call events in, requests out, presence always."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from importlib.metadata import version
+
+import structlog
+from pydantic import ValidationError
+
+from broker.address import BrokerAddress
+from broker.session import Farewell, Incoming, NotConnected, RequestTimeout, Session, Sleep
+from signaling.answers import CallAnswer, DeviceResponse, Problem
+from signaling.errors import CallError
+from signaling.events import CallEvent, parse_event
+from signaling.identifiers import DeviceId
+from signaling.presence import Presence, presence_document
+from signaling.requests import DeviceOperation
+from signaling.topics import call_topic, presence_topic, request_topic, response_topic
+
+log = structlog.get_logger(__name__)
+
+_SESSION_EXPIRY_S = 24 * 3600
+_WILL_DELAY_S = 3
+_REQUEST_TIMEOUT_S = 3.0
+_EVENTS_REMEMBERED = 512
+
+
+class RequestRefused(Exception):
+    """The relay refused a request; `problem` says why."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+
+EventListener = Callable[[CallEvent, Incoming], None]
+
+
+class Link:
+    """This device's session with the relay, through the broker.
+
+    Args:
+        address: The broker, with this device's credentials.
+        device: This device.
+        sleep: Waits; a test injects its own.
+    """
+
+    def __init__(
+        self, address: BrokerAddress, device: DeviceId, *, sleep: Sleep = asyncio.sleep
+    ) -> None:
+        self._device = device
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._listeners: list[EventListener] = []
+        self._session = Session(
+            address,
+            device,
+            session_expiry_s=_SESSION_EXPIRY_S,
+            response_topic=response_topic(device),
+            farewell=Farewell(
+                presence_topic(device),
+                presence_document(Presence(online=False)),
+                delay_s=_WILL_DELAY_S,
+            ),
+            sleep=sleep,
+        )
+        self._session.subscribe(call_topic(device), self._take_event)
+        self._session.on_connected(self._say_online)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker is there."""
+        return self._session.connected
+
+    async def wait_connected(self) -> None:
+        """Waits until the broker is there."""
+        await self._session.wait_connected()
+
+    def listen(self, listener: EventListener) -> None:
+        """Has `listener` called on the loop with each event, once, however often it is delivered."""
+        self._listeners.append(listener)
+
+    def on_connected(self, hook: Callable[[], Awaitable[None]]) -> None:
+        """Has `hook` awaited after each connection."""
+        self._session.on_connected(hook)
+
+    def on_disconnected(self, hook: Callable[[], None]) -> None:
+        """Has `hook` called after each loss of the connection."""
+        self._session.on_disconnected(hook)
+
+    async def run(self) -> None:
+        """Holds the session until cancelled; then says that this device is away."""
+        await self._session.run()
+
+    async def ask(
+        self, operation: DeviceOperation, *, until: datetime, now: Callable[[], datetime]
+    ) -> CallAnswer:
+        """Asks the relay, again and again while no answer comes, until a moment.
+
+        Every operation is idempotent for the same device, so that asking twice does nothing twice.
+
+        Raises:
+            RequestRefused: the relay refused.
+            CallError: 31408, no answer came in time.
+        """
+        document = operation.model_dump_json(by_alias=True, exclude_none=True).encode()
+        while (left := until - now()) > timedelta(0):
+            try:
+                async with asyncio.timeout(left.total_seconds()):
+                    await self._session.wait_connected()
+                    answer = await self._session.request(
+                        request_topic(self._device), document, timeout_s=_REQUEST_TIMEOUT_S
+                    )
+            except (NotConnected, RequestTimeout, TimeoutError) as error:
+                log.warning("request not answered", operation=operation.operation, error=str(error))
+                continue
+            return _call_in(answer)
+        raise CallError(31408, f"{operation.operation}: the relay did not answer in time")
+
+    async def _say_online(self) -> None:
+        await self._session.publish(
+            presence_topic(self._device),
+            presence_document(Presence(online=True, software=version("bellwire"))),
+            retain=True,
+        )
+
+    def _take_event(self, message: Incoming) -> None:
+        try:
+            event = parse_event(message.payload)
+        except ValidationError as error:
+            log.error("event not understood", problems=error.error_count(), topic=message.topic)
+            return
+        if event.id in self._seen:
+            return
+        self._seen[event.id] = None
+        if len(self._seen) > _EVENTS_REMEMBERED:
+            self._seen.popitem(last=False)
+        for listener in self._listeners:
+            listener(event, message)
+
+
+def _call_in(answer: bytes) -> CallAnswer:
+    try:
+        response = DeviceResponse.model_validate_json(answer)
+    except ValidationError as error:
+        raise CallError(31502, "the relay's answer is not understood", str(error)) from error
+    if response.problem is not None:
+        raise RequestRefused(response.problem)
+    if response.call is None:
+        raise CallError(31502, "the relay's answer holds neither a call nor a problem")
+    return response.call

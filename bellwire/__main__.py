@@ -1,0 +1,5 @@
+"""`python -m bellwire`."""
+
+from bellwire.main import main
+
+main()

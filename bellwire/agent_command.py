@@ -1,0 +1,87 @@
+"""`bellwire agent`."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from bellwire.failures import fail, reported
+from bellwire.logs import configure_logs
+from bellwire.stopping import run_until_stopped
+from bellwire.systemd import keep_watchdog
+from config.agent import AgentSettings, load_agent_settings
+from config.relay import LogFormat, LogLevel
+
+if TYPE_CHECKING:
+    from bellwire.simulated_station import SimulatedStation
+
+
+@reported
+def agent(
+    config: Annotated[
+        Path, typer.Option(metavar="FILE", help="The file that `bellwire devices add` wrote.")
+    ],
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Simulated pins; keys press the buttons.")
+    ] = False,
+    log_level: Annotated[LogLevel | None, typer.Option(help="How much to log. [FILE's]")] = None,
+    log_format: Annotated[LogFormat, typer.Option(help="console or json.")] = "auto",
+) -> None:
+    """Runs the agent of one device: rings it, answers and hangs up by its buttons.
+
+    With --simulate it needs no Raspberry Pi: a line typed (or piped) presses a button. `a` answers,
+    `h` rejects or hangs up, `1` to `9` press the call buttons in their order, `q` stops.
+    """
+    settings = load_agent_settings(config)
+    configure_logs(log_level or settings.log_level, log_format)
+    try:
+        from hardware.panel import PanelError
+    except ImportError as error:
+        fail(f"the agent is not installed here ({error}): pip install 'bellwire[agent]'")
+    try:
+        run_until_stopped(lambda stop: _run(settings, stop, simulate=simulate))
+    except* PanelError as errors:
+        fail(str(errors.exceptions[0]))
+
+
+async def _run(settings: AgentSettings, stop: asyncio.Event, *, simulate: bool) -> None:
+    from agent.main import run_agent
+
+    up = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        beside = [tasks.create_task(_watch(up))]
+        pins = None
+        if simulate:
+            from bellwire.simulated_station import SimulatedStation
+
+            station = SimulatedStation(settings)
+            pins = station.pins
+            Console(stderr=True).print(station.legend)
+            beside.append(tasks.create_task(_press_by_lines(station, stop)))
+        await run_agent(settings, stop, pin_factory=pins, ready=up.set)
+        for task in beside:
+            task.cancel()
+
+
+async def _watch(up: asyncio.Event) -> None:
+    await up.wait()
+    await keep_watchdog()
+
+
+async def _press_by_lines(station: "SimulatedStation", stop: asyncio.Event) -> None:
+    """Presses a button for each line of standard input. Its end is no reason to stop."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    try:
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    except (ValueError, OSError):
+        return  # A file or nothing at all: nobody types.
+    async for line in reader:
+        key = line.decode(errors="replace").strip()
+        if key == "q":
+            stop.set()
+        elif key:
+            await station.press(key)

@@ -1,0 +1,339 @@
+"""TwiML as an invite: what Twilio's documents say is understood, all else is refused by name."""
+
+import re
+from itertools import pairwise
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from signaling.errors import InvalidInput, TooLarge
+from signaling.twiml import MAX_BYTES, TwimlClient, TwimlDial, parse_twiml
+
+BOB = "<Client>bob</Client>"
+
+
+def response(inside: str) -> bytes:
+    return f'<?xml version="1.0" encoding="UTF-8"?><Response>{inside}</Response>'.encode()
+
+
+def dial(inside: str = BOB, attributes: str = "") -> bytes:
+    return response(f"<Dial {attributes}>{inside}</Dial>")
+
+
+def client(inside: str) -> TwimlClient:
+    (only,) = parse_twiml(dial(f"<Client>{inside}</Client>")).clients
+    return only
+
+
+def test_document_of_the_seed_is_understood() -> None:
+    document = b"""<?xml version="1.0" encoding="UTF-8"?>
+<Response>
+<Dial callerId="client:alice">
+<Client>
+<Identity>bob</Identity>
+<Parameter name="caller_first_name" value="alice" />
+<Parameter name="caller_last_name" value="smith" />
+</Client>
+</Dial>
+</Response>
+"""
+    assert parse_twiml(document) == TwimlDial(
+        clients=(TwimlClient("bob", {"caller_first_name": "alice", "caller_last_name": "smith"}),),
+        caller="alice",
+        timeout_s=None,
+        answer_on_bridge=False,
+    )
+
+
+def test_short_form_names_the_client_in_its_text() -> None:
+    assert parse_twiml(dial("<Client> bob\n</Client>")) == TwimlDial((TwimlClient("bob"),))
+
+
+def test_several_clients_keep_their_order_and_each_its_own_parameters() -> None:
+    parsed = parse_twiml(
+        dial(
+            "<Client>carol</Client>"
+            '<Client><Identity>bob</Identity><Parameter name="floor" value="2"/></Client>'
+            '<Client><Identity>dave</Identity><Parameter name="floor" value="3"/></Client>'
+        )
+    )
+    assert parsed.clients == (
+        TwimlClient("carol"),
+        TwimlClient("bob", {"floor": "2"}),
+        TwimlClient("dave", {"floor": "3"}),
+    )
+
+
+def test_parameters_keep_their_order() -> None:
+    inside = "<Identity>bob</Identity>" + "".join(
+        f'<Parameter name="{name}" value=""/>' for name in "zamb"
+    )
+    assert list(client(inside).custom_parameters) == ["z", "a", "m", "b"]
+
+
+def test_parameter_value_may_be_any_text() -> None:
+    inside = '<Identity>bob</Identity><Parameter name="a" value="&lt;T&#252;r&gt; &amp; 100%"/>'
+    assert client(inside).custom_parameters == {"a": "<Tür> & 100%"}
+
+
+@pytest.mark.parametrize(
+    ("attribute", "caller"),
+    [
+        ('callerId="client:alice"', "alice"),
+        ('callerId="alice"', "alice"),
+        ('callerId="+4930123456"', "+4930123456"),
+        ("", None),
+    ],
+)
+def test_caller_id_names_the_caller(attribute: str, caller: str | None) -> None:
+    assert parse_twiml(dial(attributes=attribute)).caller == caller
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("1", 1), ("30", 30), ("600", 600), ("030", 30), ("0000000600", 600)]
+)
+def test_timeout_is_taken_in_seconds(text: str, seconds: int) -> None:
+    # Zeros before a number say nothing; refusing them is as good as ignoring them.
+    try:
+        parsed = parse_twiml(dial(attributes=f'timeout="{text}"'))
+    except InvalidInput:
+        assert text.startswith("0")
+    else:
+        assert parsed.timeout_s == seconds
+
+
+@pytest.mark.parametrize(("text", "expected"), [("true", True), ("false", False)])
+def test_answer_on_bridge_is_taken(text: str, expected: bool) -> None:
+    assert parse_twiml(dial(attributes=f'answerOnBridge="{text}"')).answer_on_bridge is expected
+
+
+def test_comments_and_character_data_sections_are_read_as_xml_means_them() -> None:
+    document = dial("<!-- who --><Client><![CDATA[bob]]><!-- is it --></Client>")
+    assert parse_twiml(document).clients == (TwimlClient("bob"),)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "iso-8859-1"])
+def test_document_is_read_in_the_encoding_it_declares(encoding: str) -> None:
+    text = (
+        f'<?xml version="1.0" encoding="{encoding}"?>'
+        "<Response><Dial><Client>zoë</Client></Dial></Response>"
+    )
+    assert parse_twiml(text.encode(encoding)).clients == (TwimlClient("zoë"),)
+
+
+@pytest.mark.parametrize(
+    ("document", "named"),
+    [
+        (response("<Say>hello</Say>"), "<Say>"),
+        (response(f"<Dial>{BOB}</Dial><Hangup/>"), "<Hangup>"),
+        (response(f"<Record/><Dial>{BOB}</Dial>"), "<Record>"),
+        (response(f"<dial>{BOB}</dial>"), "<dial>"),
+        (response(f"<Dial>{BOB}</Dial>" * 2), "one <Dial>"),
+        (response(""), "one <Dial>"),
+        (b"<Request/>", "<Request>"),
+        (dial("<Number>+4930</Number>"), "<Number>"),
+        (dial(BOB + "<Sip>sip:bob@example.org</Sip>"), "<Sip>"),
+        (dial(""), "<Client>"),
+        (dial("+4930123456"), "<Dial>"),
+        (dial(f"hello {BOB}"), "<Dial>"),
+        (dial(attributes='record="true"'), "'record'"),
+        (dial(attributes='timeLimit="60"'), "'timeLimit'"),
+        (dial(attributes='callerid="alice"'), "'callerid'"),
+        (dial(attributes='callerId="al ice"'), "al ice"),
+        (dial(attributes='callerId="client:"'), "client:"),
+        (dial(attributes='answerOnBridge="yes"'), "answerOnBridge"),
+        (dial('<Client url="/x">bob</Client>'), "'url'"),
+        (dial("<Client/>"), "identity"),
+        (dial("<Client>  </Client>"), "identity"),
+        (dial("<Client>bob and carol</Client>"), "bob and carol"),
+        (dial("<Client><Identity/></Client>"), "identity"),
+        (dial("<Client><Identity>a</Identity><Identity>b</Identity></Client>"), "one <Identity>"),
+        (dial("<Client>bob<Identity>bob</Identity></Client>"), "<Client>"),
+        (dial('<Client><Identity x="1">bob</Identity></Client>'), "'x'"),
+        (dial("<Client><Identity>bob<b/></Identity></Client>"), "<Identity>"),
+        (dial("<Client>bob<Prompt/></Client>"), "<Prompt>"),
+        (dial('<Client>bob<Parameter name="a"/></Client>'), "<Parameter>"),
+        (dial('<Client>bob<Parameter value="a"/></Client>'), "<Parameter>"),
+        (dial('<Client>bob<Parameter name="a" value="1" x=""/></Client>'), "'x'"),
+        (dial('<Client>bob<Parameter name="a b" value="1"/></Client>'), "a b"),
+        (dial('<Client>bob<Parameter name="" value="1"/></Client>'), "empty"),
+        (b"", "well-formed"),
+        (b"  ", "well-formed"),
+        (b"Dial bob", "well-formed"),
+        (b"<Response><Dial>", "well-formed"),
+        (b"<Response></Dial>", "well-formed"),
+        (response(f"<Dial>{BOB}</Dial>") + b"<Response/>", "well-formed"),
+        (response("<Dial>&bob;</Dial>"), "well-formed"),
+        (b'<?xml version="1.0" encoding="klingon"?><Response/>', "UTF-8"),
+        (b'<?xml version="1.0" encoding="idna"?><Response/>', "UTF-8"),
+        (b'<?xml version="1.0" encoding="rot13"?><Response/>', "UTF-8"),
+        (b"<Response>\xff\xfe</Response>", "well-formed"),
+    ],
+)
+def test_anything_else_is_refused_and_named(document: bytes, named: str) -> None:
+    with pytest.raises(InvalidInput, match=re.escape(named)):
+        parse_twiml(document)
+
+
+def test_attribute_of_the_response_is_refused_by_name() -> None:
+    with pytest.raises(InvalidInput, match="'version'"):
+        parse_twiml(f'<Response version="2"><Dial>{BOB}</Dial></Response>'.encode())
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        response(f"hello<Dial>{BOB}</Dial>"),
+        dial('<Client>bob<Parameter name="a" value="1">text</Parameter></Client>'),
+        dial('<Client>bo<Parameter name="a" value="1"/>b</Client>'),
+    ],
+    ids=["in Response", "in Parameter", "around Parameter"],
+)
+def test_text_where_none_belongs_is_refused(document: bytes) -> None:
+    with pytest.raises(InvalidInput, match="text"):
+        parse_twiml(document)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0",
+        "-1",
+        "601",
+        "1.5",
+        "30s",
+        " 30",
+        "1e2",
+        "\N{ARABIC-INDIC DIGIT FIVE}",
+        "9" * 5000,
+        "0000601",
+        "0001000000",
+        "000001" + "9" * 5000,
+    ],
+)
+def test_timeout_outside_1_to_600_seconds_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput, match="timeout") as refused:
+        parse_twiml(dial(attributes=f'timeout="{text}"'))
+    assert "600" in refused.value.detail
+    assert len(refused.value.detail) < 200
+
+
+def test_parameter_given_twice_is_refused_by_name() -> None:
+    twice = '<Parameter name="floor" value="2"/>' * 2
+    with pytest.raises(InvalidInput, match="'floor'"):
+        parse_twiml(dial(f"<Client><Identity>bob</Identity>{twice}</Client>"))
+
+
+def billion_laughs() -> str:
+    names = [f"l{i}" for i in range(10)]
+    grown = "".join(f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in pairwise(names))
+    return f'<!DOCTYPE Response [<!ENTITY l0 "ha">{grown}]>'
+
+
+@pytest.mark.parametrize(
+    "doctype",
+    [
+        "<!DOCTYPE Response>",
+        billion_laughs(),
+        '<!DOCTYPE Response [<!ENTITY l9 SYSTEM "file:///etc/passwd">]>',
+        '<!DOCTYPE Response SYSTEM "http://127.0.0.1:9/evil.dtd">',
+        '<!DOCTYPE Response [<!ENTITY % p SYSTEM "http://127.0.0.1:9/p"> %p;]>',
+    ],
+    ids=["plain", "billion laughs", "external entity", "external DTD", "parameter entity"],
+)
+def test_document_with_a_doctype_is_refused(doctype: str) -> None:
+    document = f"{doctype}<Response><Dial><Client>&l9;</Client></Dial></Response>".encode()
+    with pytest.raises(InvalidInput, match="DOCTYPE"):
+        parse_twiml(document)
+
+
+def padded(size: int) -> bytes:
+    document = dial()
+    return document + b" " * (size - len(document))
+
+
+def test_document_of_64_kib_is_read_and_one_byte_more_is_too_large() -> None:
+    assert MAX_BYTES == 65_536
+    assert parse_twiml(padded(65_536)).clients == (TwimlClient("bob"),)
+    with pytest.raises(TooLarge, match=r"65537.*65536"):
+        parse_twiml(padded(65_537))
+
+
+@pytest.mark.parametrize("depth", [9, 9_000])
+def test_deeply_nested_document_is_refused(depth: int) -> None:
+    with pytest.raises(InvalidInput, match="nested"):
+        parse_twiml(b"<a>" * depth + b"</a>" * depth)
+
+
+def test_unclosed_deep_document_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="nested"):
+        parse_twiml(b"<a>" * 20_000)
+
+
+PIECES = [
+    "<Response>",
+    "</Response>",
+    "<Dial>",
+    "</Dial>",
+    '<Dial timeout="',
+    "<Client>",
+    "</Client>",
+    "<Identity>",
+    "</Identity>",
+    '<Parameter name="',
+    '" value="',
+    '"/>',
+    '">',
+    "bob",
+    "alice",
+    "600",
+    "0",
+    "&amp;",
+    "&#0;",
+    "&x;",
+    "<!--",
+    "-->",
+    "<![CDATA[",
+    "]]>",
+    "<?pi ",
+    "?>",
+    "<!DOCTYPE a>",
+    '<?xml version="1.0" encoding="',
+    "utf-16",
+    "hex",
+    "\x00",
+]
+documents = (
+    st.binary()
+    | st.lists(st.sampled_from(PIECES), max_size=25).map(lambda parts: "".join(parts).encode())
+    | st.text().map(lambda text: dial(f"<Client>{text}</Client>".encode(errors="replace").decode()))
+    | st.text("0123456789", max_size=12).map(lambda text: dial(attributes=f'timeout="{text}"'))
+)
+
+
+def spoiled(document: bytes, at: int, by: bytes) -> bytes:
+    at %= len(document) + 1
+    return document[:at] + by + document[at + len(by) :]
+
+
+FULL = dial(
+    '<Client><Identity>bob</Identity><Parameter name="a" value="1"/></Client><Client>c</Client>',
+    'callerId="client:alice" timeout="30" answerOnBridge="true"',
+)
+
+
+@given(documents | st.builds(spoiled, st.just(FULL), st.integers(0), st.binary(max_size=4)))
+@example(FULL)
+@example(b'<?xml version="1.0" encoding="unicode_escape"?><Response/>')
+@example(b'<?xml version="1.0" encoding="punycode"?><Response/>')
+@example(b'<?xml version="1.0" encoding="utf-7"?><Response/>')
+def test_any_bytes_are_a_dial_or_a_refusal_and_nothing_else(document: bytes) -> None:
+    try:
+        parsed = parse_twiml(document)
+    except (InvalidInput, TooLarge) as refusal:
+        assert refusal.detail
+    else:
+        assert parsed.clients
+        assert parsed.timeout_s is None or 1 <= parsed.timeout_s <= 600
