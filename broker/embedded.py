@@ -148,6 +148,10 @@ class EmbeddedBroker:
             find_mosquitto(),
             "-c",
             str(self._folder / "mosquitto.conf"),
+            # Mosquitto speaks sd_notify too, and would call the relay ready before it is.
+            env={
+                k: v for k, v in os.environ.items() if k not in ("NOTIFY_SOCKET", "WATCHDOG_USEC")
+            },
             stdin=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
         )

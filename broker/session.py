@@ -278,7 +278,7 @@ class Session:
         for topic_filter in self._subscriptions:
             codes = await client.subscribe(
                 topic_filter,
-                options=SubscribeOptions(qos=1, retainAsPublished=True),
+                options=SubscribeOptions(qos=1),
             )
             if any(getattr(code, "is_failure", False) for code in codes):
                 log.error(

@@ -1,0 +1,201 @@
+"""One whole call, played without a keyboard: invited by TwiML, rung, answered and hung up by pins.
+
+Every time is taken where it happens: the ringer's at its pin, the answer's at the phone that hears
+the relay say so.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from rich.console import Console
+from rich.table import Table
+
+from agent.call import Call, CallStatus
+from bellwire.demo_stage import Stage, demo_stage
+from broker.session import Incoming
+from signaling.answers import CallAnswer
+from signaling.calls import CallState, UserState
+from signaling.errors import Unavailable
+from signaling.events import CallEnded, CallEvent, CallUserStateChanged
+
+T = TypeVar("T")
+
+STEP_TIMEOUT_S = 10.0
+
+TWIML = b"""<?xml version="1.0" encoding="UTF-8"?>
+<Response>
+  <Dial callerId="client:lobby" timeout="30">
+    <Client>
+      <Identity>desk</Identity>
+      <Parameter name="caller_first_name" value="alice" />
+      <Parameter name="caller_last_name" value="smith" />
+      <Parameter name="reason" value="Paket f\xc3\xbcr B\xc3\xbcro 7 &amp; Lager" />
+    </Client>
+  </Dial>
+</Response>
+"""
+
+
+@dataclass(slots=True)
+class Timeline:
+    """What happened when, in milliseconds since the invite was posted."""
+
+    started: float
+    steps: list[tuple[float, str, str]] = field(default_factory=list)
+
+    def note(self, who: str, what: str, at: float | None = None) -> float:
+        """Notes a step at a `time.perf_counter`, now by default; returns its milliseconds."""
+        ms = ((time.perf_counter() if at is None else at) - self.started) * 1000
+        self.steps.append((ms, who, what))
+        return ms
+
+    def table(self) -> Table:
+        """The steps in their order."""
+        table = Table("ms", "who", "what", title="One call, from invite to hang-up")
+        table.columns[0].justify = "right"
+        for ms, who, what in sorted(self.steps):
+            table.add_row(f"{ms:.1f}", who, what)
+        return table
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """How the call went. Times are milliseconds: from POST to the ringer's pin, and from the answer
+    button's pin to the call open on the phone that answered."""
+
+    rang_ms: float
+    answered_ms: float
+    custom_parameters: dict[str, str]
+    call: CallAnswer
+    timeline: Timeline
+
+    def report(self) -> str:
+        """The one JSON object that `script/demo --once` ends with."""
+        return json.dumps(
+            {
+                "rang_ms": round(self.rang_ms, 1),
+                "answered_ms": round(self.answered_ms, 1),
+                "custom_parameters": self.custom_parameters,
+                "call_state": self.call.state,
+                "final_states": {user.identity: user.state for user in self.call.users},
+            },
+            ensure_ascii=False,
+        )
+
+
+async def demo_once(console: Console) -> None:
+    """Plays one call and prints it.
+
+    Raises:
+        Unavailable: something of it did not happen in time, or not as it should; says what.
+    """
+    console.print("Setting the stage: a relay, its broker, and two simulated stations ...")
+    async with demo_stage() as stage:
+        played = await play(stage)
+    console.print(played.timeline.table())
+    console.out(played.report(), highlight=False)
+
+
+async def play(stage: Stage) -> Played:
+    """One call on a stage, checked at every step.
+
+    Raises:
+        Unavailable: as `demo_once`.
+    """
+    desk_calls: asyncio.Queue[tuple[Call, float]] = asyncio.Queue()
+    lobby_events: asyncio.Queue[tuple[CallEvent, float]] = asyncio.Queue()
+    stage.desk.agent.phone.watch(lambda call: desk_calls.put_nowait((call, time.perf_counter())))
+
+    def hear(event: CallEvent, _: Incoming) -> None:
+        lobby_events.put_nowait((event, time.perf_counter()))
+
+    stage.lobby.agent.link.listen(hear)
+    pins, panel = stage.desk.fingers.pins, stage.desk.fingers.settings.panel
+    if panel.ringer is None or panel.answer is None or panel.hang_up is None:
+        raise Unavailable("the demo's desk has no ringer or buttons")
+
+    ringing = asyncio.create_task(pins.wait_for(panel.ringer, active=True))
+    timeline = Timeline(time.perf_counter())
+    posted = await asyncio.to_thread(stage.client.create_call_from_twiml, TWIML)
+    timeline.note("backend", f"TwiML posted, call {posted.call_sid} is durable")
+    rang_ms = timeline.note("desk", "ringer pin high", await _within("the desk rings", ringing))
+    invited = await _until(desk_calls, CallStatus.PENDING)
+    parameters = invited[0].custom_parameters
+    timeline.note(
+        "desk", f"invite from {invited[0].from_} with {len(parameters)} parameters", invited[1]
+    )
+    told = await _until_state(lobby_events, UserState.RECEIVED)
+    timeline.note("lobby", "told: desk received the invite", told)
+
+    silent = asyncio.create_task(pins.wait_for(panel.ringer, active=False))
+    pressed_at = time.perf_counter()
+    timeline.note("desk", "answer button pressed", pressed_at)
+    await pins.tap(panel.answer)
+    released_at = time.perf_counter()
+    timeline.note("desk", "ringer pin low", await _within("the ringer falls silent", silent))
+    opened = await _until(desk_calls, CallStatus.OPEN)
+    timeline.note("desk", "call open (this version carries no audio)", opened[1])
+    told = await _until_state(lobby_events, UserState.ACCEPTED)
+    timeline.note("lobby", "told: desk accepted", told)
+
+    timeline.note("desk", "hang-up button pressed")
+    await pins.tap(panel.hang_up)
+    closed = await _until(desk_calls, CallStatus.CLOSED)
+    timeline.note("desk", f"call closed: {closed[0].ended_because}", closed[1])
+    timeline.note("lobby", "told: the call has ended", await _until_ended(lobby_events))
+
+    call = await asyncio.to_thread(stage.client.call, posted.call_sid)
+    _check(call, parameters, posted)
+    return Played(rang_ms, (opened[1] - released_at) * 1000, parameters, call, timeline)
+
+
+def _check(call: CallAnswer, heard: dict[str, str], posted: CallAnswer) -> None:
+    states = {user.identity: user.state for user in call.users}
+    if heard != posted.custom_parameters or len(heard) != 3:
+        raise Unavailable(f"the custom parameters did not arrive as they were sent: {heard}")
+    if call.state is not CallState.ENDED or states["desk"] is not UserState.QUIT:
+        raise Unavailable(f"the call is {call.state} with {states} after the hang-up")
+
+
+async def _within(what: str, happening: Awaitable[T]) -> T:
+    try:
+        async with asyncio.timeout(STEP_TIMEOUT_S):
+            return await happening
+    except TimeoutError as error:
+        raise Unavailable(f"waited {STEP_TIMEOUT_S:g} s in vain: {what}") from error
+
+
+async def _next(
+    queue: "asyncio.Queue[tuple[T, float]]", what: str, wanted: Callable[[T], bool]
+) -> tuple[T, float]:
+    async def search() -> tuple[T, float]:
+        while True:
+            found = await queue.get()
+            if wanted(found[0]):
+                return found
+
+    return await _within(what, search())
+
+
+async def _until(
+    calls: "asyncio.Queue[tuple[Call, float]]", status: CallStatus
+) -> tuple[Call, float]:
+    return await _next(calls, f"the desk's call is {status}", lambda call: call.status is status)
+
+
+async def _until_state(events: "asyncio.Queue[tuple[CallEvent, float]]", state: UserState) -> float:
+    found = await _next(
+        events,
+        f"the lobby is told that desk is {state}",
+        lambda event: isinstance(event, CallUserStateChanged) and event.state is state,
+    )
+    return found[1]
+
+
+async def _until_ended(events: "asyncio.Queue[tuple[CallEvent, float]]") -> float:
+    what = "the lobby is told that the call has ended"
+    return (await _next(events, what, lambda event: isinstance(event, CallEnded)))[1]

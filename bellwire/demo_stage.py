@@ -1,0 +1,85 @@
+"""The demo's stage: a relay with its broker as real processes, and two simulated stations here."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from agent.main import Agent
+from bellwire.relay_client import RelayClient
+from bellwire.relay_process import RelayProcess
+from bellwire.simulated_station import SimulatedStation
+from config.agent import AgentSettings, BrokerSettings, default_panel
+from signaling.errors import Unavailable
+from signaling.requests import ChannelRequest, DeviceRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Station:
+    """One device of the demo: its agent, and the fingers on its buttons."""
+
+    agent: Agent
+    fingers: SimulatedStation
+
+    @property
+    def name(self) -> str:
+        """Its identity, and its device's id."""
+        return self.agent.settings.identity
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What is on the stage."""
+
+    client: RelayClient
+    lobby: Station
+    desk: Station
+    relay: RelayProcess
+
+
+@asynccontextmanager
+async def demo_stage(data: Path | None = None) -> AsyncIterator[Stage]:
+    """A stage, set up and, at the end, cleared: nothing is left on the machine.
+
+    Raises:
+        Unavailable: the relay did not start; says what its log says.
+    """
+    with tempfile.TemporaryDirectory(prefix="bellwire-demo-") as folder:
+        async with RelayProcess(data or Path(folder) / "data") as relay:
+            with RelayClient(relay.access) as client:
+                lobby = await _station(client, "lobby", calls=["desk"])
+                desk = await _station(client, "desk", calls=["lobby"])
+                async with asyncio.TaskGroup() as tasks:
+                    running = [tasks.create_task(s.agent.run()) for s in (lobby, desk)]
+                    for station in (lobby, desk):
+                        await station.agent.link.wait_connected()
+                    try:
+                        yield Stage(client, lobby, desk, relay)
+                    finally:
+                        for task in running:
+                            task.cancel()
+
+
+async def _station(client: RelayClient, name: str, *, calls: list[str]) -> Station:
+    request = DeviceRequest(
+        identity=name, channels=[ChannelRequest(kind="mqtt")], rotate_credentials=True
+    )
+    device = await asyncio.to_thread(client.put_device, name, request)
+    if device.mqtt is None:
+        raise Unavailable(f"the relay gave {name} no broker credentials")
+    settings = AgentSettings(
+        device_id=name,
+        identity=name,
+        broker=BrokerSettings(
+            url=device.mqtt.url,
+            username=device.mqtt.username,
+            password=SecretStr(device.mqtt.password),
+        ),
+        panel=default_panel(calls),
+    )
+    fingers = SimulatedStation(settings)
+    return Station(Agent(settings, pin_factory=fingers.pins), fingers)

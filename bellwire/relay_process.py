@@ -1,0 +1,142 @@
+"""A relay as a child process: for the demo, the benchmarks and the tests.
+
+It is ready when it says so in systemd's own words (READY=1 on its NOTIFY_SOCKET), so nobody polls.
+"""
+
+import asyncio
+import os
+import socket
+import sys
+import tempfile
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from bellwire.relay_client import RelayAccess, find_relay
+from signaling.errors import Unavailable
+
+_START_TIMEOUT_S = 30.0
+
+
+class RelayProcess:
+    """A relay on a data directory, as `bellwire relay` runs it. It can be killed and started again.
+
+    Args:
+        data: Its data directory.
+        listen: HOST:PORT; port 0 takes a free one at each start.
+        arguments: Further arguments of `bellwire relay`.
+        environment: Variables beside those of this process.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        *,
+        listen: str = "127.0.0.1:0",
+        arguments: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.data = data
+        self.log_path = data.parent / f"{data.name}.log"
+        self._arguments = ("relay", "--listen", listen, "--data", str(data), *arguments)
+        self._environment = dict(environment or {})
+        self._process: Process | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    @property
+    def access(self) -> RelayAccess:
+        """Where it serves, and its API key."""
+        return find_relay(None, self.data, self.data / "api-key")
+
+    @property
+    def pid(self) -> int:
+        """Its process id; 0 while it does not run."""
+        return 0 if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Starts it and waits until it serves.
+
+        Raises:
+            Unavailable: it did not; says what its log says.
+        """
+        with tempfile.TemporaryDirectory(prefix="bellwire-ready-") as folder:
+            ready = _Ready()
+            transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+                lambda: ready, local_addr=f"{folder}/notify", family=socket.AF_UNIX
+            )
+            try:
+                self._process = await self._spawn(f"{folder}/notify")
+                await self._wait_ready(self._process, ready.said)
+            finally:
+                transport.close()
+
+    async def stop(self) -> None:
+        """Asks it to stop, as systemd does, and waits until it has."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
+            await self._process.wait()
+        self._process = None
+
+    async def kill(self) -> None:
+        """Kills it at once, as a power cut does."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+        self._process = None
+
+    async def _spawn(self, notify_socket: str) -> Process:
+        with self.log_path.open("ab") as log:
+            return await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "bellwire",
+                *self._arguments,
+                stdin=DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self._environment, "NOTIFY_SOCKET": notify_socket},
+                start_new_session=True,  # Ctrl-C is for whoever started it, who stops it in order
+            )
+
+    async def _wait_ready(self, process: Process, said: asyncio.Event) -> None:
+        ready = asyncio.ensure_future(said.wait())
+        gone = asyncio.ensure_future(process.wait())
+        try:
+            await asyncio.wait(
+                {ready, gone}, timeout=_START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            ready.cancel()
+            gone.cancel()
+        if not said.is_set():
+            await self.kill()
+            raise Unavailable(f"the relay did not start; it says:\n{self.log_tail()}")
+
+    def log_tail(self, characters: int = 2000) -> str:
+        """The end of its log."""
+        return self.log_path.read_text(errors="replace")[-characters:]
+
+
+class _Ready(asyncio.DatagramProtocol):
+    """Hears READY=1."""
+
+    def __init__(self) -> None:
+        self.said = asyncio.Event()
+
+    def datagram_received(self, data: bytes, addr: object) -> None:
+        del addr
+        if b"READY=1" in data.splitlines():
+            self.said.set()
