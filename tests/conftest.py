@@ -1,6 +1,26 @@
-"""What every test may use: `--full` for the long runs."""
+"""What every test may use: real relays with their brokers, real stations on simulated pins, and
+`--full` for the long runs."""
 
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
 import pytest
+from pydantic import SecretStr
+
+from agent.call import Call, CallStatus
+from agent.main import Agent
+from bellwire.relay_client import RelayClient
+from bellwire.relay_process import RelayProcess
+from bellwire.simulated_station import SimulatedStation
+from config.agent import AgentSettings, BrokerSettings, default_panel
+from signaling.requests import ChannelRequest, DeviceRequest
+
+PATIENCE_S = 20.0
+"""How long a test waits for an event before it fails: long enough for a busy machine."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -14,3 +34,91 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("full"):
             item.add_marker(skip)
+
+
+@pytest.fixture
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether this is a `script/test --full` run."""
+    return bool(request.config.getoption("--full"))
+
+
+@pytest.fixture
+async def relay(tmp_path: Path) -> AsyncIterator[RelayProcess]:
+    """A relay with a mosquitto of its own, on a port of its own, for one test."""
+    async with RelayProcess(tmp_path / "relay") as running:
+        yield running
+
+
+@pytest.fixture
+def client(relay: RelayProcess) -> Iterator[RelayClient]:
+    """The operator's client of the relay. It blocks: in async tests use `asyncio.to_thread`."""
+    with RelayClient(relay.access) as connected:
+        yield connected
+
+
+@pytest.fixture
+async def http(relay: RelayProcess) -> AsyncIterator[httpx.AsyncClient]:
+    """Plain HTTP to the relay, with the operator's API key."""
+    access = relay.access
+    headers = {"Authorization": f"Bearer {access.api_key}"}
+    async with httpx.AsyncClient(base_url=access.url, headers=headers, timeout=PATIENCE_S) as plain:
+        yield plain
+
+
+@dataclass
+class Station:
+    """A device: its agent, the fingers on its buttons, and what its phone has gone through."""
+
+    agent: Agent
+    fingers: SimulatedStation
+    calls: asyncio.Queue[Call]
+
+    async def until(self, status: CallStatus) -> Call:
+        """Waits until its phone's call reaches a status; returns the call as it was then."""
+        async with asyncio.timeout(PATIENCE_S):
+            while (call := await self.calls.get()).status is not status:
+                pass
+            return call
+
+    async def ringer(self, *, active: bool) -> float:
+        """Waits until its ringer's pin is so; returns the `time.perf_counter` of the edge."""
+        ringer = self.fingers.settings.panel.ringer
+        assert ringer is not None
+        async with asyncio.timeout(PATIENCE_S):
+            return await self.fingers.pins.wait_for(ringer, active=active)
+
+
+async def register_station(
+    http: httpx.AsyncClient, name: str, *, identity: str | None = None, calls: tuple[str, ...] = ()
+) -> AgentSettings:
+    """Registers a device over HTTP; returns the settings of its agent."""
+    request = DeviceRequest(
+        identity=identity or name, channels=[ChannelRequest(kind="mqtt")], rotate_credentials=True
+    )
+    answer = await http.put(f"/v1/devices/{name}", json=request.model_dump(exclude_none=True))
+    answer.raise_for_status()
+    access = answer.json()["mqtt"]
+    return AgentSettings(
+        device_id=name,
+        identity=identity or name,
+        broker=BrokerSettings(
+            url=access["url"], username=access["username"], password=SecretStr(access["password"])
+        ),
+        panel=default_panel(list(calls)),
+    )
+
+
+@asynccontextmanager
+async def running_station(settings: AgentSettings) -> AsyncIterator[Station]:
+    """An agent at work on simulated pins, connected to its relay."""
+    fingers = SimulatedStation(settings)
+    agent = Agent(settings, pin_factory=fingers.pins)
+    station = Station(agent, fingers, asyncio.Queue())
+    agent.phone.watch(station.calls.put_nowait)
+    ready = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(agent.run(ready.set))
+        async with asyncio.timeout(PATIENCE_S):
+            await ready.wait()
+        yield station
+        running.cancel()
