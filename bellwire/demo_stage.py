@@ -51,8 +51,8 @@ async def demo_stage(data: Path | None = None) -> AsyncIterator[Stage]:
     with tempfile.TemporaryDirectory(prefix="bellwire-demo-") as folder:
         async with RelayProcess(data or Path(folder) / "data") as relay:
             with RelayClient(relay.access) as client:
-                lobby = await _station(client, "lobby", calls=["desk"])
-                desk = await _station(client, "desk", calls=["lobby"])
+                lobby = await _station(client, "lobby", calls="desk")
+                desk = await _station(client, "desk", calls="lobby")
                 async with asyncio.TaskGroup() as tasks:
                     running = [tasks.create_task(s.agent.run()) for s in (lobby, desk)]
                     for station in (lobby, desk):
@@ -64,14 +64,21 @@ async def demo_stage(data: Path | None = None) -> AsyncIterator[Stage]:
                             task.cancel()
 
 
-async def _station(client: RelayClient, name: str, *, calls: list[str]) -> Station:
+async def register_station(
+    client: RelayClient, name: str, calls: tuple[str, ...] = ()
+) -> AgentSettings:
+    """Registers a device of an identity of the same name; the settings of its agent.
+
+    Raises:
+        RelayRefused, Unavailable: the relay did not take it.
+    """
     request = DeviceRequest(
         identity=name, channels=[ChannelRequest(kind="mqtt")], rotate_credentials=True
     )
     device = await asyncio.to_thread(client.put_device, name, request)
     if device.mqtt is None:
         raise Unavailable(f"the relay gave {name} no broker credentials")
-    settings = AgentSettings(
+    return AgentSettings(
         device_id=name,
         identity=name,
         broker=BrokerSettings(
@@ -79,7 +86,11 @@ async def _station(client: RelayClient, name: str, *, calls: list[str]) -> Stati
             username=device.mqtt.username,
             password=SecretStr(device.mqtt.password),
         ),
-        panel=default_panel(calls),
+        panel=default_panel(list(calls)),
     )
+
+
+async def _station(client: RelayClient, name: str, calls: str) -> Station:
+    settings = await register_station(client, name, (calls,))
     fingers = SimulatedStation(settings)
     return Station(Agent(settings, pin_factory=fingers.pins), fingers)

@@ -6,7 +6,14 @@ from importlib.metadata import version
 import typer
 from rich.console import Console
 
-from bellwire import agent_command, call_command, demo_command, relay_command, token_command
+from bellwire import (
+    agent_command,
+    call_command,
+    demo_command,
+    doctor_command,
+    relay_command,
+    token_command,
+)
 from bellwire.devices_command import devices
 
 app = typer.Typer(
@@ -22,6 +29,7 @@ app.command("agent")(agent_command.agent)
 app.command("call")(call_command.call)
 app.add_typer(devices, name="devices")
 app.command("token")(token_command.token)
+app.command("doctor")(doctor_command.doctor)
 app.command("demo")(demo_command.demo)
 
 

@@ -51,6 +51,7 @@ log_type warning
 @dataclass(frozen=True, slots=True)
 class _Login:
     port: int
+    username: str
     password: str
 
 
@@ -124,7 +125,7 @@ class EmbeddedBroker:
         return BrokerAddress(
             host=_HOST,
             port=login.port,
-            username=_RELAY_USERNAME,
+            username=login.username,
             password=login.password,
         )
 
@@ -189,8 +190,10 @@ class EmbeddedBroker:
         if path.exists():
             login = _Login(**json.loads(path.read_text()))
             return login if self._port_wanted is None else replace(login, port=self._port_wanted)
-        login = _Login(self._port_wanted or _free_port(), secrets.token_urlsafe(32))
-        document = initial_document(_RELAY_USERNAME, login.password)
+        login = _Login(
+            self._port_wanted or _free_port(), _RELAY_USERNAME, secrets.token_urlsafe(32)
+        )
+        document = initial_document(login.username, login.password)
         write_private(self._folder / "dynamic-security.json", json.dumps(document))
         write_private(path, json.dumps(asdict(login)))
         return login

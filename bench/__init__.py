@@ -1,0 +1,1 @@
+"""Benchmarks: each measures the product and its baseline alternately in one run."""

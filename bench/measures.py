@@ -1,0 +1,34 @@
+"""What the benchmarks have in common: percentiles, the table for people, the JSON line for programs."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that `share` (0 to 1) of the values do not exceed (nearest rank).
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if not values:
+        raise ValueError("nothing was measured")
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def print_result(
+    title: str, rows: Mapping[str, Sequence[float]], result: Mapping[str, float]
+) -> None:
+    """Prints each row's p50, p90, p99 and maximum in milliseconds, then the result as one JSON line."""
+    table = Table("", "n", "p50 ms", "p90 ms", "p99 ms", "max ms", title=title)
+    for name, values in rows.items():
+        figures = [percentile(values, share) for share in (0.5, 0.9, 0.99)] + [max(values)]
+        table.add_row(name, str(len(values)), *(f"{figure:.2f}" for figure in figures))
+    console = Console(width=100)
+    console.print(table)
+    console.out(
+        json.dumps({name: round(value, 3) for name, value in result.items()}), highlight=False
+    )
