@@ -1,0 +1,71 @@
+"""Every JSON example is a document that the code itself would read and write."""
+
+import contextlib
+import json
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from signaling.answers import CallAnswer, DeviceAnswer, DeviceResponse, Problem, TokenAnswer
+from signaling.events import parse_event
+from signaling.presence import Presence
+from signaling.requests import parse_device_operation
+from tests.docs.documents import Block, all_blocks
+
+EXAMPLES = all_blocks("json")
+ANSWERS: dict[frozenset[str], type[BaseModel]] = {
+    frozenset({"call_sid", "users"}): CallAnswer,
+    frozenset({"device_id", "channels"}): DeviceAnswer,
+    frozenset({"token", "expires_at"}): TokenAnswer,
+    frozenset({"status", "call", "problem"}): DeviceResponse,
+    frozenset({"type", "status", "detail"}): Problem,
+    frozenset({"online"}): Presence,
+}
+
+
+def read(text: str) -> BaseModel:
+    """The example as the model of its kind."""
+    document = json.loads(text)
+    if "event" in document:
+        return parse_event(text)
+    if "operation" in document and "type" not in document:
+        return parse_device_operation(text.encode())
+    (model,) = (model for keys, model in ANSWERS.items() if keys <= document.keys())
+    return model.model_validate_json(text)
+
+
+def is_part_of(shown: Any, whole: Any) -> bool:  # noqa: ANN401 - JSON
+    """Whether all that is shown stands in the whole, with the same values."""
+    if isinstance(shown, dict):
+        return isinstance(whole, dict) and all(
+            key in whole and is_part_of(value, whole[key]) for key, value in shown.items()
+        )
+    if isinstance(shown, list):
+        return len(shown) == len(whole) and all(map(is_part_of, shown, whole))
+    return bool(shown == whole)
+
+
+def is_true(text: str) -> bool:
+    """Whether a document is read, and written again as it was."""
+    model = read(text)
+    return is_part_of(json.loads(text), json.loads(model.model_dump_json(by_alias=True)))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda block: block.place)
+def test_example_is_read_and_written_again_as_it_is_shown(example: Block) -> None:
+    assert is_true(example.text)
+
+
+def test_examples_show_events_requests_and_answers() -> None:
+    kinds = {type(read(example.text)).__name__ for example in EXAMPLES}
+    assert {"CallReceived", "DeviceInvite", "CallAnswer", "Problem", "DeviceResponse"} <= kinds
+
+
+@pytest.mark.parametrize("change", ["to", "expires_at", "event", "mode", "invented"])
+def test_example_with_a_wrong_field_is_found(change: str) -> None:
+    (right,) = (e.text for e in EXAMPLES if '"call.received"' in e.text)
+    document = json.loads(right)
+    document[change] = 7
+    with contextlib.suppress(ValidationError):
+        assert not is_true(json.dumps(document))
