@@ -29,7 +29,7 @@ class RelaySettings(BaseSettings):
     """What a relay can be told. Secrets come from the environment or a file, never from flags."""
 
     model_config = SettingsConfigDict(
-        env_prefix="BELLWIRE_", frozen=True, extra="ignore", env_ignore_empty=True
+        env_prefix="BELLWIRE_", frozen=True, extra="forbid", env_ignore_empty=True
     )
     toml_file: ClassVar[Path | None] = None
 

@@ -171,7 +171,7 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "Client is unable to create or apply a local media description",
             "WebRTC refused this device's own description of its audio",
             ("No audio device", "An unsupported audio constraint"),
-            ("Run `bellwire doctor audio`",),
+            ("Run `bellwire doctor` on the device",),
         ),
         ErrorKind(
             53401,

@@ -27,7 +27,7 @@ class MqttChannel:
         size = len(document.encode())
         if size > LIMIT_BYTES:
             raise TooLarge(
-                f"the invite would be {size} bytes over MQTT, and the limit is {LIMIT_BYTES}:"
+                f"{event.event} would be {size} bytes over MQTT, and the limit is {LIMIT_BYTES}:"
                 " shorten custom_parameters, extended_data or push.payload",
                 size=size,
                 limit=LIMIT_BYTES,
