@@ -13,7 +13,7 @@ from broker.dynamic_security import (
     device_role_name,
 )
 from broker.session import Incoming, NotConnected, Session
-from signaling.errors import Unavailable
+from signaling.errors import InvalidInput, Unavailable
 from signaling.identifiers import DeviceId
 
 _TIMEOUT_S = 10.0
@@ -27,6 +27,7 @@ class Provisioner(Protocol):
         """Lets the device reach its own topics, and returns its new password.
 
         Raises:
+            InvalidInput: the broker has an account of this name that is no device's.
             Unavailable: the broker did not take it.
         """
         ...
@@ -35,6 +36,7 @@ class Provisioner(Protocol):
         """Takes the device's access away and disconnects it; nothing where it has none.
 
         Raises:
+            InvalidInput: as `grant`.
             Unavailable: the broker did not take it.
         """
         ...
@@ -55,7 +57,7 @@ class DynamicSecurity:
     async def grant(self, device: DeviceId) -> str:
         """See `Provisioner.grant`. A device that has access already gets a new password."""
         password = secrets.token_urlsafe(32)
-        await self._run(*_removal(device), tolerate=_ALREADY_GONE)
+        await self.revoke(device)
         await self._run(
             {
                 "command": "createRole",
@@ -73,9 +75,23 @@ class DynamicSecurity:
 
     async def revoke(self, device: DeviceId) -> None:
         """See `Provisioner.revoke`."""
+        await self._refuse_foreign(device)
         await self._run(*_removal(device), tolerate=_ALREADY_GONE)
 
-    async def _run(self, *commands: Json, tolerate: tuple[str, ...] = ()) -> None:
+    async def _refuse_foreign(self, device: DeviceId) -> None:
+        """Keeps the relay's own account, and the operator's, from being taken for a device's."""
+        get = {"command": "getClient", "username": device}
+        (answer,) = await self._run(get, tolerate=_ALREADY_GONE)
+        client = answer.get("data", {}).get("client")
+        if client is None:
+            return
+        roles = {role.get("rolename") for role in client.get("roles", [])}
+        if roles - {device_role_name(device)}:
+            raise InvalidInput(
+                f"the broker has an account {device} that is no device's: choose another device id"
+            )
+
+    async def _run(self, *commands: Json, tolerate: tuple[str, ...] = ()) -> list[Json]:
         async with self._turn:
             self._answer = asyncio.get_running_loop().create_future()
             try:
@@ -90,10 +106,12 @@ class DynamicSecurity:
                 ) from error
             finally:
                 self._answer = None
-        for response in answer.get("responses", []):
+        responses: list[Json] = answer.get("responses", [])
+        for response in responses:
             problem = response.get("error")
             if problem is not None and problem not in tolerate:
                 raise Unavailable(f"the broker refused {response.get('command')}: {problem}")
+        return responses
 
     def _take_answer(self, message: Incoming) -> None:
         if self._answer is not None and not self._answer.done():

@@ -4,13 +4,15 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+
+from signaling.errors import InvalidInput
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "console", "json"]
@@ -95,13 +97,20 @@ def load_relay_settings(file: Path | None = None, **flags: Any) -> RelaySettings
     """The settings in force. Flags that are None were not given.
 
     Raises:
-        pydantic.ValidationError: a value is not what its setting takes.
-        OSError, tomllib.TOMLDecodeError: the file cannot be read.
+        pydantic.ValidationError: a value is not what its setting takes, or there is no such setting.
+        InvalidInput: the file cannot be read.
     """
 
     class FromFile(RelaySettings):
         toml_file = file
 
-    if file is not None:
-        file.open("rb").close()
-    return FromFile(**{name: value for name, value in flags.items() if value is not None})
+    try:
+        if file is not None:
+            file.open("rb").close()
+        return FromFile(**{name: value for name, value in flags.items() if value is not None})
+    except OSError as error:
+        raise InvalidInput(f"{file} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        if isinstance(error, ValidationError):
+            raise
+        raise InvalidInput(f"{file} is not a TOML file: {error}") from error

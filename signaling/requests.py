@@ -56,7 +56,9 @@ class InviteRequest(_Request):
     ]
     mode: Mode = Mode.COMMON
     call_type: CallType = CallType.AUDIO
-    timeout: Annotated[float, Field(ge=1, le=600, description="seconds")] = DEFAULT_TIMEOUT_S
+    timeout: Annotated[float, Field(strict=True, ge=1, le=600, description="seconds")] = (
+        DEFAULT_TIMEOUT_S
+    )
     custom_parameters: CustomParameters = Field(default_factory=dict)
     push: PushRequest = Field(default_factory=PushRequest)
     extended_data: ExtendedData = ""
@@ -118,8 +120,9 @@ class DeviceRequest(_Request):
     @field_validator("channels", mode="after")
     @classmethod
     def _one_of_a_kind(cls, channels: list[ChannelRequest]) -> list[ChannelRequest]:
-        if len({(c.kind, c.app) for c in channels}) < len(channels):
-            raise ValueError("a kind of channel stands twice for one app")
+        ways = {(c.kind, c.app or "" if c.kind in ("apns", "fcm") else "") for c in channels}
+        if len(ways) < len(channels):
+            raise ValueError("a kind of channel stands twice, for a push channel for one app")
         return channels
 
 

@@ -56,7 +56,8 @@ def build_app(services: Services | None = None) -> FastAPI:
         app.include_router(module.router, responses=_REFUSALS)
     app.include_router(health.router, responses={503: _REFUSALS[503]})
     _describe(app)
-    _handle_errors(app)
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
     if services is not None:
         app.state.services = services
         app.add_middleware(BodyLimit, limit_bytes=services.settings.max_body_bytes)
@@ -92,61 +93,69 @@ def _describe_refusals(responses: dict[str, Any]) -> None:
             response["content"] = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 
 
-def _handle_errors(app: FastAPI) -> None:
-    async def refused(request: Request, error: Exception) -> JSONResponse:
-        del request
-        if not isinstance(error, Refusal):
-            raise error
-        problem = problem_of(error)
-        headers = {"WWW-Authenticate": "Bearer"} if problem.status == 401 else {}
-        if problem.status == 503:
-            headers["Retry-After"] = "1"
-        return problem_response(problem, headers)
-
-    async def invalid(request: Request, error: Exception) -> JSONResponse:
-        del request
-        if isinstance(error, RequestValidationError):
-            places = [
-                {"at": ".".join(str(part) for part in e["loc"]), "problem": e["msg"]}
-                for e in error.errors()
-            ]
-            return problem_response(invalid_body(places))
-        if isinstance(error, ValidationError):
-            return problem_response(problem_of_validation(error))
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    del request
+    if not isinstance(error, Refusal):
         raise error
+    problem = problem_of(error)
+    headers = {"WWW-Authenticate": "Bearer"} if problem.status == 401 else {}
+    if problem.status == 503:
+        headers["Retry-After"] = "1"
+    return problem_response(problem, headers)
 
-    async def http_error(request: Request, error: Exception) -> JSONResponse:
-        del request
-        if not isinstance(error, HTTPException):
-            raise error
-        slugs = {404: "not-found", 405: "method-not-allowed", 413: "too-large"}
-        problem = Problem(
-            type=problem_type(slugs.get(error.status_code, "http")),
-            title=error.detail,
-            status=error.status_code,
-            detail=f"{error.detail}: see /docs for what there is",
-        )
-        return problem_response(problem, error.headers)
 
-    async def failed(request: Request, error: Exception) -> JSONResponse:
-        log.error(
-            "request failed", path=request.url.path, error=type(error).__name__
-        )  # uvicorn shows where
-        kind = ERROR_TABLE[31500]
-        problem = Problem(
-            type=problem_type("internal"),
-            title=kind.description,
-            status=500,
-            detail="the relay failed; its log says more",
-            code=kind.code,
-        )
-        return problem_response(problem)
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    del request
+    if isinstance(error, RequestValidationError):
+        places = [
+            {"at": ".".join(str(part) for part in e["loc"]), "problem": e["msg"]}
+            for e in error.errors()
+        ]
+        return problem_response(invalid_body(places))
+    if isinstance(error, ValidationError):
+        return problem_response(problem_of_validation(error))
+    raise error
 
-    app.add_exception_handler(Refusal, refused)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(ValidationError, invalid)
-    app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(Exception, failed)
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    del request
+    if not isinstance(error, HTTPException):
+        raise error
+    if error.status_code == 400:
+        # FastAPI's word for a body that it cannot even read as JSON.
+        return problem_response(invalid_body([{"at": "body", "problem": "not valid JSON"}]))
+    slugs = {404: "not-found", 405: "method-not-allowed", 413: "too-large"}
+    problem = Problem(
+        type=problem_type(slugs.get(error.status_code, "http")),
+        title=error.detail,
+        status=error.status_code,
+        detail=f"{error.detail}: see /docs for what there is",
+    )
+    return problem_response(problem, error.headers)
+
+
+async def _failed(request: Request, error: Exception) -> JSONResponse:
+    log.error(
+        "request failed", path=request.url.path, error=type(error).__name__
+    )  # uvicorn shows where
+    kind = ERROR_TABLE[31500]
+    problem = Problem(
+        type=problem_type("internal"),
+        title=kind.description,
+        status=500,
+        detail="the relay failed; its log says more",
+        code=kind.code,
+    )
+    return problem_response(problem)
+
+
+_HANDLERS = {
+    Refusal: _refused,
+    RequestValidationError: _invalid,
+    ValidationError: _invalid,
+    HTTPException: _http_error,
+    Exception: _failed,
+}
 
 
 def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:

@@ -9,7 +9,7 @@ from push.auth import Actor
 from push.calls import Invite
 from push.invites import invite_from_json, invite_from_twiml
 from signaling.answers import CallAnswer, CallListAnswer
-from signaling.errors import Forbidden
+from signaling.errors import Forbidden, InvalidInput
 from signaling.identifiers import CallSid, CallSidField, DeviceId, Identity, IdentityField
 from signaling.requests import InviteRequest, OperationRequest, RejectRequest
 from signaling.rules import Accept, Cancel, Command, End, Quit, Received, Reject
@@ -55,7 +55,9 @@ async def list_calls(
     actor: ActorDep,
     identity: Annotated[IdentityField | None, Query(description="Whose calls")] = None,
     count: Annotated[int, Query(ge=1, description="Over 100 counts as 100")] = 20,
-    next_: Annotated[int, Query(alias="next", ge=0, description="0 from the newest")] = 0,
+    next_: Annotated[
+        int, Query(alias="next", ge=0, le=2**63 - 1, description="0 from the newest")
+    ] = 0,
 ) -> CallListAnswer:
     """Calls, newest first. A token sees its identity's; an API key sees all, or one identity's."""
     if actor.identity is not None and identity not in (None, actor.identity):
@@ -162,6 +164,10 @@ async def _invite(
             new_sid=services.calls.new_sid,
             at=services.calls.now(),
             idempotency_key=idempotency_key,
+        )
+    if media_type not in ("", "application/json"):
+        raise InvalidInput(
+            f"Content-Type {media_type[:80]}: send application/json, or application/xml for TwiML"
         )
     return invite_from_json(
         InviteRequest.model_validate_json(body),

@@ -1,0 +1,200 @@
+"""What the tests of the relay share: a real relay for a whole module, devices on raw MQTT, and a
+view into its tables that does not go through the relay."""
+
+import asyncio
+import hashlib
+import itertools
+import json
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from typing import Any
+
+import aiomqtt
+import httpx
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from bellwire.relay_process import RelayProcess
+from signaling.identifiers import DeviceId
+from signaling.topics import call_topic, request_topic, response_topic
+from tests.conftest import PATIENCE_S
+
+PROBLEM_TYPE = "application/problem+json"
+_numbers = itertools.count(1)
+
+
+def fresh(name: str) -> str:
+    """A name that no other test of this run uses."""
+    return f"{name}-{next(_numbers)}"
+
+
+@dataclass(frozen=True)
+class Running:
+    """A relay at work and the operator's HTTP client of it."""
+
+    relay: RelayProcess
+    http: httpx.AsyncClient
+
+    def tables(self, *, without: tuple[str, ...] = ()) -> dict[str, tuple[int, str]]:
+        """Each table's row count and a digest of its rows. `sqlite_sequence` tells whether a
+        delivery was ever owed; `outbox` itself is left out, since it empties by itself."""
+        with closing(sqlite3.connect(f"file:{self.relay.data}/relay.db?mode=ro", uri=True)) as file:
+            names = [
+                name
+                for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+                if name != "outbox" and name not in without
+            ]
+            return {
+                name: (
+                    len(rows := file.execute(f"SELECT * FROM {name}").fetchall()),  # noqa: S608
+                    hashlib.sha256(repr(sorted(map(repr, rows))).encode()).hexdigest(),
+                )
+                for name in names
+            }
+
+    async def token(self, identity: str, device: str | None = None) -> dict[str, str]:
+        """The header that shows an access token of this identity."""
+        body = {"identity": identity} | ({} if device is None else {"device_id": device})
+        answer = await self.http.post("/v1/tokens", json=body)
+        assert answer.status_code == 201, answer.text
+        return {"Authorization": f"Bearer {answer.json()['token']}"}
+
+    async def register(self, device: str, identity: str | None = None) -> dict[str, str]:
+        """Registers a device with the MQTT channel; returns its broker access."""
+        answer = await self.http.put(
+            f"/v1/devices/{device}",
+            json={
+                "identity": identity or device,
+                "channels": [{"kind": "mqtt"}],
+                "rotate_credentials": True,
+            },
+        )
+        assert answer.is_success, answer.text
+        access: dict[str, str] = answer.json()["mqtt"]
+        return access
+
+    async def called(self, *invitees: str, **body: Any) -> str:  # noqa: ANN401 - JSON
+        """Makes a call that rings longer than any test; returns its SID."""
+        invite = {"to": list(invitees), "timeout": 600, **body}
+        answer = await self.http.post("/v1/calls", json=invite)
+        assert answer.status_code == 201, answer.text
+        sid: str = answer.json()["call_sid"]
+        return sid
+
+    async def do(self, sid: str, operation: str, **body: Any) -> httpx.Response:  # noqa: ANN401
+        """Does an operation with the API key."""
+        return await self.http.post(f"/v1/calls/{sid}/{operation}", json=body)
+
+    async def call(self, sid: str) -> dict[str, Any]:
+        """A call as it stands."""
+        call: dict[str, Any] = (await self.http.get(f"/v1/calls/{sid}")).json()
+        return call
+
+    def stranger(self) -> httpx.AsyncClient:
+        """A client without credentials."""
+        return httpx.AsyncClient(base_url=self.relay.access.url, timeout=PATIENCE_S)
+
+
+@asynccontextmanager
+async def serving(relay: RelayProcess) -> AsyncIterator[Running]:
+    """A relay that runs, with a client."""
+    access = relay.access
+    headers = {"Authorization": f"Bearer {access.api_key}"}
+    async with httpx.AsyncClient(base_url=access.url, headers=headers, timeout=PATIENCE_S) as http:
+        yield Running(relay, http)
+
+
+class Device:
+    """A device on raw MQTT: what came on its call topic, in order, and the answers it got."""
+
+    def __init__(self, name: str, client: aiomqtt.Client) -> None:
+        self.name = name
+        self.mqtt = client
+        self.events: list[dict[str, Any]] = []
+        self._read = 0
+
+    async def until(self, event: str, call_sid: str | None = None) -> dict[str, Any]:
+        """Waits for an event (of a call); what came before stays in `events`."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                while self._read < len(self.events):
+                    document = self.events[self._read]
+                    self._read += 1
+                    if document["event"] == event and call_sid in (None, document["call_sid"]):
+                        return document
+                await self._take()
+
+    async def ask(self, document: object) -> dict[str, Any]:
+        """Sends a request (bytes as they are) and returns its answer."""
+        request = document if isinstance(document, bytes) else json.dumps(document).encode()
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        properties.ResponseTopic = response_topic(DeviceId(self.name))
+        await self.mqtt.publish(
+            request_topic(DeviceId(self.name)), request, qos=1, properties=properties
+        )
+        async with asyncio.timeout(PATIENCE_S):
+            while (answer := await self._take()) is None:
+                pass
+            return answer
+
+    def seen(self, event: str, call_sid: str | None = None) -> int:
+        """How often an event (of a call) has come so far."""
+        return sum(
+            document["event"] == event and call_sid in (None, document["call_sid"])
+            for document in self.events
+        )
+
+    async def _take(self) -> dict[str, Any] | None:
+        """The next message: an answer is returned, an event is kept."""
+        message = await anext(aiter(self.mqtt.messages))
+        assert isinstance(message.payload, bytes)
+        document: dict[str, Any] = json.loads(message.payload)
+        if message.topic.matches(response_topic(DeviceId(self.name))):
+            return document
+        self.events.append(document)
+        return None
+
+
+def broker_client(access: dict[str, str], name: str) -> aiomqtt.Client:
+    """An MQTT 5 client that shows these credentials."""
+    host, _, port = access["url"].removeprefix("mqtt://").partition(":")
+    return aiomqtt.Client(
+        host,
+        int(port),
+        username=access["username"],
+        password=access["password"],
+        identifier=name,
+        protocol=aiomqtt.ProtocolVersion.V5,
+    )
+
+
+@asynccontextmanager
+async def listening(
+    running: Running, device: str, identity: str | None = None
+) -> AsyncIterator[Device]:
+    """A registered device that hears its call topic and its answers."""
+    async with broker_client(await running.register(device, identity), device) as client:
+        await client.subscribe(call_topic(DeviceId(device)), qos=1)
+        await client.subscribe(response_topic(DeviceId(device)), qos=1)
+        yield Device(device, client)
+
+
+def assert_problem(answer: httpx.Response, status: int, slug: str | None = None) -> dict[str, Any]:
+    """The problem document of a refusal, checked for its form."""
+    assert answer.status_code == status, f"{answer.status_code} {answer.text[:500]}"
+    assert answer.headers["content-type"].partition(";")[0] == PROBLEM_TYPE
+    problem: dict[str, Any] = answer.json()
+    assert problem["status"] == status
+    assert isinstance(problem["title"], str) and problem["title"]
+    assert isinstance(problem["detail"], str) and problem["detail"]
+    assert problem["type"].startswith("/problems/")
+    if slug is not None:
+        assert problem["type"] == f"/problems/{slug}"
+    return problem
+
+
+def states(call: dict[str, Any]) -> dict[str, str]:
+    """Each user's state."""
+    return {user["identity"]: user["state"] for user in call["users"]}
