@@ -1,16 +1,25 @@
 """What this device says and hears on its topics: call events in, requests out, presence always."""
 
 import asyncio
+import hashlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from importlib.metadata import version
 
 import structlog
 from pydantic import ValidationError
 
 from broker.address import BrokerAddress
-from broker.session import Farewell, Incoming, NotConnected, RequestTimeout, Session, Sleep
+from broker.session import (
+    Farewell,
+    Incoming,
+    NotConnected,
+    PublishRefused,
+    RequestTimeout,
+    Session,
+    Sleep,
+)
 from signaling.answers import CallAnswer, DeviceResponse, Problem
 from signaling.errors import CallError
 from signaling.events import CallEvent, parse_event
@@ -55,7 +64,7 @@ class Link:
         self._listeners: list[EventListener] = []
         self._session = Session(
             address,
-            device,
+            _client_id(address, device),
             session_expiry_s=_SESSION_EXPIRY_S,
             response_topic=response_topic(device),
             farewell=Farewell(
@@ -93,10 +102,8 @@ class Link:
         """Holds the session until cancelled; then says that this device is away."""
         await self._session.run()
 
-    async def ask(
-        self, operation: DeviceOperation, *, until: datetime, now: Callable[[], datetime]
-    ) -> CallAnswer:
-        """Asks the relay, again and again while no answer comes, until a moment.
+    async def ask(self, operation: DeviceOperation, *, within: timedelta) -> CallAnswer:
+        """Asks the relay, again and again while no answer comes, for a while.
 
         Every operation is idempotent for the same device, so that asking twice does nothing twice.
 
@@ -105,13 +112,17 @@ class Link:
             CallError: 31408, no answer came in time.
         """
         document = operation.model_dump_json(by_alias=True, exclude_none=True).encode()
-        while (left := until - now()) > timedelta(0):
+        loop = asyncio.get_running_loop()
+        until = loop.time() + within.total_seconds()
+        while (left_s := until - loop.time()) > 0:
             try:
-                async with asyncio.timeout(left.total_seconds()):
+                async with asyncio.timeout(left_s):
                     await self._session.wait_connected()
                     answer = await self._session.request(
                         request_topic(self._device), document, timeout_s=_REQUEST_TIMEOUT_S
                     )
+            except PublishRefused as error:
+                raise CallError(31201, str(error)) from error
             except (NotConnected, RequestTimeout, TimeoutError) as error:
                 log.warning("request not answered", operation=operation.operation, error=str(error))
                 continue
@@ -138,6 +149,13 @@ class Link:
             self._seen.popitem(last=False)
         for listener in self._listeners:
             listener(event, message)
+
+
+def _client_id(address: BrokerAddress, device: DeviceId) -> str:
+    """The name of this device's session: a broker disconnects whoever has a name that another comes
+    under, so this one is not to be guessed, and a device with a new password inherits no session."""
+    secret = hashlib.sha256(f"{device}\n{address.password}".encode()).hexdigest()
+    return f"{device}-{secret[:16]}"
 
 
 def _call_in(answer: bytes) -> CallAnswer:

@@ -56,6 +56,11 @@ log = structlog.get_logger(__name__)
 _PERSISTENCE = timedelta(minutes=5)
 """How long a hang-up or rejection is repeated while the relay is away."""
 
+_NEWS_IS_LATE = timedelta(seconds=5)
+"""How long after an outgoing call's own end the relay's word of it may take."""
+
+_TURNS = 3
+
 Watcher = Callable[[Call], None]
 
 
@@ -87,6 +92,7 @@ class Phone:
         self._call: Call | None = None
         self._early: list[CallEvent] = []
         self._tasks: asyncio.TaskGroup | None = None
+        self._tasks_of_call: set[asyncio.Task[None]] = set()
         self._watchers: list[Watcher] = []
         link.listen(self._take_event)
         link.on_connected(self._catch_up_soon)
@@ -132,7 +138,7 @@ class Phone:
             return
         self._silence()
         self._move(call, CallStatus.CONNECTING)
-        self._spawn(self._accept(call))
+        self._spawn_for_call(self._accept(call))
 
     def _hang_up(self) -> None:
         call = self._call
@@ -143,10 +149,10 @@ class Phone:
             self._close(call, "rejected here")
         elif call.direction is Direction.OUTGOING and call.status is not CallStatus.OPEN:
             if call.sid:
-                self._tell(DeviceCancel(operation="cancel", call_sid=call.sid))
+                self._spawn(self._withdraw(call.sid))
             self._close(call, "cancelled here")
         else:
-            self._tell(DeviceQuit(operation="quit", call_sid=call.sid))
+            self._spawn(self._leave(call.sid))
             self._close(call, "hung up here")
 
     def _dial(self, button: str) -> None:
@@ -173,7 +179,10 @@ class Phone:
         self._early.clear()
         self._call = call
         self._move(call, CallStatus.CONNECTING)
+        # It lives on past a hang-up: only its answer tells which call is to be cancelled.
         self._spawn(self._invite(call, invite))
+        ringing = timedelta(seconds=self._settings.call_timeout_s)
+        self._spawn_for_call(self._give_up_after(call, ringing + _NEWS_IS_LATE))
 
     # What the relay says
 
@@ -214,8 +223,8 @@ class Phone:
         )
         self._call = call
         self._move(call, CallStatus.PENDING)
-        self._spawn(self._confirm(call))
-        self._spawn(self._stop_ringing_after(call, left))
+        self._spawn_for_call(self._confirm(call))
+        self._spawn_for_call(self._give_up_after(call, left))
 
     def _follow(self, call: Call, event: CallEvent) -> None:
         match event:
@@ -242,11 +251,18 @@ class Phone:
         """Learns, after the broker was away, what became of the call meanwhile."""
         self._show_status()
         if self._call is not None and self._call.sid:
-            self._spawn(self._catch_up(self._call))
+            self._spawn_for_call(self._catch_up(self._call))
 
     async def _catch_up(self, call: Call) -> None:
-        shown = await self._ask(call, DeviceShow(operation="show", call_sid=call.sid))
-        if shown is None or self._call is not call:
+        show = DeviceShow(operation="show", call_sid=call.sid)
+        try:
+            shown = await self._link.ask(show, within=_PERSISTENCE)
+        except RequestRefused as refused:
+            self._close(call, str(refused))
+            return
+        except CallError as error:
+            # Silence says nothing of the call: an open one goes on, a ringing one ends by itself.
+            log.warning("state of the call not learnt", call_sid=call.sid, error=str(error))
             return
         own = next((u for u in shown.users if u.identity == self._settings.identity), None)
         here = own is not None and own.main_device in (None, self._settings.device_id)
@@ -267,7 +283,7 @@ class Phone:
 
     async def _accept(self, call: Call) -> None:
         accepted = await self._ask(call, DeviceAccept(operation="accept", call_sid=call.sid))
-        if accepted is not None and self._call is call:
+        if accepted is not None:
             self._open(call)
 
     async def _invite(self, call: Call, invite: DeviceInvite) -> None:
@@ -276,7 +292,7 @@ class Phone:
             return
         call.sid = CallSid(made.call_sid)
         if self._call is not call:
-            self._tell(DeviceCancel(operation="cancel", call_sid=call.sid))
+            await self._withdraw(call.sid)
             return
         log.info("call made", call_sid=call.sid, to=call.to)
         for event in self._early:
@@ -284,28 +300,64 @@ class Phone:
                 self._follow(call, event)
 
     async def _ask(self, call: Call, operation: DeviceOperation) -> CallAnswer | None:
-        """The relay's answer about the call in hand; without one the call is over here."""
+        """The relay's answer about the call in hand; without one the call is over here, and the
+        relay is told so, in case it was the answer that was lost."""
         try:
-            return await self._link.ask(operation, until=call.expires_at, now=self._now)
-        except (RequestRefused, CallError) as error:
-            log.warning("request failed", operation=operation.operation, error=str(error))
-            if self._call is call:
-                self._close(call, str(error))
-            return None
+            return await self._link.ask(operation, within=call.expires_at - self._now())
+        except RequestRefused as error:
+            log.warning("request refused", operation=operation.operation, error=str(error))
+            reason = str(error)
+        except CallError as error:
+            log.warning("request not answered", operation=operation.operation, error=str(error))
+            reason = str(error)
+            if isinstance(operation, DeviceAccept):
+                self._spawn(self._leave(call.sid))
+        if self._call is call:
+            self._close(call, reason)
+        return None
 
     def _tell(self, operation: DeviceOperation) -> None:
         """Tells the relay something that holds here whatever it answers."""
-        self._spawn(self._tell_until_heard(operation))
 
-    async def _tell_until_heard(self, operation: DeviceOperation) -> None:
+        async def tell() -> None:
+            await self._tell_until_heard(operation)
+
+        self._spawn(tell())
+
+    async def _tell_until_heard(self, operation: DeviceOperation) -> str | None:
+        """Tells the relay something, again and again; returns the state that it refused it for."""
         try:
-            await self._link.ask(operation, until=self._now() + _PERSISTENCE, now=self._now)
-        except (RequestRefused, CallError) as error:
+            await self._link.ask(operation, within=_PERSISTENCE)
+        except RequestRefused as error:
             log.info("relay did not take it", operation=operation.operation, error=str(error))
+            return error.problem.state or ""
+        except CallError as error:
+            log.warning("relay not told", operation=operation.operation, error=str(error))
+        return None
 
-    async def _stop_ringing_after(self, call: Call, left: timedelta) -> None:
+    async def _withdraw(self, call_sid: CallSid) -> None:
+        """Gives up an outgoing call; where somebody has just accepted it, hangs up."""
+        if await self._tell_until_heard(DeviceCancel(operation="cancel", call_sid=call_sid)):
+            await self._leave(call_sid)
+
+    async def _leave(self, call_sid: CallSid) -> None:
+        """Hangs up. An accept may still be on its way, so where the relay does not yet know of one
+        the invite is rejected instead."""
+        for _ in range(_TURNS):
+            state = await self._tell_until_heard(DeviceQuit(operation="quit", call_sid=call_sid))
+            if state is None or not UserState(state).pending:
+                return
+            state = await self._tell_until_heard(
+                DeviceReject(operation="reject", call_sid=call_sid)
+            )
+            if state is None or UserState(state) is not UserState.ACCEPTED:
+                return
+
+    async def _give_up_after(self, call: Call, left: timedelta) -> None:
         await self._sleep(left.total_seconds())
-        if self._call is call and call.status is CallStatus.PENDING:
+        if call.status in (CallStatus.PENDING, CallStatus.CONNECTING, CallStatus.RINGING):
+            if call.direction is Direction.OUTGOING and call.sid:
+                self._spawn(self._withdraw(call.sid))
             self._close(call, "not answered in time")
 
     # Where the call stands
@@ -319,6 +371,11 @@ class Phone:
     def _close(self, call: Call, reason: str) -> None:
         self._silence()
         self._call = None
+        asking = asyncio.current_task()
+        for task in self._tasks_of_call:
+            if task is not asking:
+                task.cancel()
+        self._tasks_of_call.clear()
         call.ended_because = reason
         self._move(call, CallStatus.CLOSED)
 
@@ -351,8 +408,15 @@ class Phone:
             pattern = Pattern.IN_CALL
         self._panel.status_light.show(pattern)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
         if self._tasks is None:
             work.close()
-        else:
-            self._tasks.create_task(work)
+            return None
+        return self._tasks.create_task(work)
+
+    def _spawn_for_call(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does something that ends with the call in hand."""
+        task = self._spawn(work)
+        if task is not None:
+            self._tasks_of_call.add(task)
+            task.add_done_callback(self._tasks_of_call.discard)

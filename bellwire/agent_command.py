@@ -1,6 +1,8 @@
 """`bellwire agent`."""
 
 import asyncio
+import os
+import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -73,12 +75,12 @@ async def _watch(up: asyncio.Event) -> None:
 
 async def _press_by_lines(station: "SimulatedStation", stop: asyncio.Event) -> None:
     """Presses a button for each line of standard input. Its end is no reason to stop."""
+    kind = os.fstat(sys.stdin.fileno()).st_mode
+    if not (sys.stdin.isatty() or stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
+        return  # A file or nothing at all: nobody types.
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
-    try:
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    except (ValueError, OSError):
-        return  # A file or nothing at all: nobody types.
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     async for line in reader:
         key = line.decode(errors="replace").strip()
         if key == "q":

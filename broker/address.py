@@ -70,9 +70,11 @@ def parse_broker_url(
         port = parts.port
     except ValueError as error:
         raise InvalidInput(f"broker URL: {error}") from error
+    if port == 0:
+        raise InvalidInput("broker URL: port 0 is no broker's")
     return BrokerAddress(
         host=parts.hostname,
-        port=port or _PORTS[parts.scheme],
+        port=_PORTS[parts.scheme] if port is None else port,
         tls=parts.scheme == "mqtts",
         username=username or parts.username,
         password=password,

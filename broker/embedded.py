@@ -76,8 +76,9 @@ def find_dynamic_security_plugin() -> Path:
         Unavailable: it is not there.
     """
     for folder in (Path("/usr/lib"), Path("/usr/local/lib"), Path("/opt/homebrew/lib")):
-        for found in sorted(folder.glob("**/mosquitto_dynamic_security.so")):
-            return found
+        for level in ("", "*/", "*/*/"):  # Debian: /usr/lib/aarch64-linux-gnu/
+            for found in sorted(folder.glob(f"{level}mosquitto_dynamic_security.so")):
+                return found
     raise Unavailable(
         "mosquitto's dynamic-security plugin is not installed: it comes with mosquitto 2"
     )

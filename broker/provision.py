@@ -15,6 +15,7 @@ from broker.dynamic_security import (
 from broker.session import Incoming, NotConnected, Session
 from signaling.errors import InvalidInput, Unavailable
 from signaling.identifiers import DeviceId
+from signaling.topics import presence_topic
 
 _TIMEOUT_S = 10.0
 _ALREADY_GONE = ("Client not found", "Role not found")
@@ -77,6 +78,10 @@ class DynamicSecurity:
         """See `Provisioner.revoke`."""
         await self._refuse_foreign(device)
         await self._run(*_removal(device), tolerate=_ALREADY_GONE)
+        try:
+            await self._session.publish(presence_topic(device), b"", retain=True)
+        except NotConnected as error:
+            raise Unavailable(f"the broker kept the device's presence: {error}") from error
 
     async def _refuse_foreign(self, device: DeviceId) -> None:
         """Keeps the relay's own account, and the operator's, from being taken for a device's."""

@@ -10,18 +10,19 @@ import asyncio
 import math
 import random
 import secrets
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import structlog
-from aiomqtt import Client, Message, MqttError, ProtocolVersion, Will
+from aiomqtt import Message, MqttCodeError, MqttError, Will
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from broker.address import BrokerAddress
+from broker.client import Client, PublishRefusedError, client_of
+from signaling.errors import Unauthenticated
 
 log = structlog.get_logger(__name__)
 
@@ -29,12 +30,22 @@ Sleep = Callable[[float], Awaitable[None]]
 
 _BACKOFF_FIRST_S = 0.25
 _BACKOFF_LONGEST_S = 30.0
-_KEEPALIVE_S = 20
 _PUBLISH_TIMEOUT_S = 10.0
+_FAREWELL_S = 0.5
+_REFUSED_CREDENTIALS = (4, 5, 0x86, 0x87)
+"""MQTT 3.1.1 and MQTT 5: bad user name or password, not authorized."""
 
 
 class NotConnected(ConnectionError):
     """The broker could not be reached, or was lost before it confirmed."""
+
+
+class PublishRefused(NotConnected):
+    """The broker is there and does not take this message: there is no right to its topic."""
+
+
+class NotAuthorized(Unauthenticated):
+    """The broker does not take these credentials, and never has since this session began."""
 
 
 class RequestTimeout(TimeoutError):
@@ -106,6 +117,7 @@ class Session:
         self._client: Client | None = None
         self._lost: asyncio.Future[None] | None = None
         self._up = asyncio.Event()
+        self._was_connected = False
         self._requests: dict[bytes, asyncio.Future[bytes]] = {}
         if response_topic is not None:
             self.subscribe(response_topic, self._take_response)
@@ -133,7 +145,12 @@ class Session:
         self._lost_hooks.append(hook)
 
     async def run(self) -> None:
-        """Holds the session until cancelled."""
+        """Holds the session until cancelled.
+
+        Raises:
+            NotAuthorized: the broker refuses the credentials of a session that was never connected;
+                one that was goes on trying.
+        """
         attempt = 0
         while True:
             try:
@@ -141,6 +158,11 @@ class Session:
                     attempt = 0
                     await self._consume(client)
             except* (MqttError, NotConnected, OSError) as errors:
+                if not self._was_connected and _are_refused(errors):
+                    raise NotAuthorized(
+                        f"the broker {self.address.url} refuses the credentials of"
+                        f" {self.address.username or self.client_id}: give it new ones"
+                    ) from None
                 wait_s = backoff_s(attempt)
                 attempt += 1
                 log.warning(
@@ -166,6 +188,7 @@ class Session:
 
         Raises:
             NotConnected: the broker is not there, or was lost before it confirmed.
+            PublishRefused: the broker does not take it.
         """
         client, lost = self._client, self._lost
         if client is None or lost is None or lost.done():
@@ -195,6 +218,8 @@ class Session:
             raise NotConnected("the broker was lost before it confirmed")
         try:
             confirmed.result()
+        except PublishRefusedError as error:
+            raise PublishRefused(f"the broker refuses a message on {topic}: {error}") from error
         except MqttError as error:
             raise NotConnected(f"the broker did not confirm: {error}") from error
 
@@ -227,24 +252,15 @@ class Session:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Client]:
-        connect = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        connect.SessionExpiryInterval = self._session_expiry_s
-        client = Client(
-            self.address.host,
-            self.address.port,
-            username=self.address.username,
-            password=self.address.password,
-            identifier=self.client_id,
-            protocol=ProtocolVersion.V5,
-            clean_start=self._session_expiry_s == 0,
-            properties=connect,
-            keepalive=_KEEPALIVE_S,
+        client = client_of(
+            self.address,
+            self.client_id,
+            session_expiry_s=self._session_expiry_s,
             will=self._will(),
-            tls_context=self.address.tls_context(),
-            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
         )
         client.pending_calls_threshold = 10_000
         async with client:
+            self._was_connected = True
             self._client = client
             self._lost = asyncio.get_running_loop().create_future()
             try:
@@ -304,8 +320,9 @@ class Session:
         if self._farewell is None:
             return
         try:
-            await self.publish(self._farewell.topic, self._farewell.payload, retain=True)
-        except NotConnected as error:
+            async with asyncio.timeout(_FAREWELL_S):
+                await self.publish(self._farewell.topic, self._farewell.payload, retain=True)
+        except (NotConnected, TimeoutError) as error:
             log.info("farewell not sent", error=str(error))
 
     def _will(self) -> Will | None:
@@ -316,6 +333,15 @@ class Session:
         return Will(
             self._farewell.topic, self._farewell.payload, qos=1, retain=True, properties=properties
         )
+
+
+def _are_refused(errors: BaseExceptionGroup[BaseException]) -> bool:
+    """Whether the broker has answered a connection with "bad user name or password" or "not authorized"."""
+    error = errors.exceptions[0]
+    if not isinstance(error, MqttCodeError):
+        return False
+    code = getattr(error.rc, "value", error.rc)
+    return code in _REFUSED_CREDENTIALS
 
 
 def _incoming(message: Message) -> Incoming:

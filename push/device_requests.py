@@ -67,7 +67,7 @@ class DeviceRequests:
             self._tasks.create_task(self._serve(message))
 
     def _take_presence(self, message: Incoming) -> None:
-        if self._tasks is not None and not message.retained:
+        if self._tasks is not None and message.payload and not message.retained:
             self._tasks.create_task(self._serve_presence(message))
 
     async def _serve(self, message: Incoming) -> None:

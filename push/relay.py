@@ -7,7 +7,7 @@ the database; last the broker, if it is the relay's own child.
 import asyncio
 import fcntl
 import json
-import os
+import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -93,7 +93,7 @@ async def _serve(
     now: Callable[[], datetime],
 ) -> None:
     metrics = Metrics()
-    session = Session(address, f"bellwire-relay-{os.getpid()}")
+    session = Session(address, f"bellwire-relay-{secrets.token_hex(8)}")
     provisioner = DynamicSecurity(session)
     channels = {"mqtt": MqttChannel(session)}
     outbox = Outbox(database, channels, metrics, now=now)

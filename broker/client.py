@@ -1,0 +1,76 @@
+"""aiomqtt's client, told apart where it hides what the broker says: a publish that the broker refuses
+(MQTT 5, PUBACK reason code 128 and above) counts there as confirmed."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from aiomqtt import Client as AiomqttClient
+from aiomqtt import MqttError, ProtocolVersion, Will
+from paho.mqtt.client import Client as PahoClient
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from broker.address import BrokerAddress
+
+_KEEPALIVE_S = 20
+_TIMEOUT_S = 5.0
+
+
+class PublishRefusedError(MqttError):
+    """The broker has refused a message."""
+
+
+class Client(AiomqttClient):
+    """See `aiomqtt.Client`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - handed on as they are
+        super().__init__(*args, **kwargs)
+        self._refused: dict[int, str] = {}
+
+    def _on_publish(
+        self,
+        client: PahoClient,
+        userdata: Any,  # noqa: ANN401 - paho's own signature
+        mid: int,
+        reason_code: ReasonCode,
+        properties: Properties,
+    ) -> None:
+        if reason_code.is_failure and mid in self._pending_publishes:
+            self._refused[mid] = str(reason_code)
+        super()._on_publish(client, userdata, mid, reason_code, properties)
+
+    @contextmanager
+    def _pending_call(self, mid: int, value: Any, pending: dict[int, Any]) -> Iterator[None]:  # noqa: ANN401
+        try:
+            with super()._pending_call(mid, value, pending):
+                yield
+            if mid in self._refused:
+                raise PublishRefusedError(self._refused[mid])
+        finally:
+            self._refused.pop(mid, None)
+
+
+def client_of(
+    address: BrokerAddress, client_id: str, *, session_expiry_s: int = 0, will: Will | None = None
+) -> Client:
+    """An MQTT 5 client. With `session_expiry_s` 0 it begins anew and leaves nothing behind."""
+    connect = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    connect.SessionExpiryInterval = session_expiry_s
+    return Client(
+        address.host,
+        address.port,
+        username=address.username,
+        password=address.password,
+        identifier=client_id,
+        protocol=ProtocolVersion.V5,
+        clean_start=session_expiry_s == 0,
+        properties=connect,
+        keepalive=_KEEPALIVE_S,
+        will=will,
+        tls_context=address.tls_context(),
+        socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
+        timeout=_TIMEOUT_S,
+    )

@@ -1,0 +1,33 @@
+"""One broker for the tests of a module; each test's desk is a device of its own."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from broker.provision import DynamicSecurity
+from broker.session import Session
+from tests.agent.desk import Desk, Exchange, desk_at
+from tests.broker.running import RunningBroker, held, soon
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def exchange(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Exchange]:
+    async with RunningBroker(tmp_path_factory.mktemp("exchange")) as broker:
+        session = Session(broker.address, "provisioner", sleep=soon)
+        provisioner = DynamicSecurity(session)
+        async with held(session):
+            yield Exchange(broker, provisioner)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def desk(exchange: Exchange) -> AsyncIterator[Desk]:
+    async with desk_at(exchange) as at_work:
+        yield at_work
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def far_desk(exchange: Exchange) -> AsyncIterator[Desk]:
+    """A desk that can be cut off from the broker while all others are not."""
+    async with desk_at(exchange, over_wire=True) as at_work:
+        yield at_work
