@@ -1,0 +1,55 @@
+"""The `bellwire` command as people run it: a process, its exit code and what it says."""
+
+import asyncio
+import os
+import sys
+from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tests.conftest import PATIENCE_S
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    err: str
+
+    def must_say_in_one_line(self, *words: str) -> None:
+        """It failed as every command fails: exit code 1 and one line that says what to do."""
+        assert self.code == 1, (self.out, self.err)
+        assert self.err.startswith("error: "), self.err
+        assert self.err.count("\n") == 1, self.err
+        for word in words:
+            assert word in self.err
+
+
+def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's, without what would set up a relay, on a terminal that does not break lines."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("BELLWIRE_") and name not in ("NOTIFY_SOCKET", "STATE_DIRECTORY")
+    }
+    return {**kept, "COLUMNS": "300", "NO_COLOR": "1", **(more or {})}
+
+
+async def bellwire(*arguments: object, more: Mapping[str, str] | None = None) -> Ended:
+    """Runs a command to its end, with nothing to read."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bellwire", *map(str, arguments)),
+        stdin=DEVNULL,
+        stdout=PIPE,
+        stderr=PIPE,
+        env=environment(more),
+    )
+    try:
+        async with asyncio.timeout(2 * PATIENCE_S):
+            out, err = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise
+    assert process.returncode is not None
+    return Ended(process.returncode, out.decode(), err.decode())
