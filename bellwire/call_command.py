@@ -39,7 +39,7 @@ def call(
 ) -> None:
     """Calls identities and shows who answers. Ctrl-C cancels a call that nobody has answered."""
     if bool(to) == bool(twiml):
-        fail("say whom to call, or give --twiml FILE")
+        fail("say whom to call, or give --twiml FILE: one of the two")
     with RelayClient(find_relay(relay, data, api_key_file)) as client:
         if twiml is not None:
             made = client.create_call_from_twiml(_read(twiml))

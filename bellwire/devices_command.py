@@ -18,7 +18,9 @@ from signaling.requests import ChannelRequest, DeviceRequest
 devices = typer.Typer(no_args_is_help=True, help="Adds, lists and removes devices.")
 
 
-@devices.command("add")
+@devices.command(
+    "add", epilog="Example: `bellwire devices add desk-1 --identity desk --out desk.toml`"
+)
 @reported
 def add(
     device_id: Annotated[
@@ -88,7 +90,7 @@ def add(
     )
 
 
-@devices.command("list")
+@devices.command("list", epilog="Example: `bellwire devices list`")
 @reported
 def list_devices(
     relay: RelayOption = None, data: DataOption = None, api_key_file: KeyFileOption = None
@@ -107,7 +109,7 @@ def list_devices(
     Console().print(table)
 
 
-@devices.command("remove")
+@devices.command("remove", epilog="Example: `bellwire devices remove desk-1`")
 @reported
 def remove(
     device_id: Annotated[str, typer.Argument(metavar="ID", help="The device.")],

@@ -24,13 +24,19 @@ app = typer.Typer(
     help="Rings intercoms, desk phones, mobiles and browsers, on servers you own.",
     epilog="Start with `bellwire demo`, or with `bellwire relay` and docs/getting-started.md.",
 )
-app.command("relay")(relay_command.relay)
-app.command("agent")(agent_command.agent)
-app.command("call")(call_command.call)
+app.command(
+    "relay", epilog="Example: `bellwire relay --listen 0.0.0.0:8080 --data /var/lib/bellwire`"
+)(relay_command.relay)
+app.command("agent", epilog="Example: `bellwire agent --config desk.toml --simulate`")(
+    agent_command.agent
+)
+app.command("call", epilog="Example: `bellwire call desk --from lobby --param reason=parcel`")(
+    call_command.call
+)
 app.add_typer(devices, name="devices")
-app.command("token")(token_command.token)
-app.command("doctor")(doctor_command.doctor)
-app.command("demo")(demo_command.demo)
+app.command("token", epilog="Example: `bellwire token alice --ttl 3600`")(token_command.token)
+app.command("doctor", epilog="Example: `bellwire doctor --config desk.toml`")(doctor_command.doctor)
+app.command("demo", epilog="Example: `bellwire demo --once`")(demo_command.demo)
 
 
 def _show_version(wanted: bool) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 import httpx
 import typer
@@ -23,6 +23,8 @@ from signaling.answers import (
 )
 from signaling.errors import InvalidInput, Refusal, Unavailable
 from signaling.requests import DeviceRequest, TokenRequest
+
+A = TypeVar("A", bound=BaseModel)
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 _TIMEOUT_S = 15.0
@@ -127,45 +129,41 @@ class RelayClient:
 
     def create_call(self, invite: Mapping[str, Any]) -> CallAnswer:
         """Makes a call from a JSON body."""
-        return CallAnswer.model_validate(self._ask("POST", "/v1/calls", body=invite))
+        return self._ask(CallAnswer, "POST", "/v1/calls", body=invite)
 
     def create_call_from_twiml(self, document: bytes) -> CallAnswer:
         """Makes a call from TwiML."""
-        return CallAnswer.model_validate(
-            self._ask("POST", "/v1/calls", content=document, media_type="application/xml")
+        return self._ask(
+            CallAnswer, "POST", "/v1/calls", content=document, media_type="application/xml"
         )
 
     def call(self, call_sid: str) -> CallAnswer:
         """A call as it stands."""
-        return CallAnswer.model_validate(self._ask("GET", f"/v1/calls/{call_sid}"))
+        return self._ask(CallAnswer, "GET", f"/v1/calls/{call_sid}")
 
     def calls(self, count: int = 20) -> CallListAnswer:
         """The newest calls."""
-        return CallListAnswer.model_validate(self._ask("GET", f"/v1/calls?count={count}"))
+        return self._ask(CallListAnswer, "GET", f"/v1/calls?count={count}")
 
     def operate(self, call_sid: str, operation: str, body: Mapping[str, Any]) -> CallAnswer:
         """Does an operation to a call."""
-        return CallAnswer.model_validate(
-            self._ask("POST", f"/v1/calls/{call_sid}/{operation}", body=body)
-        )
+        return self._ask(CallAnswer, "POST", f"/v1/calls/{call_sid}/{operation}", body=body)
 
     def put_device(self, device_id: str, request: DeviceRequest) -> DeviceAnswer:
         """Registers a device."""
-        return DeviceAnswer.model_validate(
-            self._ask("PUT", f"/v1/devices/{device_id}", body=request)
-        )
+        return self._ask(DeviceAnswer, "PUT", f"/v1/devices/{device_id}", body=request)
 
     def devices(self) -> DeviceListAnswer:
         """All devices."""
-        return DeviceListAnswer.model_validate(self._ask("GET", "/v1/devices"))
+        return self._ask(DeviceListAnswer, "GET", "/v1/devices")
 
     def delete_device(self, device_id: str) -> None:
         """Removes a device."""
-        self._ask("DELETE", f"/v1/devices/{device_id}")
+        self._granted("DELETE", f"/v1/devices/{device_id}")
 
     def issue_token(self, request: TokenRequest) -> TokenAnswer:
         """An access token."""
-        return TokenAnswer.model_validate(self._ask("POST", "/v1/tokens", body=request))
+        return self._ask(TokenAnswer, "POST", "/v1/tokens", body=request)
 
     def get(self, path: str) -> httpx.Response:
         """The plain answer of a path: for `bellwire doctor`.
@@ -177,27 +175,45 @@ class RelayClient:
 
     def _ask(
         self,
+        answer: type[A],
         method: str,
         path: str,
         *,
         body: BaseModel | Mapping[str, Any] | None = None,
         content: bytes | None = None,
         media_type: str = "application/json",
-    ) -> Any:  # noqa: ANN401 - JSON, validated by the caller
+    ) -> A:
         if isinstance(body, BaseModel):
             content = body.model_dump_json(exclude_none=True).encode()
         elif body is not None:
             content = json.dumps(body).encode()
+        response = self._granted(method, path, content=content, media_type=media_type)
+        try:
+            return answer.model_validate_json(response.content)
+        except ValidationError as error:
+            raise self._no_relay(response) from error
+
+    def _granted(
+        self,
+        method: str,
+        path: str,
+        *,
+        content: bytes | None = None,
+        media_type: str = "application/json",
+    ) -> httpx.Response:
         response = self._send(method, path, content=content, media_type=media_type)
         if response.is_success:
-            return response.json() if response.content else None
+            return response
         try:
             problem = Problem.model_validate_json(response.content)
         except ValidationError as error:
-            raise Unavailable(
-                f"{self.url} answered {response.status_code}, but not as a Bellwire relay does"
-            ) from error
+            raise self._no_relay(response) from error
         raise RelayRefused(problem)
+
+    def _no_relay(self, response: httpx.Response) -> Unavailable:
+        return Unavailable(
+            f"{self.url} answered {response.status_code}, but not as a Bellwire relay does"
+        )
 
     def _send(
         self,

@@ -1,5 +1,5 @@
-"""aiomqtt's client, told apart where it hides what the broker says: a publish that the broker refuses
-(MQTT 5, PUBACK reason code 128 and above) counts there as confirmed."""
+"""aiomqtt's client, mended where it hides what the broker says: a publish that the broker refuses, or
+that nobody hears (MQTT 5, reason code of PUBACK), counts there as confirmed."""
 
 import socket
 from collections.abc import Iterator
@@ -19,8 +19,16 @@ _KEEPALIVE_S = 20
 _TIMEOUT_S = 5.0
 
 
+_NO_MATCHING_SUBSCRIBERS = 0x10
+"""MQTT 5, section 3.4.2.1: the message is accepted and there is nobody to have it."""
+
+
 class PublishRefusedError(MqttError):
     """The broker has refused a message."""
+
+
+class NobodyListensError(MqttError):
+    """The broker has taken a message and thrown it away: nobody has subscribed to its topic."""
 
 
 class Client(AiomqttClient):
@@ -28,7 +36,7 @@ class Client(AiomqttClient):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - handed on as they are
         super().__init__(*args, **kwargs)
-        self._refused: dict[int, str] = {}
+        self._not_delivered: dict[int, MqttError] = {}
 
     def _on_publish(
         self,
@@ -38,8 +46,11 @@ class Client(AiomqttClient):
         reason_code: ReasonCode,
         properties: Properties,
     ) -> None:
-        if reason_code.is_failure and mid in self._pending_publishes:
-            self._refused[mid] = str(reason_code)
+        if mid in self._pending_publishes:
+            if reason_code.is_failure:
+                self._not_delivered[mid] = PublishRefusedError(str(reason_code))
+            elif reason_code.value == _NO_MATCHING_SUBSCRIBERS:
+                self._not_delivered[mid] = NobodyListensError(str(reason_code))
         super()._on_publish(client, userdata, mid, reason_code, properties)
 
     @contextmanager
@@ -47,10 +58,10 @@ class Client(AiomqttClient):
         try:
             with super()._pending_call(mid, value, pending):
                 yield
-            if mid in self._refused:
-                raise PublishRefusedError(self._refused[mid])
+            if mid in self._not_delivered:
+                raise self._not_delivered[mid]
         finally:
-            self._refused.pop(mid, None)
+            self._not_delivered.pop(mid, None)
 
 
 def client_of(

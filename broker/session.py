@@ -21,7 +21,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from broker.address import BrokerAddress
-from broker.client import Client, PublishRefusedError, client_of
+from broker.client import Client, NobodyListensError, PublishRefusedError, client_of
 from signaling.errors import Unauthenticated
 
 log = structlog.get_logger(__name__)
@@ -42,6 +42,10 @@ class NotConnected(ConnectionError):
 
 class PublishRefused(NotConnected):
     """The broker is there and does not take this message: there is no right to its topic."""
+
+
+class NobodyListens(NotConnected):
+    """The broker is there and whom the message is for is not, nor is it kept for them."""
 
 
 class NotAuthorized(Unauthenticated):
@@ -183,10 +187,13 @@ class Session:
         expires_in_s: float | None = None,
         response_topic: str | None = None,
         correlation: bytes | None = None,
+        to_somebody: bool = False,
     ) -> None:
-        """Publishes at QoS 1 and returns when the broker has confirmed it.
+        """Publishes at QoS 1 and returns when the broker has confirmed it. `to_somebody` says that a
+        message that nobody hears has failed.
 
         Raises:
+            NobodyListens: nobody has subscribed to the topic, and `to_somebody` is set.
             NotConnected: the broker is not there, or was lost before it confirmed.
             PublishRefused: the broker does not take it.
         """
@@ -220,6 +227,9 @@ class Session:
             confirmed.result()
         except PublishRefusedError as error:
             raise PublishRefused(f"the broker refuses a message on {topic}: {error}") from error
+        except NobodyListensError as error:
+            if to_somebody:
+                raise NobodyListens(f"nobody listens on {topic}") from error
         except MqttError as error:
             raise NotConnected(f"the broker did not confirm: {error}") from error
 

@@ -175,9 +175,11 @@ class Calls:
         return await self._database.read(lambda c: find_device(c, device))
 
     async def send_live_invites(self, device_id: DeviceId) -> None:
-        """Sends a device that came online the invites of its identity that are still alive."""
+        """Sends a device that came online the invites of its identity that are still alive, and what
+        did not reach it while it was away."""
         owed = await self._database.write(partial(self._owe_live_invites, device_id=device_id))
         self._outbox.dispatch(owed)
+        await self._outbox.retry_now("mqtt", device_id)
 
     async def forget_old(self, keep_idempotency: timedelta) -> None:
         """Forgets Idempotency-Keys that are older than `keep_idempotency`."""

@@ -13,7 +13,7 @@ from functools import partial
 import structlog
 
 from push.alarm import Alarm, Sleep
-from push.channels.channel import Channel, DeliveryFailed
+from push.channels.channel import Channel, DeliveryFailed, DeviceAway
 from push.metrics import Metrics
 from push.store.call_rows import to_ms
 from push.store.database import Database
@@ -25,6 +25,7 @@ from push.store.outbox_rows import (
     settle,
     take_due,
 )
+from signaling.identifiers import DeviceId
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +34,8 @@ _SWEEP_LIMIT = 200
 _LONGEST_SWEEP_WAIT_S = 5.0
 _RETRY_FIRST_S = 0.5
 _RETRY_LONGEST_S = 15.0
+_AWAY_S = 30.0
+"""A device that is away says when it comes; should that be lost, this is how long it may cost."""
 
 
 class Outbox:
@@ -68,9 +71,9 @@ class Outbox:
         for delivery in deliveries:
             self._tasks.create_task(self._try(delivery))
 
-    async def retry_now(self, kind: str) -> None:
-        """Makes what failed over a kind of channel due: its way is open again."""
-        await self._database.write(lambda c: make_failed_due(c, kind, to_ms(self._now())))
+    async def retry_now(self, kind: str, device: DeviceId | None = None) -> None:
+        """Makes what failed over a kind of channel due, to all devices or to one: its way is open."""
+        await self._database.write(lambda c: make_failed_due(c, kind, to_ms(self._now()), device))
         self._alarm.ring()
 
     async def run(self) -> None:
@@ -94,6 +97,10 @@ class Outbox:
         try:
             with self._metrics.delivery_seconds.labels(delivery.kind).time():
                 await channel.send(delivery, left_s)
+        except DeviceAway as error:
+            self._metrics.deliveries.labels(delivery.kind, "away").inc()
+            await self._put_off(delivery, str(error), longest_s=_AWAY_S, first_s=_AWAY_S)
+            return
         except DeliveryFailed as error:
             self._metrics.deliveries.labels(delivery.kind, "failed").inc()
             await self._put_off(delivery, str(error))
@@ -101,9 +108,16 @@ class Outbox:
         self._metrics.deliveries.labels(delivery.kind, "sent").inc()
         self._forget(delivery)
 
-    async def _put_off(self, delivery: Delivery, reason: str) -> None:
+    async def _put_off(
+        self,
+        delivery: Delivery,
+        reason: str,
+        *,
+        first_s: float = _RETRY_FIRST_S,
+        longest_s: float = _RETRY_LONGEST_S,
+    ) -> None:
         wait_s = random.uniform(0.5, 1.0) * min(  # noqa: S311 - jitter, no secret
-            _RETRY_LONGEST_S, _RETRY_FIRST_S * 2 ** min(delivery.attempts, 10)
+            longest_s, first_s * 2 ** min(delivery.attempts, 10)
         )
         due_ms = to_ms(self._now()) + int(wait_s * 1000)
         log.warning(

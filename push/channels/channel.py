@@ -11,6 +11,10 @@ class DeliveryFailed(Exception):
     """The attempt failed and another may succeed."""
 
 
+class DeviceAway(DeliveryFailed):
+    """The device is not there: another attempt is worth while once it has come."""
+
+
 class Channel(Protocol):
     """One kind of way to reach devices."""
 
@@ -29,5 +33,6 @@ class Channel(Protocol):
 
         Raises:
             DeliveryFailed: it was not.
+            DeviceAway: it was not, since the device is away.
         """
         ...

@@ -1,7 +1,7 @@
 """MQTT 5 to a device's own topic: QoS 1, never retained, expiring with the event."""
 
-from broker.session import NotConnected, Session
-from push.channels.channel import DeliveryFailed
+from broker.session import NobodyListens, NotConnected, Session
+from push.channels.channel import DeliveryFailed, DeviceAway
 from push.store.device_rows import ChannelRow
 from push.store.outbox_rows import Delivery
 from signaling.errors import TooLarge
@@ -39,7 +39,12 @@ class MqttChannel:
         """See `Channel.send`."""
         try:
             await self._session.publish(
-                call_topic(delivery.device_id), delivery.payload.encode(), expires_in_s=left_s
+                call_topic(delivery.device_id),
+                delivery.payload.encode(),
+                expires_in_s=left_s,
+                to_somebody=True,
             )
+        except NobodyListens as error:
+            raise DeviceAway(str(error)) from error
         except NotConnected as error:
             raise DeliveryFailed(str(error)) from error

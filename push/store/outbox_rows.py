@@ -72,7 +72,7 @@ def take_due(
     rows = connection.execute(
         select(outbox)
         .where(outbox.c.due_ms <= now_ms)
-        .order_by(outbox.c.due_ms)
+        .order_by(outbox.c.due_ms, outbox.c.delivery_id)
         .limit(limit)
         .with_for_update(skip_locked=True)
     ).all()
@@ -114,13 +114,14 @@ def make_all_due(connection: Connection, now_ms: int) -> None:
     connection.execute(update(outbox).values(due_ms=now_ms).where(outbox.c.due_ms > now_ms))
 
 
-def make_failed_due(connection: Connection, kind: str, now_ms: int) -> None:
-    """Makes the deliveries of a kind that have failed before due now."""
-    connection.execute(
-        update(outbox)
-        .values(due_ms=now_ms)
-        .where(outbox.c.kind == kind, outbox.c.attempts > 0, outbox.c.due_ms > now_ms)
-    )
+def make_failed_due(
+    connection: Connection, kind: str, now_ms: int, device: DeviceId | None = None
+) -> None:
+    """Makes the deliveries of a kind that have failed before due now: all, or those to one device."""
+    failed = (outbox.c.kind == kind) & (outbox.c.attempts > 0) & (outbox.c.due_ms > now_ms)
+    if device is not None:
+        failed &= outbox.c.device_id == device
+    connection.execute(update(outbox).values(due_ms=now_ms).where(failed))
 
 
 def next_due_ms(connection: Connection) -> int | None:

@@ -37,6 +37,16 @@ def test_help_says_what_the_command_and_each_of_its_options_is_for(
             assert (parameter.metavar or parameter.opts[0]) in shown.output
 
 
+@pytest.mark.parametrize(
+    "path",
+    [path for path, command in COMMANDS if not getattr(command, "commands", {})],
+    ids=" ".join,
+)
+def test_help_ends_with_a_command_to_paste(path: tuple[str, ...]) -> None:
+    shown = CliRunner().invoke(app, [*path, "--help"], env=WIDE)
+    assert f"Example: bellwire {' '.join(path)}" in " ".join(shown.output.split())
+
+
 def test_every_command_of_the_architecture_is_there() -> None:
     names = {" ".join(path) for path, _ in COMMANDS}
     assert names >= {

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.push.support import Device, Running, fresh, listening
+from signaling.identifiers import DeviceId
+from signaling.presence import Presence, presence_document
+from signaling.topics import call_topic, presence_topic
+from tests.push.support import Device, Running, broker_client, fresh, listening
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -222,3 +225,24 @@ async def test_two_devices_that_accept_in_one_instant_have_exactly_one_winner(
         assert of_bob["main_device"] == (scene.desk if won else scene.mobile).name
         loser = scene.mobile if won else scene.desk
         assert (await loser.until("call.cancelled", sid))["reason"] == "answered_elsewhere"
+
+
+async def test_events_for_a_device_that_the_broker_does_not_know_wait_until_it_comes(
+    running: Running,
+) -> None:
+    alice, bob = map(fresh, ("alice", "bob"))
+    access = await running.register(alice)
+    await running.register(bob)
+    sid = await running.called(bob, **{"from": alice})
+    await running.do(sid, "reject", identity=bob)
+    async with broker_client(access, alice) as client:
+        device = Device(alice, client)
+        await client.subscribe(call_topic(DeviceId(alice)), qos=1)
+        presence = presence_document(Presence(online=True))
+        await client.publish(presence_topic(DeviceId(alice)), presence, qos=1, retain=True)
+        await device.until("call.ended", sid)
+    assert [event["event"] for event in device.events] == [
+        "call.created",
+        "call.user_state_changed",
+        "call.ended",
+    ]
