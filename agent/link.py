@@ -21,11 +21,11 @@ from broker.session import (
     Sleep,
 )
 from signaling.answers import CallAnswer, DeviceResponse, Problem
+from signaling.device_operations import DeviceOperation
 from signaling.errors import CallError
 from signaling.events import CallEvent, parse_event
 from signaling.identifiers import DeviceId
 from signaling.presence import Presence, presence_document
-from signaling.requests import DeviceOperation
 from signaling.topics import call_topic, presence_topic, request_topic, response_topic
 
 log = structlog.get_logger(__name__)

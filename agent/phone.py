@@ -29,6 +29,16 @@ from hardware.panel import (
 from hardware.status_light import Pattern
 from signaling.answers import CallAnswer
 from signaling.calls import CallState, RejectStatus, UserState
+from signaling.device_operations import (
+    DeviceAccept,
+    DeviceCancel,
+    DeviceInvite,
+    DeviceOperation,
+    DeviceQuit,
+    DeviceReceived,
+    DeviceReject,
+    DeviceShow,
+)
 from signaling.errors import CallError
 from signaling.events import (
     CallCancelled,
@@ -39,17 +49,7 @@ from signaling.events import (
     CallUserStateChanged,
 )
 from signaling.identifiers import CallSid
-from signaling.requests import (
-    DeviceAccept,
-    DeviceCancel,
-    DeviceInvite,
-    DeviceOperation,
-    DeviceQuit,
-    DeviceReceived,
-    DeviceReject,
-    DeviceShow,
-    GroupReference,
-)
+from signaling.requests import GroupReference
 
 log = structlog.get_logger(__name__)
 

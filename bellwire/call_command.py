@@ -1,21 +1,17 @@
 """`bellwire call`: a call from the terminal."""
 
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
+from bellwire.call_view import call_table, watch_call
 from bellwire.failures import fail, reported
 from bellwire.relay_client import DataOption, KeyFileOption, RelayClient, RelayOption, find_relay
 from signaling.answers import CallAnswer
-from signaling.calls import CallState
+from signaling.calls import CallState, CallType, Mode
 from signaling.params import unique_parameters
-
-_POLL_S = 0.25
 
 
 @reported
@@ -24,6 +20,15 @@ def call(
         list[str] | None, typer.Argument(metavar="[NAME]...", help="The identities to call.")
     ] = None,
     from_: Annotated[str | None, typer.Option("--from", metavar="NAME", help="Who calls.")] = None,
+    group: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Call all members of a group instead.")
+    ] = None,
+    mode: Annotated[
+        Mode, typer.Option(help="advanced: users may invite, join and end.")
+    ] = Mode.COMMON,
+    call_type: Annotated[
+        CallType, typer.Option("--type", help="What is to be exchanged.")
+    ] = CallType.AUDIO,
     timeout: Annotated[float, typer.Option(min=1, max=600, help="Seconds to ring.")] = 60,
     param: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A custom parameter.")
@@ -31,54 +36,59 @@ def call(
     twiml: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A TwiML document that says it all.")
     ] = None,
+    sid: Annotated[
+        str | None, typer.Option(metavar="SID", help="Show a call that there is already.")
+    ] = None,
     watch: Annotated[bool, typer.Option(help="Show the call until it has ended.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the call as JSON.")] = False,
     relay: RelayOption = None,
     data: DataOption = None,
     api_key_file: KeyFileOption = None,
 ) -> None:
-    """Calls identities and shows who answers. Ctrl-C cancels a call that nobody has answered."""
-    if bool(to) == bool(twiml):
-        fail("say whom to call, or give --twiml FILE: one of the two")
+    """Calls identities and shows, live, who answers.
+
+    Meanwhile type, or pipe in line by line: `invite NAME...`, `join NAME` (both in advanced mode),
+    `message TEXT`, `cancel` (while nobody has answered), `end`, or `leave` to let the call go on.
+    Ctrl-C cancels a call that nobody has answered.
+    """
+    if sum(map(bool, (to, group, twiml, sid))) != 1:
+        fail("say whom to call, or give one of --group NAME, --twiml FILE and --sid SID")
+    invite: dict[str, Any] = {
+        "to": to or {"group": group},
+        "mode": mode,
+        "call_type": call_type,
+        "timeout": timeout,
+        "custom_parameters": _parameters(param or []),
+    }
+    if from_ is not None:
+        invite["from"] = from_
+    console = Console()
     with RelayClient(find_relay(relay, data, api_key_file)) as client:
-        if twiml is not None:
-            made = client.create_call_from_twiml(_read(twiml))
+        if sid is not None:
+            shown = client.call(sid)
+        elif twiml is not None:
+            shown = client.create_call_from_twiml(_read(twiml))
         else:
-            invite: dict[str, Any] = {
-                "to": to,
-                "timeout": timeout,
-                "custom_parameters": _parameters(param or []),
-            }
-            made = client.create_call(invite | ({} if from_ is None else {"from": from_}))
+            shown = client.create_call(invite)
         if watch and not as_json:
-            made = _watch(client, made)
+            shown = _watch(client, shown, console)
     if as_json:
-        Console(soft_wrap=True).out(made.model_dump_json(by_alias=True))
+        Console(soft_wrap=True).out(shown.model_dump_json(by_alias=True))
+    elif not watch:
+        console.print(shown.call_sid, call_table(shown))
 
 
-def _watch(client: RelayClient, shown: CallAnswer) -> CallAnswer:
+def _watch(client: RelayClient, shown: CallAnswer, console: Console) -> CallAnswer:
     try:
-        with Live(_table(shown), refresh_per_second=8) as live:
-            while shown.state is not CallState.ENDED:
-                time.sleep(_POLL_S)
-                shown = client.call(shown.call_sid)
-                live.update(_table(shown))
+        shown = watch_call(client, shown, console)
     except KeyboardInterrupt:
+        shown = client.call(shown.call_sid)
         if shown.state is CallState.RINGING:
-            client.operate(shown.call_sid, "cancel", {})
-            Console().print("Cancelled.")
-        else:
-            Console().print(f"The call goes on: see it with GET /v1/calls/{shown.call_sid}")
+            shown = client.operate(shown.call_sid, "cancel", {})
+            console.print("Cancelled.")
+    if shown.state is not CallState.ENDED:
+        console.print(f"The call goes on: see it with bellwire call --sid {shown.call_sid}")
     return shown
-
-
-def _table(shown: CallAnswer) -> Table:
-    table = Table("Identity", "State", "Device", title=f"{shown.call_sid} · {shown.state}")
-    for user in shown.users:
-        table.add_row(user.identity, user.state, user.main_device or "")
-    for missing in shown.error_invitees:
-        table.add_row(missing.identity, f"[red]{missing.reason}[/]", "")
-    return table
 
 
 def _parameters(pairs: list[str]) -> dict[str, str]:

@@ -2,8 +2,6 @@
 
 import asyncio
 import sys
-import termios
-import tty
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from rich.text import Text
 
 from agent.call import Call, CallStatus
 from bellwire.demo_stage import Stage, Station, demo_stage
+from bellwire.keyboard import single_keys
 
 _FRAMES_PER_S = 12
 _EVENTS_SHOWN = 10
@@ -125,14 +124,11 @@ def _other_party(call: Call | None) -> str:
 
 @contextmanager
 def _keys_into(take: Callable[[str], None]) -> Iterator[None]:
-    """Hands each key typed to `take`, without waiting for Enter and without echo."""
-    terminal = sys.stdin.fileno()
-    before = termios.tcgetattr(terminal)
+    """Hands each key typed to `take`."""
     loop = asyncio.get_running_loop()
-    tty.setcbreak(terminal)
-    loop.add_reader(terminal, lambda: take(sys.stdin.read(1)))
-    try:
-        yield
-    finally:
-        loop.remove_reader(terminal)
-        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+    with single_keys() as terminal:
+        loop.add_reader(terminal, lambda: take(sys.stdin.read(1)))
+        try:
+            yield
+        finally:
+            loop.remove_reader(terminal)

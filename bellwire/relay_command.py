@@ -26,7 +26,8 @@ def relay(
         typer.Option(metavar="URL", help="An MQTT 5 broker, mqtt(s)://HOST:PORT. [own mosquitto]"),
     ] = None,
     database: Annotated[
-        str | None, typer.Option(metavar="URL", help="A database. [SQLite in DIR]")
+        str | None,
+        typer.Option(metavar="URL", help="postgresql://USER@HOST/NAME. [SQLite in DIR]"),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A TOML file with any of the settings.")
@@ -43,7 +44,10 @@ def relay(
 
     Every setting may also stand in a TOML file or in the environment as BELLWIRE_NAME; flags win
     over the environment, the environment over the file. A broker's password goes into
-    BELLWIRE_BROKER_PASSWORD.
+    BELLWIRE_BROKER_PASSWORD; a database URL with a password into BELLWIRE_DATABASE, since flags can
+    be seen in the process list.
+
+    Relays that are given the same --database and --broker share the work; each has a DIR of its own.
     """
     try:
         import uvloop

@@ -14,7 +14,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import aiomqtt
 
@@ -22,38 +21,16 @@ from agent.call import CallStatus
 from agent.main import Agent
 from bellwire.demo_stage import register_station
 from bellwire.logs import configure_logs
-from bellwire.relay_client import RelayAccess, RelayClient
+from bellwire.relay_client import RelayClient
 from bellwire.relay_process import RelayProcess
 from bellwire.simulated_station import SimulatedStation
+from bench.http_connection import HttpConnection
 from bench.measures import percentile, print_result
 from signaling.events import CallReceived, event_document
 from signaling.identifiers import DeviceId
 from signaling.topics import call_topic
 
 _WARM_UP = 20
-
-
-class HttpConnection:
-    """One kept-alive HTTP/1.1 connection that adds next to nothing to what it measures."""
-
-    def __init__(self, access: RelayAccess) -> None:
-        self._url = urlsplit(access.url)
-        self._key = access.api_key
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
-        """The status and body of the answer."""
-        if self._streams is None:
-            self._streams = await asyncio.open_connection(self._url.hostname, self._url.port)
-        reader, writer = self._streams
-        writer.write(
-            f"POST {path} HTTP/1.1\r\nHost: {self._url.netloc}\r\nAuthorization: Bearer {self._key}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-            + body
-        )
-        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-        length = int(head.partition("content-length:")[2].partition("\r\n")[0])
-        return int(head.split(" ", 2)[1]), await reader.readexactly(length)
 
 
 class DurableCommit:
@@ -131,7 +108,12 @@ async def measure(rounds: int) -> None:
                     working = tasks.create_task(agent.run())
                     await agent.link.wait_connected()
                     await _measure_rounds(
-                        rounds, HttpConnection(relay.access), fingers, agent, bare, Path(folder)
+                        rounds,
+                        HttpConnection(relay.access.url, relay.access.api_key),
+                        fingers,
+                        agent,
+                        bare,
+                        Path(folder),
                     )
                     working.cancel()
 

@@ -55,12 +55,17 @@ class Client(AiomqttClient):
 
     @contextmanager
     def _pending_call(self, mid: int, value: Any, pending: dict[int, Any]) -> Iterator[None]:  # noqa: ANN401
+        """As aiomqtt's, but without its count of all pending calls, which makes each call cost as
+        much as there are."""
+        if mid in pending:
+            raise MqttError(f"there is a pending call for message {mid} already")
+        pending[mid] = value
         try:
-            with super()._pending_call(mid, value, pending):
-                yield
+            yield
             if mid in self._not_delivered:
                 raise self._not_delivered[mid]
         finally:
+            pending.pop(mid, None)
             self._not_delivered.pop(mid, None)
 
 

@@ -46,13 +46,14 @@ class Provisioner(Protocol):
 class DynamicSecurity:
     """Provisioning through mosquitto's dynamic-security plugin.
 
-    Commands are answered on one topic for all, so they go one batch at a time.
+    Commands are answered on one topic for all relays, so they go one batch at a time, each marked.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._turn = asyncio.Lock()
         self._answer: asyncio.Future[Json] | None = None
+        self._mark = ""
         session.subscribe(CONTROL_RESPONSE_TOPIC, self._take_answer)
 
     async def grant(self, device: DeviceId) -> str:
@@ -99,10 +100,12 @@ class DynamicSecurity:
     async def _run(self, *commands: Json, tolerate: tuple[str, ...] = ()) -> list[Json]:
         async with self._turn:
             self._answer = asyncio.get_running_loop().create_future()
+            self._mark = secrets.token_hex(8)
+            marked = [{**command, "correlationData": self._mark} for command in commands]
             try:
                 async with asyncio.timeout(_TIMEOUT_S):
                     await self._session.publish(
-                        CONTROL_TOPIC, json.dumps({"commands": commands}).encode()
+                        CONTROL_TOPIC, json.dumps({"commands": marked}).encode()
                     )
                     answer = await self._answer
             except (NotConnected, TimeoutError) as error:
@@ -119,8 +122,10 @@ class DynamicSecurity:
         return responses
 
     def _take_answer(self, message: Incoming) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(json.loads(message.payload))
+        answer: Json = json.loads(message.payload)
+        marks = {response.get("correlationData") for response in answer.get("responses", [])}
+        if self._answer is not None and not self._answer.done() and marks == {self._mark}:
+            self._answer.set_result(answer)
 
 
 def _removal(device: DeviceId) -> tuple[Json, Json]:

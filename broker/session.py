@@ -260,6 +260,19 @@ class Session:
         finally:
             del self._requests[correlation]
 
+    async def read_retained(self, topic_filter: str) -> None:
+        """Has the broker send the retained messages of a filter once, to the handlers that its
+        topics have; what is published later on it does not come by this.
+
+        Raises:
+            NotConnected: the broker is not there.
+        """
+        client = self._client
+        if client is None:
+            raise NotConnected(f"no connection to the broker {self.address.url}")
+        await client.subscribe(topic_filter, options=SubscribeOptions(qos=1))
+        await client.unsubscribe(topic_filter)
+
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Client]:
         client = client_of(
@@ -268,7 +281,6 @@ class Session:
             session_expiry_s=self._session_expiry_s,
             will=self._will(),
         )
-        client.pending_calls_threshold = 10_000
         async with client:
             self._was_connected = True
             self._client = client

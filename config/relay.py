@@ -49,9 +49,14 @@ class RelaySettings(BaseSettings):
     device_broker: Annotated[
         str | None, Field(description="the broker's URL as devices reach it, where it differs")
     ] = None
-    database: Annotated[str | None, Field(description="database URL; none: SQLite in `data`")] = (
-        None
-    )
+    database: Annotated[
+        SecretStr | None,
+        Field(description="postgresql://USER@HOST/NAME; none: SQLite in `data`"),
+    ] = None
+    not_received_after_s: Annotated[
+        float,
+        Field(ge=3, le=5, description="seconds until a checked invite counts as NotYetReceived"),
+    ] = 5.0
     issuer: str = "bellwire"
     max_body_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024
     idempotency_keep_s: Annotated[int, Field(ge=60)] = 24 * 3600

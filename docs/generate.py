@@ -25,6 +25,7 @@ from push.metrics import Metrics
 from push.problems import problem_of
 from signaling import answers, errors, requests, topics
 from signaling.calls import UserState
+from signaling.device_operations import DeviceOperation
 from signaling.errors import OperationRefused, Refusal
 from signaling.events import CallEvent
 from signaling.identifiers import DeviceId
@@ -211,6 +212,10 @@ def bodies() -> str:
         requests.InviteRequest,
         requests.OperationRequest,
         requests.RejectRequest,
+        requests.InviteMoreRequest,
+        requests.MessageRequest,
+        requests.FeedbackRequest,
+        requests.GroupRequest,
         requests.DeviceRequest,
         requests.TokenRequest,
     )
@@ -222,6 +227,9 @@ def replies() -> str:
     models = (
         answers.CallAnswer,
         answers.CallListAnswer,
+        answers.MessageAnswer,
+        answers.GroupAnswer,
+        answers.GroupListAnswer,
         answers.DeviceAnswer,
         answers.DeviceListAnswer,
         answers.TokenAnswer,
@@ -230,10 +238,10 @@ def replies() -> str:
 
 
 def operations() -> str:
-    """The requests that a device may send over MQTT."""
+    """The requests that a device may send over MQTT and WebSocket."""
     return sections(
         (_tag(model, "operation"), model, taken(model, {"operation"}))
-        for model in _members(requests.DeviceOperation)
+        for model in _members(DeviceOperation)
     )
 
 
@@ -304,6 +312,8 @@ def _command(path: str, command: Any) -> str:  # noqa: ANN401 - Typer's own clic
         records = [parameter.get_help_record(context) for parameter in command.params]
     options = [[f"`{names}`", inline(purpose)] for names, purpose in filter(None, records)]
     parts = [f"## {path}\n", f"```text\n{usage}\n```\n", f"{paragraphs(command.help)}\n"]
+    if command.epilog:
+        parts.append(f"{inline(command.epilog)}\n")
     return "\n".join([*parts, table(["option", "what it is"], options)] if options else parts)
 
 

@@ -19,8 +19,16 @@ def table(heads: list[str], rows: Iterable[list[str]]) -> str:
 def sections(models: Iterable[tuple[str, type[BaseModel], str]]) -> str:
     """A section for each heading, model, and table of its fields."""
     return "\n".join(
-        f"### {head}\n\n{inline(model.__doc__)}\n\n{fields}" for head, model, fields in models
+        f"### {head}\n\n{_purpose(model)}\n\n{fields}" for head, model, fields in models
     )
+
+
+def _purpose(model: type[BaseModel]) -> str:
+    """What a model says it is. Where it says "See `Base`.", what the base says stands in place of that."""
+    text = inline(model.__doc__)
+    for base in model.__mro__[1:]:
+        text = text.replace(f"See `{base.__name__}`.", inline(base.__doc__))
+    return text
 
 
 def taken(model: type[BaseModel], left_out: Collection[str] = ()) -> str:
@@ -80,8 +88,13 @@ def _scalar(described: dict[str, Any]) -> str:
     kind = {"date-time": "RFC 3339 time"}.get(kind, kind)
     low, high = (described.get(bound) for bound in ("minimum", "maximum"))
     longest = described.get("maxLength")
-    limits = f" {low:g} to {high:g}" if low is not None and high is not None else ""
+    limits = "" if low is None else f" {low:g} to {high:g}" if _tells(high) else f" from {low:g}"
     return f"{kind}{limits}" + (f" up to {longest} characters" if longest else "")
+
+
+def _tells(high: float | None) -> bool:
+    """Whether an upper bound says something to a reader, rather than how the number is stored."""
+    return high is not None and high < 2**53
 
 
 def _json_default(described: dict[str, Any]) -> str:

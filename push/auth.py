@@ -9,7 +9,7 @@ import hmac
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from signaling.identifiers import DeviceId, Identity
 from signaling.tokens import AUDIENCE, AccessTokenClaims
 
 API_KEY_PREFIX = "bwk_"
+_RELOAD_EVERY = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ class Actor:
 
     identity: Identity | None = None
     device: DeviceId | None = None
+    until: datetime | None = None
+    """When the access token that was shown expires."""
 
     @property
     def is_server(self) -> bool:
@@ -79,14 +82,43 @@ class Actor:
         return "server" if self.identity is None else f"identity:{self.identity}"
 
 
+class _Reloaded:
+    """Looks into the database again for a key that is not known, since another relay may have made
+    it; not more than once in a while, so that guessing costs the database nothing."""
+
+    def __init__(self, now: Callable[[], datetime]) -> None:
+        self._now = now
+        self._last: datetime | None = None
+
+    def due(self) -> bool:
+        """Whether to look again now."""
+        now = self._now()
+        if self._last is not None and now - self._last < _RELOAD_EVERY:
+            return False
+        self._last = now
+        return True
+
+
 class ApiKeys:
-    """The API keys that this relay takes."""
+    """The API keys that this relay takes: those of the database."""
 
-    def __init__(self, hashes: frozenset[str]) -> None:
+    def __init__(
+        self, database: Database, hashes: frozenset[str], now: Callable[[], datetime]
+    ) -> None:
+        self._database = database
         self._hashes = hashes
+        self._reloaded = _Reloaded(now)
 
-    def holds(self, key: str) -> bool:
+    async def holds(self, key: str) -> bool:
         """Whether this is one of the keys."""
+        if self._knows(key):
+            return True
+        if not self._reloaded.due():
+            return False
+        self._hashes = await self._database.read(api_key_hashes)
+        return self._knows(key)
+
+    def _knows(self, key: str) -> bool:
         shown = _hash(key)
         known = False
         for kept in self._hashes:
@@ -94,14 +126,14 @@ class ApiKeys:
         return known
 
 
-async def open_api_keys(database: Database, key_file: Path, at: datetime) -> ApiKeys:
+async def open_api_keys(database: Database, key_file: Path, now: Callable[[], datetime]) -> ApiKeys:
     """The API keys of a database; makes this relay's own at its first start, into `key_file` (mode 600)."""
     hashes = await database.read(api_key_hashes)
     key = _own_key(key_file)
     if _hash(key) not in hashes:
-        await database.write(lambda c: add_api_key(c, _hash(key), to_ms(at)))
+        await database.write(lambda c: add_api_key(c, _hash(key), to_ms(now())))
         hashes |= {_hash(key)}
-    return ApiKeys(hashes)
+    return ApiKeys(database, hashes, now)
 
 
 def _own_key(key_file: Path) -> str:
@@ -116,19 +148,26 @@ class AccessTokens:
     """Signs and checks access tokens.
 
     Args:
+        database: Holds the keys.
         keys: The newest first: that one signs, all verify.
         issuer: The `iss` of the tokens.
         now: Tells the time.
     """
 
-    def __init__(self, keys: list[SigningKeyRow], issuer: str, now: Callable[[], datetime]) -> None:
-        self._signing_kid = keys[0].kid
-        self._signing_key = _load(keys[0].private_key)
-        self._public: dict[str, Ed25519PublicKey] = {
-            key.kid: _load(key.private_key).public_key() for key in keys
-        }
+    def __init__(
+        self,
+        database: Database,
+        keys: list[SigningKeyRow],
+        issuer: str,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._database = database
         self._issuer = issuer
         self._now = now
+        self._reloaded = _Reloaded(now)
+        self._signing_kid = keys[0].kid
+        self._signing_key = _load(keys[0].private_key)
+        self._public = _public_keys(keys)
 
     def issue(
         self, identity: Identity, device: DeviceId | None, ttl_s: int
@@ -152,14 +191,14 @@ class AccessTokens:
         )
         return token, datetime.fromtimestamp(claims.exp, tz=issued.tzinfo)
 
-    def check(self, token: str) -> Actor:
+    async def check(self, token: str) -> Actor:
         """Whom a token stands for.
 
         Raises:
             Unauthenticated: it is forged, expired, or not for this relay. Which, its text says.
         """
         try:
-            key = self._public[jwt.get_unverified_header(token).get("kid", "")]
+            key = await self._key(jwt.get_unverified_header(token).get("kid", ""))
             payload = jwt.decode(
                 token,
                 key,
@@ -175,8 +214,15 @@ class AccessTokens:
         if claims.exp <= self._now().timestamp():
             raise Unauthenticated("the access token has expired: ask your backend for a new one")
         return Actor(
-            Identity(claims.sub), None if claims.device_id is None else DeviceId(claims.device_id)
+            Identity(claims.sub),
+            None if claims.device_id is None else DeviceId(claims.device_id),
+            datetime.fromtimestamp(claims.exp, UTC),
         )
+
+    async def _key(self, kid: str) -> Ed25519PublicKey:
+        if kid not in self._public and self._reloaded.due():
+            self._public = _public_keys(await self._database.read(signing_key_rows))
+        return self._public[kid]
 
     def jwks(self) -> dict[str, Any]:
         """The public keys as a JSON Web Key Set (RFC 7517)."""
@@ -200,7 +246,11 @@ async def open_access_tokens(
         made = SigningKeyRow(kid=secrets.token_hex(8), private_key=private.decode())
         await database.write(lambda c: add_signing_key(c, made, to_ms(now())))
         keys = await database.read(signing_key_rows)
-    return AccessTokens(keys, issuer, now)
+    return AccessTokens(database, keys, issuer, now)
+
+
+def _public_keys(keys: list[SigningKeyRow]) -> dict[str, Ed25519PublicKey]:
+    return {key.kid: _load(key.private_key).public_key() for key in keys}
 
 
 def _hash(key: str) -> str:

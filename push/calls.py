@@ -1,6 +1,8 @@
 """Calls in the relay: each command is one transaction of new state and deliveries owed; what it
 owes is sent once it is committed."""
 
+import hashlib
+import json
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -11,10 +13,10 @@ import structlog
 from sqlalchemy import Connection
 
 from push.auth import Actor
-from push.channels.channel import Channel
 from push.deadlines import Deadlines
+from push.deliveries import Deliveries, Owed
 from push.metrics import Metrics
-from push.outbox import Outbox
+from push.reach import find_reach
 from push.store.call_rows import (
     all_deadlines,
     find_idempotent,
@@ -22,45 +24,32 @@ from push.store.call_rows import (
     insert_call,
     keep_idempotent,
     list_calls,
-    live_calls_of,
     load_call,
+    overdue_calls,
     save_call,
     to_ms,
 )
 from push.store.database import Database
-from push.store.device_rows import DeviceRow, devices_of, find_device
-from push.store.outbox_rows import Delivery, owe, owed_already
-from signaling.calls import Call, Unreachable
-from signaling.errors import CallNotFound, Conflict, Forbidden, NobodyToCall
-from signaling.events import CallReceived
+from push.store.feedback_rows import put_feedback
+from signaling.calls import Call, CallState
+from signaling.commands import Command, Expire, InviteMore, NewCall, Say
+from signaling.errors import CallNotFound, Conflict, Forbidden
 from signaling.identifiers import CallSid, DeviceId, Identity, new_call_sid
-from signaling.rules import (
-    Command,
-    Expire,
-    Invitee,
-    NewCall,
-    Notice,
-    Outcome,
-    Recipient,
-    apply,
-    create_call,
-    invite_event,
-)
+from signaling.requests import FeedbackFields
+from signaling.rules import Outcome, apply, create_call
 
 log = structlog.get_logger(__name__)
-
-EVENT_LIFE = timedelta(hours=1)
-"""How long an event that is no invite waits for a device that is away."""
 
 LIST_LIMIT = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Invite:
-    """A call that somebody asks for. `parameters` are an invitee's own, where they are not the call's."""
+    """A call that somebody asks for, to identities or to a group. `parameters` are an invitee's
+    own, where they are not the call's."""
 
     request: NewCall
-    to: tuple[Identity, ...]
+    to: tuple[Identity, ...] | str
     parameters: Mapping[Identity, Mapping[str, str]]
     actor: Actor
     idempotency_key: str | None = None
@@ -81,15 +70,13 @@ class Calls:
     def __init__(
         self,
         database: Database,
-        outbox: Outbox,
-        channels: Mapping[str, Channel],
+        deliveries: Deliveries,
         metrics: Metrics,
         *,
         now: Callable[[], datetime],
     ) -> None:
         self._database = database
-        self._outbox = outbox
-        self._channels = channels
+        self._deliveries = deliveries
         self._metrics = metrics
         self._now = now
         self.deadlines = Deadlines(self.expire, now=now)
@@ -108,11 +95,17 @@ class Calls:
         """Takes up the deadlines of calls that an earlier process left."""
         self.deadlines.refill(await self._database.read(all_deadlines))
 
+    async def overdue(self, by: timedelta, limit: int) -> list[CallSid]:
+        """Calls whose deadline came `by` ago or earlier and that nobody has moved since."""
+        before_ms = to_ms(self._now() - by)
+        return await self._database.read(lambda c: overdue_calls(c, before_ms, limit))
+
     async def create(self, invite: Invite) -> Created:
         """Makes a call.
 
         Raises:
             NobodyToCall: none of the invitees has a device; nothing was made.
+            NotFound: there is no such group.
             InvalidInput: as `signaling.rules.create_call`.
             TooLarge: the invite is over a channel's limit.
             Conflict: the Idempotency-Key was used with another request.
@@ -135,7 +128,9 @@ class Calls:
 
         Raises:
             CallNotFound: there is no such call.
-            OperationRefused, Forbidden: as `signaling.rules.apply`.
+            NobodyToCall: none of those who are to be invited more has a device.
+            Conflict: another message was said under this message's SID.
+            OperationRefused, Forbidden, InvalidInput: as `signaling.rules.apply`.
         """
         call, owed = await self._database.write(
             partial(self._carry_out, call_sid=call_sid, command=command)
@@ -154,12 +149,7 @@ class Calls:
             CallNotFound: there is no such call.
             Forbidden: the actor is not in it.
         """
-        call = await self._database.read(lambda c: load_call(c, call_sid))
-        if call is None:
-            raise CallNotFound(f"there is no call {call_sid}")
-        if actor.identity is not None and call.user(actor.identity) is None:
-            raise Forbidden("this call is somebody else's")
-        return call
+        return await self._database.read(lambda c: _visible(c, call_sid, actor.identity))
 
     async def list_of(
         self, identity: Identity | None, *, count: int, before: int
@@ -170,35 +160,68 @@ class Calls:
             lambda c: list_calls(c, identity, count=limit, before=before)
         )
 
-    async def device_of(self, device: DeviceId) -> DeviceRow | None:
-        """The registered device with this id, or None."""
-        return await self._database.read(lambda c: find_device(c, device))
+    async def rate(
+        self,
+        call_sid: CallSid,
+        identity: Identity,
+        device: DeviceId | None,
+        given: FeedbackFields,
+    ) -> Call:
+        """Keeps what a user says of a call's quality.
 
-    async def send_live_invites(self, device_id: DeviceId) -> None:
-        """Sends a device that came online the invites of its identity that are still alive, and what
-        did not reach it while it was away."""
-        owed = await self._database.write(partial(self._owe_live_invites, device_id=device_id))
-        self._outbox.dispatch(owed)
-        await self._outbox.retry_now("mqtt", device_id)
+        Raises:
+            CallNotFound: there is no such call.
+            Forbidden: the user is not in it.
+        """
+
+        def work(connection: Connection) -> Call:
+            call = _visible(connection, call_sid, identity)
+            put_feedback(connection, call_sid, identity, device, given, to_ms(self._now()))
+            return call
+
+        call = await self._database.write(work)
+        log.info(
+            "call rated",
+            call_sid=call_sid,
+            identity=identity,
+            score=given.score,
+            issue=given.issue,
+        )
+        return call
 
     async def forget_old(self, keep_idempotency: timedelta) -> None:
         """Forgets Idempotency-Keys that are older than `keep_idempotency`."""
         before_ms = to_ms(self._now() - keep_idempotency)
         await self._database.write(lambda c: forget_idempotent(c, before_ms))
 
-    def _after(self, call: Call, owed: list[Delivery]) -> None:
-        self._outbox.dispatch(owed)
+    def move(self, connection: Connection, call: Call, command: Command) -> tuple[Call, Owed]:
+        """Moves a call in a transaction that holds it. What it owes is sent by `settle` afterwards."""
+        outcome = apply(call, command)
+        if outcome.call != call:
+            known = {user.identity for user in call.users}
+            joined = [u.identity for u in outcome.call.users if u.identity not in known]
+            save_call(connection, outcome.call, joined)
+            self._deliveries.withdraw(connection, _invites_over(call, outcome.call))
+            self._count(call, outcome)
+        return outcome.call, self._deliveries.owe(connection, outcome.notices)
+
+    def settle(self, moved: list[tuple[Call, Owed]]) -> None:
+        """Sends what moves have owed, once they are committed, and sets the calls' deadlines."""
+        for call, owed in moved:
+            self._after(call, owed)
+
+    def _after(self, call: Call, owed: Owed) -> None:
+        self._deliveries.send(owed)
         self.deadlines.set(call.call_sid, call.next_deadline)
 
-    def _create(self, connection: Connection, invite: Invite) -> tuple[Created, list[Delivery]]:
+    def _create(self, connection: Connection, invite: Invite) -> tuple[Created, Owed]:
         repeated = self._repeated(connection, invite)
         if repeated is not None:
-            return repeated, []
+            return repeated, Owed()
         new = invite.request
-        identities = [*invite.to, *([new.caller] if new.caller is not None else [])]
-        devices = devices_of(connection, identities)
-        new = _with_invitees(new, invite, devices)
-        outcome = create_call(new)
+        reach = find_reach(connection, invite.to, new.caller, invite.parameters)
+        reach.must_reach_somebody()
+        outcome = create_call(replace(new, invitees=reach.invitees, unreachable=reach.unreachable))
         insert_call(connection, outcome.call)
         if invite.idempotency_key is not None:
             keep_idempotent(
@@ -209,7 +232,7 @@ class Calls:
                 outcome.call.call_sid,
                 to_ms(new.at),
             )
-        owed = self._owe(connection, outcome.notices, devices)
+        owed = self._deliveries.owe(connection, outcome.notices, reach.devices)
         return Created(outcome.call), owed
 
     def _repeated(self, connection: Connection, invite: Invite) -> Created | None:
@@ -227,63 +250,20 @@ class Calls:
 
     def _carry_out(
         self, connection: Connection, call_sid: CallSid, command: Command
-    ) -> tuple[Call, list[Delivery]]:
+    ) -> tuple[Call, Owed]:
         call = load_call(connection, call_sid, for_update=True)
         if call is None:
             raise CallNotFound(f"there is no call {call_sid}")
-        outcome = apply(call, command)
-        if outcome.call == call:
-            return call, []
-        save_call(connection, outcome.call)
-        self._count(call, outcome)
-        identities = {r.identity for notice in outcome.notices for r in notice.recipients}
-        devices = devices_of(connection, identities)
-        return outcome.call, self._owe(connection, outcome.notices, devices)
-
-    def _owe(
-        self, connection: Connection, notices: tuple[Notice, ...], devices: list[DeviceRow]
-    ) -> list[Delivery]:
-        deliveries = [
-            delivery
-            for notice in notices
-            for device in devices
-            if _is_meant(device, notice.recipients)
-            for delivery in self._deliveries(notice, device)
-        ]
-        return owe(connection, deliveries, self._outbox.leased_until_ms)
-
-    def _deliveries(self, notice: Notice, device: DeviceRow) -> list[Delivery]:
-        event = notice.event
-        expires = event.expires_at if isinstance(event, CallReceived) else event.at + EVENT_LIFE
-        return [
-            Delivery(
-                event.id,
-                device.device_id,
-                channel.kind,
-                self._channels[channel.kind].compose(event, channel),
-                to_ms(expires),
-            )
-            for channel in device.channels
-        ]
-
-    def _owe_live_invites(self, connection: Connection, device_id: DeviceId) -> list[Delivery]:
-        device = find_device(connection, device_id)
-        if device is None:
-            return []
-        now = self._now()
-        notices = [
-            Notice(invite_event(call, user), (Recipient(user.identity),))
-            for call in live_calls_of(connection, device.identity)
-            for user in call.pending
-            if user.identity == device.identity and user.expires_at > now
-        ]
-        under_way = owed_already(connection, [n.event.id for n in notices], device_id)
-        missing = tuple(n for n in notices if n.event.id not in under_way)
-        return self._owe(connection, missing, [device])
+        if isinstance(command, Say) and _is_repeated(connection, call_sid, command):
+            return call, Owed()
+        if isinstance(command, InviteMore):
+            command = _with_reach(connection, call, command)
+        return self.move(connection, call, command)
 
     def _count(self, before: Call, outcome: Outcome) -> None:
-        for old, new in zip(before.users, outcome.call.users, strict=True):
-            if old.state is not new.state:
+        for new in outcome.call.users:
+            old = before.user(new.identity)
+            if old is None or old.state is not new.state:
                 self._metrics.user_states.labels(new.state).inc()
                 log.info(
                     "user state changed",
@@ -295,32 +275,51 @@ class Calls:
                 )
 
 
-def _with_invitees(new: NewCall, invite: Invite, devices: list[DeviceRow]) -> NewCall:
-    """The call with who of the invited can be called, and who cannot and why."""
-    channels: dict[Identity, set[str]] = {}
-    for device in devices:
-        kinds = channels.setdefault(device.identity, set())
-        kinds.update(channel.kind for channel in device.channels)
-    reachable = tuple(
-        Invitee(identity, tuple(sorted(channels[identity])), invite.parameters.get(identity))
-        for identity in invite.to
-        if channels.get(identity)
-    )
-    unreachable: tuple[tuple[Identity, Unreachable], ...] = tuple(
-        (identity, "no_device" if identity in channels else "unknown")
-        for identity in invite.to
-        if not channels.get(identity)
-    )
-    if not reachable:
-        raise NobodyToCall(
-            "none of the invitees has a device: register one with `PUT /v1/devices/{id}`",
-            error_invitees=[{"identity": i, "reason": reason} for i, reason in unreachable],
-        )
-    return replace(new, invitees=reachable, unreachable=unreachable)
+def _is_repeated(connection: Connection, call_sid: CallSid, said: Say) -> bool:
+    """Whether this was said before, under its SID; keeps that it now is.
+
+    Raises:
+        Conflict: something else was.
+    """
+    what = [said.identity, said.content, said.message_type, said.content_type, said.to]
+    fingerprint = hashlib.sha256(json.dumps(what).encode()).hexdigest()
+    kept = find_idempotent(connection, call_sid, said.voice_event_sid)
+    if kept is None:
+        sid, at_ms = said.voice_event_sid, to_ms(said.at)
+        keep_idempotent(connection, call_sid, sid, fingerprint, call_sid, at_ms)
+        return False
+    if kept[0] != fingerprint:
+        raise Conflict("another message of this call was said under this SID or Idempotency-Key")
+    return True
 
 
-def _is_meant(device: DeviceRow, recipients: tuple[Recipient, ...]) -> bool:
-    return any(
-        recipient.identity == device.identity and recipient.reaches(device.device_id)
-        for recipient in recipients
+def _invites_over(before: Call, after: Call) -> list[str]:
+    """The ids of the invites that a change has made an end of."""
+    pending = set() if after.state is CallState.ENDED else {u.invite_id for u in after.pending}
+    return [user.invite_id for user in before.pending if user.invite_id not in pending]
+
+
+def _visible(connection: Connection, call_sid: CallSid, identity: Identity | None) -> Call:
+    call = load_call(connection, call_sid)
+    if call is None:
+        raise CallNotFound(f"there is no call {call_sid}")
+    if identity is not None and call.user(identity) is None:
+        raise Forbidden("this call is somebody else's")
+    return call
+
+
+def _with_reach(connection: Connection, call: Call, command: InviteMore) -> InviteMore:
+    """The command with who of the invited can be called. Who is in the call, or invited, already
+    needs no device."""
+    wanted = tuple(invitee.identity for invitee in command.invitees)
+    reach = find_reach(connection, wanted, None, {})
+    here = {user.identity for user in (*call.pending, *call.accepted)}
+    unreachable = tuple(pair for pair in reach.unreachable if pair[0] not in here)
+    known = {identity for identity, _ in reach.unreachable} - {pair[0] for pair in unreachable}
+    if not known:
+        reach.must_reach_somebody()
+    return replace(
+        command,
+        invitees=(*reach.invitees, *(i for i in command.invitees if i.identity in known)),
+        unreachable=unreachable,
     )

@@ -5,53 +5,67 @@ only to a topic of the same device, whatever the request names.
 """
 
 import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
 from datetime import datetime
+from typing import Any
 
 import structlog
 from pydantic import ValidationError
 
 from broker.session import Incoming, NotConnected, Session
+from push.alarm import Sleep
 from push.auth import Actor
-from push.calls import Calls
-from push.invites import invite_from_json
-from push.metrics import Metrics
-from push.problems import problem_of, problem_of_validation
-from signaling.answers import CallAnswer, DeviceResponse, Problem
-from signaling.calls import Call
-from signaling.errors import InvalidInput, Refusal, TooLarge, Unauthenticated
-from signaling.identifiers import CallSid, DeviceId
+from push.connections import Connections
+from push.device_operations import DeviceOperations
+from push.devices import Devices
+from push.problems import problem_of
+from signaling.answers import DeviceResponse
+from signaling.errors import InvalidInput, Refusal, Unauthenticated, Unavailable
+from signaling.identifiers import DeviceId
 from signaling.presence import parse_presence
-from signaling.requests import (
-    DeviceAccept,
-    DeviceCancel,
-    DeviceInvite,
-    DeviceOperation,
-    DeviceQuit,
-    DeviceReceived,
-    DeviceReject,
-    DeviceShow,
-    parse_device_operation,
+from signaling.topics import (
+    PRESENCE_OF_ALL,
+    PRESENCE_SHARED,
+    REQUESTS_SHARED,
+    device_of,
+    response_topic,
 )
-from signaling.rules import Accept, Cancel, Command, Quit, Received, Reject
-from signaling.topics import PRESENCE_SHARED, REQUESTS_SHARED, device_of, response_topic
 
 log = structlog.get_logger(__name__)
 
-_LIMIT_BYTES = 16 * 1024
 _AT_ONCE = 256
+_GRACE_S = 2.0
+_GRACE_READ_S = 10.0
+"""How long a device that is said to have gone may take to say that it is back: longer where that is
+read from before the relay's own connection."""
 
 
 class DeviceRequests:
     """Serves what devices ask over MQTT."""
 
-    def __init__(self, session: Session, calls: Calls, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        session: Session,
+        operations: DeviceOperations,
+        devices: Devices,
+        connections: Connections,
+        *,
+        now: Callable[[], datetime],
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
+        self._now = now
+        self._sleep = sleep
         self._session = session
-        self._calls = calls
-        self._metrics = metrics
+        self._operations = operations
+        self._devices = devices
+        self._connections = connections
         self._tasks: asyncio.TaskGroup | None = None
         self._room = asyncio.Semaphore(_AT_ONCE)
+        self._presence: dict[str, deque[Incoming]] = {}
         session.subscribe(REQUESTS_SHARED, self._take_request)
         session.subscribe(PRESENCE_SHARED, self._take_presence)
+        session.on_connected(self._read_presence)
 
     async def run(self) -> None:
         """Serves until cancelled."""
@@ -67,13 +81,22 @@ class DeviceRequests:
             self._tasks.create_task(self._serve(message))
 
     def _take_presence(self, message: Incoming) -> None:
-        if self._tasks is not None and message.payload and not message.retained:
-            self._tasks.create_task(self._serve_presence(message))
+        if self._tasks is None or not message.payload:
+            return
+        waiting = self._presence.get(message.topic)
+        if waiting is not None:
+            waiting.append(message)
+            return
+        self._presence[message.topic] = deque([message])
+        self._tasks.create_task(self._serve_presence_of(message.topic))
+
+    async def _read_presence(self) -> None:
+        """Learns who has gone while no relay was listening; who came says so again by itself."""
+        await self._session.read_retained(PRESENCE_OF_ALL)
 
     async def _serve(self, message: Incoming) -> None:
         async with self._room:
-            operation, response = await self._answer(message)
-        self._metrics.device_requests.labels(operation, response.status).inc()
+            response = await self._answer(message)
         if message.response_topic is None:
             return
         device = device_of(message.topic)
@@ -92,44 +115,28 @@ class DeviceRequests:
                 "answer not sent, the device will ask again", device_id=device, error=str(error)
             )
 
-    async def _answer(self, message: Incoming) -> tuple[str, DeviceResponse]:
-        name = "unknown"
+    async def _answer(self, message: Incoming) -> DeviceResponse:
         try:
-            if len(message.payload) > _LIMIT_BYTES:
-                raise TooLarge(
-                    f"a request of {len(message.payload)} bytes is over the limit of {_LIMIT_BYTES}"
-                )
-            operation = parse_device_operation(message.payload)
-            name = operation.operation
             actor = await self._actor(device_of(message.topic))
-            call = await self._carry_out(operation, actor)
-        except ValidationError as error:
-            return name, _refused(problem_of_validation(error))
         except Refusal as refusal:
-            return name, _refused(problem_of(refusal))
-        created = isinstance(operation, DeviceInvite)
-        return name, DeviceResponse(status=201 if created else 200, call=CallAnswer.of(call))
+            problem = problem_of(refusal)
+            return DeviceResponse(status=problem.status, problem=problem)
+        return await self._operations.answer(message.payload, actor)
 
     async def _actor(self, device: DeviceId) -> Actor:
-        row = await self._calls.device_of(device)
-        if row is None:
+        identity = await self._devices.identity_of(device)
+        if identity is None:
             raise Unauthenticated(f"the device {device} is not registered")
-        return Actor(row.identity, device)
+        return Actor(identity, device)
 
-    async def _carry_out(self, operation: DeviceOperation, actor: Actor) -> Call:
-        if isinstance(operation, DeviceShow):
-            return await self._calls.show(CallSid(operation.call_sid), actor)
-        if isinstance(operation, DeviceInvite):
-            invite = invite_from_json(
-                operation,
-                actor,
-                new_sid=self._calls.new_sid,
-                at=self._calls.now(),
-                idempotency_key=operation.idempotency_key,
-            )
-            return (await self._calls.create(invite)).call
-        command = _command(operation, actor, self._calls.now())
-        return await self._calls.carry_out(CallSid(operation.call_sid), command)
+    async def _serve_presence_of(self, topic: str) -> None:
+        """One device's presence, one after the other: who goes and comes at once is there."""
+        waiting = self._presence[topic]
+        try:
+            while waiting:
+                await self._serve_presence(waiting.popleft())
+        finally:
+            del self._presence[topic]
 
     async def _serve_presence(self, message: Incoming) -> None:
         try:
@@ -138,27 +145,39 @@ class DeviceRequests:
         except (InvalidInput, ValidationError):
             log.warning("presence not understood", topic=message.topic)
             return
-        log.info("device presence", device_id=device, online=presence.online)
         if presence.online:
-            await self._calls.send_live_invites(device)
+            if not message.retained:
+                await self._note_presence(device, online=True)
+        else:
+            grace_s = _GRACE_READ_S if message.retained else _GRACE_S
+            self._spawn(self._note_gone_unless_back(device, grace_s))
 
+    async def _note_gone_unless_back(self, device: DeviceId, grace_s: float) -> None:
+        """A broker that restarts says of all its devices that they have gone, and they are back in a
+        moment: so a device has that moment, and the relay its own connection."""
+        since = self._now()
+        await self._sleep(grace_s)
+        while not self._session.connected:
+            await self._session.wait_connected()
+            await self._sleep(_GRACE_READ_S)
+        await self._note_presence(device, online=False, since=since)
 
-def _command(operation: DeviceOperation, actor: Actor, at: datetime) -> Command:
-    identity, device = actor.acting_as(None, None)
-    match operation:
-        case DeviceReceived():
-            return Received(identity, device, at)
-        case DeviceAccept(extended_data=data):
-            return Accept(identity, device, at, data)
-        case DeviceReject(status=status, extended_data=data):
-            return Reject(identity, device, at, status, data)
-        case DeviceCancel(extended_data=data):
-            return Cancel(identity, at, data)
-        case DeviceQuit(extended_data=data):
-            return Quit(identity, device, at, data)
-        case _:
-            raise InvalidInput(f"{operation.operation} moves no call")
+    async def _note_presence(
+        self, device: DeviceId, *, online: bool, since: datetime | None = None
+    ) -> None:
+        async with self._room:
+            try:
+                if online:
+                    await self._connections.session_came(device)
+                else:
+                    await self._connections.session_went(device, since)
+            except Unavailable as error:
+                log.warning("presence not noted", device_id=device, error=str(error))
+                return
+        log.info("device presence", device_id=device, online=online)
 
-
-def _refused(problem: Problem) -> DeviceResponse:
-    return DeviceResponse(status=problem.status, problem=problem)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._tasks is None:
+            work.close()
+        else:
+            self._tasks.create_task(work)

@@ -16,6 +16,7 @@ from push.store.device_rows import (
     find_device,
     put_device,
 )
+from push.streams import Streams
 from signaling.answers import BrokerAccess, ChannelAnswer, DeviceAnswer
 from signaling.errors import InvalidInput, NotFound
 from signaling.identifiers import DeviceId, Identity
@@ -26,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 class Devices:
     """The devices of a relay. The broker is changed before the table, so that what is cut short is
-    made good by asking again."""
+    made good by asking again. Who reads the stream of a device that has changed is woken to see."""
 
     def __init__(
         self,
@@ -34,6 +35,7 @@ class Devices:
         provisioner: Provisioner,
         broker_url: str,
         kinds: Collection[str],
+        streams: Streams,
         *,
         now: Callable[[], datetime],
     ) -> None:
@@ -41,6 +43,7 @@ class Devices:
         self._provisioner = provisioner
         self._broker_url = broker_url
         self._kinds = kinds
+        self._streams = streams
         self._now = now
 
     async def put(self, device_id: DeviceId, request: DeviceRequest) -> tuple[DeviceAnswer, bool]:
@@ -54,7 +57,7 @@ class Devices:
         for channel in request.channels:
             if channel.kind not in self._kinds:
                 raise InvalidInput(
-                    f"channel kind {channel.kind} is not served here: {', '.join(self._kinds)} is"
+                    f"channel kind {channel.kind} is not served here, only {', '.join(self._kinds)}"
                 )
         row = DeviceRow(
             device_id,
@@ -67,6 +70,7 @@ class Devices:
         known = await self._database.read(lambda c: find_device(c, device_id))
         access = await self._provision(known, row, rotate=request.rotate_credentials)
         await self._database.write(lambda c: put_device(c, row, to_ms(self._now())))
+        self._streams.wake({device_id})
         log.info("device registered", device_id=device_id, identity=row.identity)
         return _answer(row, access), known is None
 
@@ -80,6 +84,11 @@ class Devices:
         if row is None:
             raise NotFound(f"there is no device {device_id}")
         return _answer(row)
+
+    async def identity_of(self, device_id: DeviceId) -> Identity | None:
+        """Whose device this is, None where it is not registered."""
+        row = await self._database.read(lambda c: find_device(c, device_id))
+        return None if row is None else row.identity
 
     async def all(self) -> list[DeviceAnswer]:
         """All devices, by id."""
@@ -95,6 +104,7 @@ class Devices:
         await self.get(device_id)
         await self._provisioner.revoke(device_id)
         await self._database.write(lambda c: delete_device(c, device_id))
+        self._streams.wake({device_id})
         log.info("device removed", device_id=device_id)
 
     async def _provision(

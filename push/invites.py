@@ -7,10 +7,15 @@ from datetime import datetime
 from push.auth import Actor
 from push.calls import Invite
 from signaling.calls import PushText
-from signaling.errors import Forbidden, InvalidInput, NotFound
-from signaling.identifiers import CallSid, Identity
-from signaling.requests import DEFAULT_TIMEOUT_S, GroupReference, InviteRequest
-from signaling.rules import NewCall
+from signaling.commands import Invitee, InviteMore, NewCall
+from signaling.errors import Forbidden, InvalidInput
+from signaling.identifiers import CallSid, DeviceId, Identity
+from signaling.requests import (
+    DEFAULT_TIMEOUT_S,
+    GroupReference,
+    InviteMoreFields,
+    InviteRequest,
+)
 from signaling.twiml import TwimlDial
 
 
@@ -20,19 +25,14 @@ def invite_from_json(
     *,
     new_sid: Callable[[], CallSid],
     at: datetime,
+    check_after_s: float,
     idempotency_key: str | None = None,
 ) -> Invite:
-    """The invite that a JSON body asks for.
+    """The invite that a JSON body asks for; `check_after_s` is when delivery is checked, if it is.
 
     Raises:
         Forbidden: a token or device calls as somebody else.
-        NotFound: it names a group that does not exist.
-        InvalidInput: it asks for what this version does not do.
     """
-    if isinstance(request.to, GroupReference):
-        raise NotFound(f"there is no group {request.to.group}")
-    if request.check_not_received:
-        raise InvalidInput("check_not_received is not available in this version")
     return Invite(
         request=NewCall(
             call_sid=new_sid(),
@@ -46,8 +46,13 @@ def invite_from_json(
             custom_parameters=request.custom_parameters,
             extended_data=request.extended_data,
             push=PushText(request.push.title, request.push.content, request.push.payload),
+            check_after_s=check_after_s if request.check_not_received else None,
         ),
-        to=tuple(Identity(identity) for identity in request.to),
+        to=(
+            request.to.group
+            if isinstance(request.to, GroupReference)
+            else tuple(Identity(identity) for identity in request.to)
+        ),
         parameters={},
         actor=actor,
         idempotency_key=idempotency_key,
@@ -104,6 +109,23 @@ def _caller(actor: Actor, asked: str | None) -> Identity | None:
     if asked not in (None, actor.identity):
         raise Forbidden(f"{actor.identity} cannot call as {asked}")
     return actor.identity
+
+
+def invite_more_command(
+    fields: InviteMoreFields,
+    identity: Identity | None,
+    device: DeviceId | None,
+    *,
+    at: datetime,
+) -> InviteMore:
+    """The command that invites more into a call; who of them can be called is looked up with it."""
+    return InviteMore(
+        identity,
+        device,
+        tuple(Invitee(Identity(invitee)) for invitee in fields.to),
+        at,
+        fields.timeout,
+    )
 
 
 def _fingerprint(request: bytes) -> str:

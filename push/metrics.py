@@ -25,7 +25,7 @@ class Metrics:
         )
         self.device_requests = Counter(
             "bellwire_device_requests_total",
-            "Requests of devices over MQTT by operation and status",
+            "Requests of devices over MQTT and WebSocket by operation and status",
             ("operation", "status"),
             registry=self.registry,
         )

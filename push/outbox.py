@@ -7,6 +7,7 @@ again in the table and is taken by the sweeper, with backoff and jitter, until i
 import asyncio
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 
@@ -22,16 +23,19 @@ from push.store.outbox_rows import (
     make_failed_due,
     next_due_ms,
     put_off,
+    put_off_until_there,
     settle,
     take_due,
 )
+from signaling.errors import Unavailable
 from signaling.identifiers import DeviceId
 
 log = structlog.get_logger(__name__)
 
-LEASE_S = 30.0
+LEASE_S = 5.0
 _SWEEP_LIMIT = 200
-_LONGEST_SWEEP_WAIT_S = 5.0
+_LONGEST_SWEEP_WAIT_S = 2.0
+_DATABASE_AWAY_S = 1.0
 _RETRY_FIRST_S = 0.5
 _RETRY_LONGEST_S = 15.0
 _AWAY_S = 30.0
@@ -55,7 +59,9 @@ class Outbox:
         self._metrics = metrics
         self._now = now
         self._tasks: asyncio.TaskGroup | None = None
+        self._sleep = sleep
         self._alarm = Alarm(sleep)
+        self._under_way: set[int] = set()
         self._done: list[int] = []
         self._done_wake = asyncio.Event()
 
@@ -69,7 +75,9 @@ class Outbox:
         if self._tasks is None:
             return  # Stopping, or not started: the sweeper of the next run takes them.
         for delivery in deliveries:
-            self._tasks.create_task(self._try(delivery))
+            if delivery.delivery_id not in self._under_way:
+                self._under_way.add(delivery.delivery_id)
+                self._tasks.create_task(self._try(delivery))
 
     async def retry_now(self, kind: str, device: DeviceId | None = None) -> None:
         """Makes what failed over a kind of channel due, to all devices or to one: its way is open."""
@@ -87,6 +95,12 @@ class Outbox:
                 self._tasks = None
 
     async def _try(self, delivery: Delivery) -> None:
+        try:
+            await self._send(delivery)
+        finally:
+            self._under_way.discard(delivery.delivery_id)
+
+    async def _send(self, delivery: Delivery) -> None:
         left_s = (delivery.expires_at_ms - to_ms(self._now())) / 1000
         if left_s <= 0:
             self._metrics.deliveries.labels(delivery.kind, "expired").inc()
@@ -97,39 +111,35 @@ class Outbox:
         try:
             with self._metrics.delivery_seconds.labels(delivery.kind).time():
                 await channel.send(delivery, left_s)
-        except DeviceAway as error:
-            self._metrics.deliveries.labels(delivery.kind, "away").inc()
-            await self._put_off(delivery, str(error), longest_s=_AWAY_S, first_s=_AWAY_S)
-            return
         except DeliveryFailed as error:
-            self._metrics.deliveries.labels(delivery.kind, "failed").inc()
-            await self._put_off(delivery, str(error))
+            away = isinstance(error, DeviceAway)
+            self._metrics.deliveries.labels(delivery.kind, "away" if away else "failed").inc()
+            await self._put_off(delivery, str(error), away=away)
             return
         self._metrics.deliveries.labels(delivery.kind, "sent").inc()
         self._forget(delivery)
 
-    async def _put_off(
-        self,
-        delivery: Delivery,
-        reason: str,
-        *,
-        first_s: float = _RETRY_FIRST_S,
-        longest_s: float = _RETRY_LONGEST_S,
-    ) -> None:
+    async def _put_off(self, delivery: Delivery, reason: str, *, away: bool) -> None:
         wait_s = random.uniform(0.5, 1.0) * min(  # noqa: S311 - jitter, no secret
-            longest_s, first_s * 2 ** min(delivery.attempts, 10)
+            _RETRY_LONGEST_S, _RETRY_FIRST_S * 2 ** min(delivery.attempts, 10)
         )
-        due_ms = to_ms(self._now()) + int(wait_s * 1000)
+        now_ms = to_ms(self._now())
+        due_ms = now_ms + int(wait_s * 1000)
         log.warning(
             "delivery failed",
             event_id=delivery.event_id,
             device_id=delivery.device_id,
             channel=delivery.kind,
             attempt=delivery.attempts + 1,
-            next_in_s=round(wait_s, 2),
+            next_in_s="when the device comes" if away else round(wait_s, 2),
             reason=reason,
         )
-        await self._database.write(lambda c: put_off(c, delivery.delivery_id, due_ms))
+        id_, latest_ms = delivery.delivery_id, now_ms + int(_AWAY_S * 1000)
+        with suppress(Unavailable):  # its lease ends all the same
+            if away:
+                await self._database.write(lambda c: put_off_until_there(c, id_, due_ms, latest_ms))
+            else:
+                await self._database.write(lambda c: put_off(c, id_, due_ms))
         self._alarm.ring()
 
     def _forget(self, delivery: Delivery) -> None:
@@ -142,24 +152,37 @@ class Outbox:
             await self._done_wake.wait()
             self._done_wake.clear()
             done, self._done = self._done, []
-            await self._database.write(partial(settle, delivery_ids=done))
+            try:
+                await self._database.write(partial(settle, delivery_ids=done))
+            except Unavailable as error:
+                log.warning("deliveries not settled, trying again", error=str(error))
+                self._done += done
+                await self._sleep(_DATABASE_AWAY_S)
+                self._done_wake.set()
 
     async def _sweep(self) -> None:
         while True:
-            now_ms = to_ms(self._now())
-            due = await self._database.write(
-                partial(
-                    take_due,
-                    now_ms=now_ms,
-                    leased_until_ms=self.leased_until_ms,
-                    limit=_SWEEP_LIMIT,
-                )
-            )
-            self.dispatch(due)
-            if len(due) == _SWEEP_LIMIT:
-                continue
-            following = await self._database.read(next_due_ms)
-            wait_s = _LONGEST_SWEEP_WAIT_S
-            if following is not None:
-                wait_s = min(wait_s, max(0.0, (following - to_ms(self._now())) / 1000))
+            try:
+                wait_s = await self._send_due()
+            except Unavailable as error:
+                log.warning("outbox not read, trying again", error=str(error))
+                wait_s = _DATABASE_AWAY_S
             await self._alarm.wait(wait_s)
+
+    async def _send_due(self) -> float:
+        """Sends what is due; returns in how many seconds to look again."""
+        due = await self._database.write(
+            partial(
+                take_due,
+                now_ms=to_ms(self._now()),
+                leased_until_ms=self.leased_until_ms,
+                limit=_SWEEP_LIMIT,
+            )
+        )
+        self.dispatch(due)
+        if len(due) == _SWEEP_LIMIT:
+            return 0.0
+        following = await self._database.read(next_due_ms)
+        if following is None:
+            return _LONGEST_SWEEP_WAIT_S
+        return min(_LONGEST_SWEEP_WAIT_S, max(0.0, (following - to_ms(self._now())) / 1000))

@@ -28,20 +28,30 @@ from push.api.services import Services
 from push.auth import open_access_tokens, open_api_keys
 from push.calls import Calls
 from push.channels.mqtt import MqttChannel
+from push.connections import Connections
+from push.deliveries import STREAM, Deliveries
+from push.device_operations import LIMIT_BYTES, DeviceOperations
 from push.device_requests import DeviceRequests
 from push.devices import Devices
+from push.event_stream import EventStream
+from push.groups import Groups
 from push.metrics import Metrics
 from push.outbox import Outbox
 from push.store.call_rows import to_ms
 from push.store.database import Database
+from push.store.event_rows import forget_expired
+from push.store.opening import open_database
 from push.store.outbox_rows import make_all_due
-from push.store.sqlite import SqliteDatabase
+from push.streams import Streams
 from signaling.errors import InvalidInput, Unavailable
 
 log = structlog.get_logger(__name__)
 
 _HOUSEKEEPING_S = 3600.0
 _GRACE_S = 5
+_OVERDUE_BY = timedelta(seconds=0.25)
+_OVERDUE_EVERY_S = 0.4
+_OVERDUE_AT_ONCE = 500
 
 
 def utc_now() -> datetime:
@@ -71,13 +81,11 @@ async def serve(
         InvalidInput: a setting is wrong.
         Unavailable: the address or the data directory is in use, or mosquitto is missing.
     """
-    if settings.database is not None:
-        raise InvalidInput("--database is not available in this version: the relay uses SQLite")
     listener = _listen(settings)
     with _data_folder(settings.data), listener:
         host, port = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        async with _broker(settings) as address, _database(settings.data) as database:
+        async with _broker(settings) as address, _database(settings) as database:
             await _serve(settings, database, address, listener, url, stop, ready, now)
     log.info("relay stopped")
 
@@ -93,17 +101,30 @@ async def _serve(
     now: Callable[[], datetime],
 ) -> None:
     metrics = Metrics()
-    session = Session(address, f"bellwire-relay-{secrets.token_hex(8)}")
+    session = Session(address, f"bellwire-relay-{secrets.token_hex(6)}")
     provisioner = DynamicSecurity(session)
     channels = {"mqtt": MqttChannel(session)}
+    streams = Streams(session, alone=not database.shared)
     outbox = Outbox(database, channels, metrics, now=now)
-    calls = Calls(database, outbox, channels, metrics, now=now)
-    requests = DeviceRequests(session, calls, metrics)
+    deliveries = Deliveries(outbox, channels, streams, now=now)
+    calls = Calls(database, deliveries, metrics, now=now)
+    devices = Devices(
+        database,
+        provisioner,
+        settings.device_broker or address.url,
+        (*channels, STREAM),
+        streams,
+        now=now,
+    )
+    connections = Connections(database, calls, deliveries, now=now)
+    operations = DeviceOperations(calls, metrics, check_after_s=settings.not_received_after_s)
+    requests = DeviceRequests(session, operations, devices, connections, now=now)
     session.on_connected(lambda: outbox.retry_now("mqtt"))
 
-    # No other process shares this database: whatever is leased was leased by one that died.
-    await database.write(lambda c: make_all_due(c, to_ms(now())))
-    await calls.load_deadlines()
+    if not database.shared:
+        # Whatever is leased was leased by a process that has died.
+        await database.write(lambda c: make_all_due(c, to_ms(now())))
+        await calls.load_deadlines()
     app = build_app(
         Services(
             settings=settings,
@@ -111,10 +132,11 @@ async def _serve(
             session=session,
             provisioner=provisioner,
             calls=calls,
-            devices=Devices(
-                database, provisioner, settings.device_broker or address.url, channels, now=now
-            ),
-            api_keys=await open_api_keys(database, settings.data / "api-key", now()),
+            groups=Groups(database),
+            devices=devices,
+            connections=connections,
+            event_stream=EventStream(connections, streams, operations, now=now),
+            api_keys=await open_api_keys(database, settings.data / "api-key", now),
             tokens=await open_access_tokens(database, settings.issuer, now),
             metrics=metrics,
         )
@@ -126,6 +148,10 @@ async def _serve(
             access_log=False,
             lifespan="off",
             timeout_graceful_shutdown=_GRACE_S,
+            ws="websockets-sansio",
+            ws_max_size=2 * LIMIT_BYTES,
+            ws_ping_interval=10.0,
+            ws_ping_timeout=10.0,
             server_header=False,
         )
     )
@@ -134,10 +160,14 @@ async def _serve(
             tasks.create_task(session.run()),
             tasks.create_task(requests.run()),
             tasks.create_task(outbox.run()),
+            tasks.create_task(streams.run()),
+            tasks.create_task(connections.run()),
             tasks.create_task(calls.deadlines.run()),
-            tasks.create_task(_keep_house(calls, settings)),
+            tasks.create_task(_keep_house(database, calls, settings, now)),
             tasks.create_task(_announce(settings.data, url, session, ready)),
         ]
+        if database.shared:
+            loops.append(tasks.create_task(_take_over_deadlines(calls)))
         stopping = tasks.create_task(_stop_when(stop, server))
         await server.serve(sockets=[listener])
         log.info("relay stopping")
@@ -158,13 +188,32 @@ async def _stop_when(stop: asyncio.Event, server: uvicorn.Server) -> None:
     server.should_exit = True
 
 
+async def _take_over_deadlines(
+    calls: Calls, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+) -> None:
+    """Fires the deadlines that the relay which set them has not: it has died, or is slow."""
+    while True:
+        try:
+            overdue = await calls.overdue(_OVERDUE_BY, _OVERDUE_AT_ONCE)
+            calls.deadlines.refill((call_sid, to_ms(calls.now())) for call_sid in overdue)
+        except Unavailable as error:
+            log.warning("deadlines of other relays not seen to", error=str(error))
+        await sleep(_OVERDUE_EVERY_S)
+
+
 async def _keep_house(
+    database: Database,
     calls: Calls,
     settings: RelaySettings,
+    now: Callable[[], datetime],
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
     while True:
-        await calls.forget_old(timedelta(seconds=settings.idempotency_keep_s))
+        try:
+            await calls.forget_old(timedelta(seconds=settings.idempotency_keep_s))
+            await database.write(lambda c: forget_expired(c, to_ms(now())))
+        except Unavailable as error:
+            log.warning("old rows not removed", error=str(error))
         await sleep(_HOUSEKEEPING_S)
 
 
@@ -229,8 +278,9 @@ async def _broker(settings: RelaySettings) -> AsyncIterator[BrokerAddress]:
 
 
 @asynccontextmanager
-async def _database(data: Path) -> AsyncIterator[Database]:
-    database = await asyncio.to_thread(SqliteDatabase, data / "relay.db")
+async def _database(settings: RelaySettings) -> AsyncIterator[Database]:
+    url = None if settings.database is None else settings.database.get_secret_value()
+    database = await asyncio.to_thread(open_database, url, settings.data)
     try:
         yield database
     finally:

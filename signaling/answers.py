@@ -65,6 +65,12 @@ class CallAnswer(_Answer):
         )
 
 
+class MessageAnswer(CallAnswer):
+    """The call that a message was said in, and the message's SID, which its event carries too."""
+
+    voice_event_sid: str
+
+
 class CallListAnswer(_Answer):
     """Calls, newest first. `next` is the cursor of the next page, 0 at the end."""
 
@@ -110,6 +116,19 @@ class DeviceListAnswer(_Answer):
     devices: tuple[DeviceAnswer, ...]
 
 
+class GroupAnswer(_Answer):
+    """A named group, and its members in their order."""
+
+    name: str
+    members: tuple[str, ...]
+
+
+class GroupListAnswer(_Answer):
+    """All groups, by name."""
+
+    groups: tuple[GroupAnswer, ...]
+
+
 class Problem(BaseModel):
     """Why a request was refused (RFC 9457). `code` is Twilio's where one fits; `operation` and
     `state` are there for a refused operation."""
@@ -126,10 +145,14 @@ class Problem(BaseModel):
 
 
 class DeviceResponse(_Answer):
-    """The answer to a device's request over MQTT: an HTTP status, and the call or the problem."""
+    """The answer to a device's request over MQTT or WebSocket: an HTTP status, and the call, the
+    list of calls, or the problem. `voice_event_sid` names the message that was said."""
 
     status: int
     call: CallAnswer | None = None
+    calls: tuple[CallAnswer, ...] | None = None
+    next: int | None = None
+    voice_event_sid: str | None = None
     problem: Problem | None = None
 
     def document(self) -> bytes:

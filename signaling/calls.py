@@ -85,6 +85,11 @@ class User:
     """Where they differ from the call's own, as TwiML allows for each `<Client>`."""
     invite_id: str = ""
     """The id of the event that carries the invite, empty for who was not invited."""
+    invited_at: datetime | None = None
+    invited_by: Identity | None = None
+    """Who invited the user into a call under way; None where the call's own caller did."""
+    check_at: datetime | None = None
+    """When the user counts as not yet received, where delivery is checked and nobody confirmed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,12 @@ class Call:
     push: PushText = field(default_factory=PushText)
     unreachable: tuple[tuple[Identity, Unreachable], ...] = ()
     events: int = 0
+    check_after_s: float | None = None
+    """Seconds until an invitee who has not confirmed is NotYetReceived; None: not checked."""
+    cancelled: bool = False
+    """Whether it ended because its caller withdrew it, or went offline."""
+    abandoned_until: datetime | None = None
+    """An advanced call that nobody is in, or invited to, ends then unless somebody joins."""
 
     def user(self, identity: Identity) -> User | None:
         """The user with this identity, or None."""
@@ -134,14 +145,27 @@ class Call:
         """The users who are in the call."""
         return tuple(user for user in self.users if user.state is UserState.ACCEPTED)
 
+    def with_joined(self, user: User) -> "Call":
+        """The call with one more user."""
+        return replace(self, users=(*self.users, user))
+
     @property
     def next_deadline(self) -> datetime | None:
-        """When the next invitation of this call runs out, None if none is open."""
-        return min((user.expires_at for user in self.pending), default=None)
+        """When time itself next moves this call: an invitation runs out, a delivery check is due,
+        or it has been abandoned for too long. None where nothing is waited for."""
+        if self.state is CallState.ENDED:
+            return None
+        moments = [user.expires_at for user in self.pending]
+        moments += [
+            user.check_at
+            for user in self.users
+            if user.state is UserState.INVITING and user.check_at is not None
+        ]
+        if self.abandoned_until is not None:
+            moments.append(self.abandoned_until)
+        return min(moments, default=None)
 
     @property
     def expires_at(self) -> datetime:
         """When the last invitation of this call runs, or ran, out."""
-        return max(
-            (u.expires_at for u in self.users if u.identity != self.caller), default=self.created_at
-        )
+        return max((u.expires_at for u in self.users if u.invite_id), default=self.created_at)

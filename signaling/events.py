@@ -7,7 +7,15 @@ every retry, so a reader can drop what it has seen.
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, TypeAdapter
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    TypeAdapter,
+)
 
 from signaling.calls import CallType, Mode, RejectStatus, Unreachable, UserState
 from signaling.identifiers import CallSidField
@@ -82,11 +90,12 @@ class CallUserStateChanged(_Event):
     reject_status: RejectStatus | None = None
 
 
-CancelReason = Literal["cancelled", "answered_elsewhere", "rejected_elsewhere"]
+CancelReason = Literal["cancelled", "answered_elsewhere", "rejected_elsewhere", "joined_elsewhere"]
 
 
 class CallCancelled(_Event):
-    """To who need not answer any more: the caller withdrew, or another device of the identity answered."""
+    """To who need not answer any more: the caller withdrew, or another device of the identity
+    answered; `joined_elsewhere` where another took over a call that this one was in."""
 
     event: Literal["call.cancelled"] = "call.cancelled"
     reason: CancelReason = "cancelled"
@@ -105,8 +114,26 @@ class CallEnded(_Event):
     event: Literal["call.ended"] = "call.ended"
 
 
+class CallMessage(_Event):
+    """To the other parties: what one of them says to them through the relay (seed 003, "Call
+    Message Events"). `from` is absent where a server says it; `voice_event_sid` names the message."""
+
+    event: Literal["call.message"] = "call.message"
+    from_: str | None = Field(default=None, alias="from")
+    message_type: str
+    content_type: str
+    content: JsonValue
+    voice_event_sid: str
+
+
 CallEvent = (
-    CallCreated | CallReceived | CallUserStateChanged | CallCancelled | CallTimeout | CallEnded
+    CallCreated
+    | CallReceived
+    | CallUserStateChanged
+    | CallCancelled
+    | CallTimeout
+    | CallEnded
+    | CallMessage
 )
 _EVENT: TypeAdapter[CallEvent] = TypeAdapter(Annotated[CallEvent, Field(discriminator="event")])
 
@@ -118,6 +145,17 @@ def parse_event(document: bytes | str) -> CallEvent:
         pydantic.ValidationError: it is no event of this version.
     """
     return _EVENT.validate_json(document)
+
+
+def what_to_shorten(event: CallEvent) -> str:
+    """The members that make an event as long as it is, for who must shorten it."""
+    match event:
+        case CallReceived():
+            return "custom_parameters, extended_data or push.payload"
+        case CallMessage():
+            return "content"
+        case _:
+            return "extended_data"
 
 
 def event_document(event: CallEvent) -> str:

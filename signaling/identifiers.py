@@ -92,3 +92,4 @@ DeviceIdField = Annotated[
 CallSidField = Annotated[
     str, Field(pattern=rf"^{_CALL_SID.pattern}$"), AfterValidator(lambda text: parse_call_sid(text))
 ]
+GroupNameField = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]

@@ -1,5 +1,7 @@
 """What a client may ask: the bodies of HTTP requests and the documents of MQTT requests."""
 
+import json
+from enum import StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -7,27 +9,57 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    JsonValue,
     Tag,
-    TypeAdapter,
     field_validator,
     model_validator,
 )
 
 from signaling.calls import MAX_USERS, CallType, Mode, RejectStatus
-from signaling.identifiers import CallSidField, DeviceIdField, IdentityField
+from signaling.identifiers import DeviceIdField, GroupNameField, IdentityField
 from signaling.params import CustomParameters
 
 DEFAULT_TIMEOUT_S = 60
 EXTENDED_DATA_MAX_LENGTH = 4096
 
+MESSAGE_LIMIT_BYTES = 4096
+"""Of a message's content as JSON, so that its event fits every channel that carries it."""
+
+_MESSAGE_MAX_DEPTH = 32
+
+MAX_GROUP_MEMBERS = 256
+
 ExtendedData = Annotated[str, Field(max_length=EXTENDED_DATA_MAX_LENGTH)]
+Timeout = Annotated[float, Field(strict=True, ge=1, le=600, description="seconds")]
+VoiceEventSid = Annotated[
+    str, Field(pattern="^KX[0-9a-f]{32}$", description="`KX` and 32 hex digits, made by the sender")
+]
 
 
-class _Request(BaseModel):
+class FeedbackIssue(StrEnum):
+    """What was wrong with a call (seed 003, postFeedback)."""
+
+    DROPPED_CALL = "dropped-call"
+    AUDIO_LATENCY = "audio-latency"
+    ONE_WAY_AUDIO = "one-way-audio"
+    CHOPPY_AUDIO = "choppy-audio"
+    NOISY_CALL = "noisy-call"
+    ECHO = "echo"
+
+
+def _each_once(identities: list[str]) -> list[str]:
+    if len(set(identities)) < len(identities):
+        raise ValueError("an identity stands twice")
+    return identities
+
+
+class Request(BaseModel):
+    """What every request has: no members that it does not know."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class PushRequest(_Request):
+class PushRequest(Request):
     """The text that a push notification may show beside the call."""
 
     title: Annotated[str, Field(max_length=256)] | None = None
@@ -35,17 +67,17 @@ class PushRequest(_Request):
     payload: Annotated[str, Field(max_length=4096)] | None = None
 
 
-class GroupReference(_Request):
+class GroupReference(Request):
     """All members of a named group but the caller."""
 
-    group: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    group: GroupNameField
 
 
 def _kind_of_receiver(to: object) -> str:
     return "group" if isinstance(to, dict | GroupReference) else "identities"
 
 
-class InviteRequest(_Request):
+class InviteRequest(Request):
     """A call to be made. `from` is who calls: absent, a token's own identity, or nobody for an API key."""
 
     from_: IdentityField | None = Field(default=None, alias="from")
@@ -56,20 +88,18 @@ class InviteRequest(_Request):
     ]
     mode: Mode = Mode.COMMON
     call_type: CallType = CallType.AUDIO
-    timeout: Annotated[float, Field(strict=True, ge=1, le=600, description="seconds")] = (
-        DEFAULT_TIMEOUT_S
-    )
+    timeout: Timeout = DEFAULT_TIMEOUT_S
     custom_parameters: CustomParameters = Field(default_factory=dict)
     push: PushRequest = Field(default_factory=PushRequest)
     extended_data: ExtendedData = ""
-    check_not_received: bool = False
+    check_not_received: Annotated[
+        bool, Field(description="tell which invitees have not got the invite within seconds")
+    ] = False
 
     @field_validator("to", mode="after")
     @classmethod
     def _refuse_repeats(cls, to: list[str] | GroupReference) -> list[str] | GroupReference:
-        if isinstance(to, list) and len(set(to)) < len(to):
-            raise ValueError("an identity stands twice")
-        return to
+        return _each_once(to) if isinstance(to, list) else to
 
     @model_validator(mode="after")
     def _refuse_oneself(self) -> Self:
@@ -78,11 +108,16 @@ class InviteRequest(_Request):
         return self
 
 
-class OperationRequest(_Request):
+class _AsWhom(Request):
     """Who does the operation. A token's own identity and device may be left out; a server names them."""
 
     identity: IdentityField | None = None
     device_id: DeviceIdField | None = None
+
+
+class OperationRequest(_AsWhom):
+    """An operation on a call, and the data that it carries to those who learn of it."""
+
     extended_data: ExtendedData = ""
 
 
@@ -92,7 +127,84 @@ class RejectRequest(OperationRequest):
     status: RejectStatus = RejectStatus.REJECTED
 
 
-class TokenRequest(_Request):
+class InviteMoreFields(Request):
+    """More invitees for a call in advanced mode, invited by a user who is in it."""
+
+    to: Annotated[list[IdentityField], Field(min_length=1, max_length=MAX_USERS)]
+    timeout: Timeout = DEFAULT_TIMEOUT_S
+
+    @field_validator("to", mode="after")
+    @classmethod
+    def _refuse_repeats(cls, to: list[str]) -> list[str]:
+        return _each_once(to)
+
+
+class InviteMoreRequest(InviteMoreFields, _AsWhom):
+    """See `InviteMoreFields`."""
+
+
+def _depth(content: JsonValue) -> int:
+    inner = content.values() if isinstance(content, dict) else content
+    if isinstance(inner, str | int | float | None):
+        return 0
+    return 1 + max(map(_depth, inner), default=0)
+
+
+class MessageFields(Request):
+    """Something to tell the other parties of a call, or those of them in `to`. Repeated under one
+    `voice_event_sid`, it is heard once."""
+
+    content: JsonValue
+    content_type: Literal["application/json"] = "application/json"
+    message_type: Annotated[str, Field(min_length=1, max_length=64)] = "user-defined-message"
+    to: Annotated[list[IdentityField], Field(min_length=1, max_length=MAX_USERS)] | None = None
+    voice_event_sid: VoiceEventSid | None = None
+
+    @field_validator("to", mode="after")
+    @classmethod
+    def _refuse_repeats(cls, to: list[str] | None) -> list[str] | None:
+        return None if to is None else _each_once(to)
+
+    @field_validator("content", mode="after")
+    @classmethod
+    def _bound(cls, content: JsonValue) -> JsonValue:
+        if content is None:
+            raise ValueError("a message without content says nothing")
+        if _depth(content) > _MESSAGE_MAX_DEPTH:
+            raise ValueError(f"nested over {_MESSAGE_MAX_DEPTH} deep")
+        size = len(json.dumps(content, ensure_ascii=False, allow_nan=False).encode())
+        if size > MESSAGE_LIMIT_BYTES:
+            raise ValueError(f"{size} bytes of JSON are over the limit of {MESSAGE_LIMIT_BYTES}")
+        return content
+
+
+class MessageRequest(MessageFields, _AsWhom):
+    """See `MessageFields`. A server that names no `identity` speaks for itself."""
+
+
+class FeedbackFields(Request):
+    """How good a call was, from 1 to 5, or None from who declines to say (seed 003, postFeedback)."""
+
+    score: Annotated[int, Field(ge=1, le=5)] | None = None
+    issue: FeedbackIssue | None = None
+
+
+class FeedbackRequest(FeedbackFields, _AsWhom):
+    """See `FeedbackFields`."""
+
+
+class GroupRequest(Request):
+    """The members of a group, in place of those it had."""
+
+    members: Annotated[list[IdentityField], Field(min_length=1, max_length=MAX_GROUP_MEMBERS)]
+
+    @field_validator("members", mode="after")
+    @classmethod
+    def _refuse_repeats(cls, members: list[str]) -> list[str]:
+        return _each_once(members)
+
+
+class TokenRequest(Request):
     """An access token for one identity, and for one device of it where `device_id` is given."""
 
     identity: IdentityField
@@ -100,8 +212,9 @@ class TokenRequest(_Request):
     ttl: Annotated[int, Field(ge=1, le=86_400, description="seconds")] = 3_600
 
 
-class ChannelRequest(_Request):
-    """One way to reach a device. Only `mqtt` is served so far; the others are refused by name."""
+class ChannelRequest(Request):
+    """One way to reach a device. `mqtt` and `websocket` are served so far; the others are refused
+    by name."""
 
     kind: Literal["apns", "fcm", "mqtt", "websocket"]
     token: Annotated[str, Field(max_length=4096)] | None = None
@@ -109,7 +222,7 @@ class ChannelRequest(_Request):
     environment: Literal["production", "sandbox"] | None = None
 
 
-class DeviceRequest(_Request):
+class DeviceRequest(Request):
     """A device to be registered, replacing what was registered under its id."""
 
     identity: IdentityField
@@ -124,78 +237,3 @@ class DeviceRequest(_Request):
         if len(ways) < len(channels):
             raise ValueError("a kind of channel stands twice, for a push channel for one app")
         return channels
-
-
-class _DeviceOperation(_Request):
-    call_sid: CallSidField
-
-
-class DeviceInvite(InviteRequest):
-    """A device calls."""
-
-    operation: Literal["invite"]
-    idempotency_key: Annotated[str, Field(min_length=1, max_length=255)] | None = None
-
-
-class DeviceReceived(_DeviceOperation):
-    """A device confirms an invite."""
-
-    operation: Literal["received"]
-
-
-class DeviceAccept(_DeviceOperation):
-    """A device accepts an invite."""
-
-    operation: Literal["accept"]
-    extended_data: ExtendedData = ""
-
-
-class DeviceReject(_DeviceOperation):
-    """A device rejects an invite."""
-
-    operation: Literal["reject"]
-    status: RejectStatus = RejectStatus.REJECTED
-    extended_data: ExtendedData = ""
-
-
-class DeviceCancel(_DeviceOperation):
-    """A calling device gives up."""
-
-    operation: Literal["cancel"]
-    extended_data: ExtendedData = ""
-
-
-class DeviceQuit(_DeviceOperation):
-    """A device hangs up."""
-
-    operation: Literal["quit"]
-    extended_data: ExtendedData = ""
-
-
-class DeviceShow(_DeviceOperation):
-    """A device asks how a call stands."""
-
-    operation: Literal["show"]
-
-
-DeviceOperation = (
-    DeviceInvite
-    | DeviceReceived
-    | DeviceAccept
-    | DeviceReject
-    | DeviceCancel
-    | DeviceQuit
-    | DeviceShow
-)
-_OPERATION: TypeAdapter[DeviceOperation] = TypeAdapter(
-    Annotated[DeviceOperation, Field(discriminator="operation")]
-)
-
-
-def parse_device_operation(document: bytes) -> DeviceOperation:
-    """The operation in an MQTT request.
-
-    Raises:
-        pydantic.ValidationError: it is none.
-    """
-    return _OPERATION.validate_json(document)

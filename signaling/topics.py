@@ -9,6 +9,7 @@ _DEVICE = f"{_ROOT}/device"
 REQUESTS_SHARED = f"$share/bellwire-relays/{_DEVICE}/+/request"
 PRESENCE_OF_ALL = f"{_DEVICE}/+/presence"
 PRESENCE_SHARED = f"$share/bellwire-relays/{PRESENCE_OF_ALL}"
+STREAMS_GROWN = f"{_ROOT}/relay/streams"
 CONFIG_DEFAULT = f"{_ROOT}/config/default"
 CONFIG_GROUPS = f"{_ROOT}/config/group/+"
 

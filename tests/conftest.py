@@ -2,12 +2,14 @@
 `--full` for the long runs."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
 from pydantic import SecretStr
 
@@ -16,6 +18,7 @@ from agent.main import Agent
 from bellwire.relay_client import RelayClient
 from bellwire.relay_process import RelayProcess
 from bellwire.simulated_station import SimulatedStation
+from bench.postgres_cluster import postgres_cluster
 from config.agent import AgentSettings, BrokerSettings, default_panel
 from signaling.requests import ChannelRequest, DeviceRequest
 
@@ -40,6 +43,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def full(request: pytest.FixtureRequest) -> bool:
     """Whether this is a `script/test --full` run."""
     return bool(request.config.getoption("--full"))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A PostgreSQL of the tests' own, started once; gives the URL of a database to connect to."""
+    with postgres_cluster() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def new_postgres_database(postgres: str) -> Callable[[], str]:
+    """Makes an empty database of its own; gives its URL."""
+    numbers = itertools.count(1)
+
+    def make() -> str:
+        name = f"bellwire_{next(numbers)}"
+        with psycopg.connect(postgres, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        return postgres.replace("/postgres?", f"/{name}?")
+
+    return make
 
 
 @pytest.fixture

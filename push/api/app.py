@@ -1,6 +1,5 @@
 """The HTTP interface as one ASGI application: routes, limits, and errors as problem documents."""
 
-from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -11,11 +10,12 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from push.api import calls, devices, health, tokens
+from push.api import calls, devices, events, groups, health, tokens
 from push.api.body_limit import BodyLimit
 from push.api.counted import Counted
+from push.api.problem_responses import problem_response, refusal_response
 from push.api.services import Services
-from push.problems import MEDIA_TYPE, invalid_body, problem_of, problem_of_validation, problem_type
+from push.problems import MEDIA_TYPE, invalid_body, problem_of_validation, problem_type
 from signaling.answers import Problem
 from signaling.errors import ERROR_TABLE, Refusal
 from signaling.requests import InviteRequest
@@ -52,8 +52,9 @@ def build_app(services: Services | None = None) -> FastAPI:
         description=_DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
-    for module in (calls, devices, tokens):
+    for module in (calls, devices, groups, tokens):
         app.include_router(module.router, responses=_REFUSALS)
+    app.include_router(events.router)
     app.include_router(health.router, responses={503: _REFUSALS[503]})
     _describe(app)
     for kind, handler in _HANDLERS.items():
@@ -97,11 +98,7 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
     del request
     if not isinstance(error, Refusal):
         raise error
-    problem = problem_of(error)
-    headers = {"WWW-Authenticate": "Bearer"} if problem.status == 401 else {}
-    if problem.status == 503:
-        headers["Retry-After"] = "1"
-    return problem_response(problem, headers)
+    return refusal_response(error)
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
@@ -156,13 +153,3 @@ _HANDLERS = {
     HTTPException: _http_error,
     Exception: _failed,
 }
-
-
-def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """A problem document as a response."""
-    return JSONResponse(
-        problem.model_dump(mode="json", exclude_none=True),
-        status_code=problem.status,
-        media_type=MEDIA_TYPE,
-        headers=dict(headers or {}),
-    )

@@ -7,17 +7,36 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from push.api.services import ActorDep, Services, ServicesDep
 from push.auth import Actor
 from push.calls import Invite
-from push.invites import invite_from_json, invite_from_twiml
-from signaling.answers import CallAnswer, CallListAnswer
+from push.invites import invite_from_json, invite_from_twiml, invite_more_command
+from push.messages import message_command
+from signaling.answers import CallAnswer, CallListAnswer, MessageAnswer
+from signaling.commands import (
+    Accept,
+    Cancel,
+    Command,
+    End,
+    Ignore,
+    Join,
+    Quit,
+    Received,
+    Reject,
+)
 from signaling.errors import Forbidden, InvalidInput
 from signaling.identifiers import CallSid, CallSidField, DeviceId, Identity, IdentityField
-from signaling.requests import InviteRequest, OperationRequest, RejectRequest
-from signaling.rules import Accept, Cancel, Command, End, Quit, Received, Reject
+from signaling.requests import (
+    FeedbackRequest,
+    InviteMoreRequest,
+    InviteRequest,
+    MessageRequest,
+    OperationRequest,
+    RejectRequest,
+)
 from signaling.twiml import parse_twiml
 
 router = APIRouter(prefix="/v1/calls", tags=["calls"])
 
 SidPath = Annotated[CallSidField, Path(description="`CA` and 32 hex digits")]
+IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
 _XML = ("application/xml", "text/xml")
 
 _INVITE_BODY: dict[str, Any] = {
@@ -25,8 +44,9 @@ _INVITE_BODY: dict[str, Any] = {
         "required": True,
         "content": {
             "application/json": {"schema": {"$ref": "#/components/schemas/InviteRequest"}},
-            "application/xml": {
-                "schema": {"type": "string", "description": "TwiML: `<Response><Dial><Client>`"}
+            **{
+                xml: {"schema": {"type": "string", "description": "TwiML: `<Response><Dial>...`"}}
+                for xml in _XML
             },
         },
     }
@@ -39,7 +59,7 @@ async def create(
     response: Response,
     services: ServicesDep,
     actor: ActorDep,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> CallAnswer:
     """Makes a call and rings every device of the invitees. The body is JSON or TwiML."""
     invite = await _invite(request, services, actor, idempotency_key)
@@ -112,6 +132,18 @@ async def reject(
     return await _carry_out(services, call_sid, command)
 
 
+@router.post("/{call_sid}/ignore")
+async def ignore(
+    call_sid: SidPath,
+    services: ServicesDep,
+    actor: ActorDep,
+    body: OperationRequest | None = None,
+) -> CallAnswer:
+    """One device falls silent; the caller hears ringing on and the others ring on."""
+    identity, device, _ = _who(actor, body)
+    return await _carry_out(services, call_sid, Ignore(identity, device, services.calls.now()))
+
+
 @router.post("/{call_sid}/cancel")
 async def cancel(
     call_sid: SidPath,
@@ -120,12 +152,32 @@ async def cancel(
     body: OperationRequest | None = None,
 ) -> CallAnswer:
     """Withdraws the invitations while nobody has accepted: the caller may, and a server."""
-    if actor.is_server and (body is None or body.identity is None):
-        identity = None
-    else:
-        identity, _, _ = _who(actor, body)
-    data = "" if body is None else body.extended_data
-    return await _carry_out(services, call_sid, Cancel(identity, services.calls.now(), data))
+    body = body or OperationRequest()
+    identity, _ = _who_or_server(actor, body)
+    command = Cancel(identity, services.calls.now(), body.extended_data)
+    return await _carry_out(services, call_sid, command)
+
+
+@router.post("/{call_sid}/invite")
+async def invite_more(
+    call_sid: SidPath, services: ServicesDep, actor: ActorDep, body: InviteMoreRequest
+) -> CallAnswer:
+    """Invites more users into a call in advanced mode: who is in it may, and a server."""
+    identity, device = _who_or_server(actor, body)
+    command = invite_more_command(body, identity, device, at=services.calls.now())
+    return await _carry_out(services, call_sid, command)
+
+
+@router.post("/{call_sid}/join")
+async def join(
+    call_sid: SidPath,
+    services: ServicesDep,
+    actor: ActorDep,
+    body: OperationRequest | None = None,
+) -> CallAnswer:
+    """Comes into a call in advanced mode uninvited, comes back, or takes it over on another device."""
+    identity, device, data = _who(actor, body)
+    return await _carry_out(services, call_sid, Join(identity, device, services.calls.now(), data))
 
 
 @router.post("/{call_sid}/quit")
@@ -147,9 +199,44 @@ async def end(
     actor: ActorDep,
     body: OperationRequest | None = None,
 ) -> CallAnswer:
-    """Ends the call: in advanced mode for all, in common mode it hangs up, as `quit` does."""
-    identity, device, data = _who(actor, body)
-    return await _carry_out(services, call_sid, End(identity, device, services.calls.now(), data))
+    """Ends the call: in advanced mode for all, in common mode it hangs up, as `quit` does. A server
+    that names no identity ends either for all."""
+    body = body or OperationRequest()
+    identity, device = _who_or_server(actor, body)
+    command = End(identity, device, services.calls.now(), body.extended_data)
+    return await _carry_out(services, call_sid, command)
+
+
+@router.post("/{call_sid}/messages")
+async def message(
+    call_sid: SidPath,
+    services: ServicesDep,
+    actor: ActorDep,
+    body: MessageRequest,
+    idempotency_key: IdempotencyKey = None,
+) -> MessageAnswer:
+    """Tells the other parties something; a server that names no identity tells all."""
+    identity, device = _who_or_server(actor, body)
+    command = message_command(
+        body,
+        actor,
+        identity,
+        device,
+        at=services.calls.now(),
+        idempotency_key=idempotency_key,
+    )
+    answer = await _carry_out(services, call_sid, command)
+    return MessageAnswer(**answer.model_dump(), voice_event_sid=command.voice_event_sid)
+
+
+@router.post("/{call_sid}/feedback")
+async def rate(
+    call_sid: SidPath, services: ServicesDep, actor: ActorDep, body: FeedbackRequest
+) -> CallAnswer:
+    """Says how good the call was, in place of what the same device said before."""
+    identity, device = actor.acting_as(body.identity, body.device_id)
+    call = await services.calls.rate(CallSid(call_sid), identity, device, body)
+    return CallAnswer.of(call)
 
 
 async def _invite(
@@ -174,6 +261,7 @@ async def _invite(
         actor,
         new_sid=services.calls.new_sid,
         at=services.calls.now(),
+        check_after_s=services.settings.not_received_after_s,
         idempotency_key=idempotency_key,
     )
 
@@ -186,3 +274,12 @@ def _who(actor: Actor, body: OperationRequest | None) -> tuple[Identity, DeviceI
     """As whom an operation is done, and the extended data it carries."""
     body = body or OperationRequest()
     return *actor.acting_as(body.identity, body.device_id), body.extended_data
+
+
+def _who_or_server(
+    actor: Actor, body: InviteMoreRequest | MessageRequest | OperationRequest
+) -> tuple[Identity | None, DeviceId | None]:
+    """As whom an operation is done that a server may do on nobody's behalf."""
+    if actor.is_server and body.identity is None:
+        return None, None
+    return actor.acting_as(body.identity, body.device_id)

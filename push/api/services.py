@@ -10,7 +10,10 @@ from broker.session import Session
 from config.relay import RelaySettings
 from push.auth import API_KEY_PREFIX, AccessTokens, Actor, ApiKeys
 from push.calls import Calls
+from push.connections import Connections
 from push.devices import Devices
+from push.event_stream import EventStream
+from push.groups import Groups
 from push.metrics import Metrics
 from push.store.database import Database
 from signaling.errors import Forbidden, Unauthenticated
@@ -27,7 +30,10 @@ class Services:
         session: Session,
         provisioner: Provisioner,
         calls: Calls,
+        groups: Groups,
         devices: Devices,
+        connections: Connections,
+        event_stream: EventStream,
         api_keys: ApiKeys,
         tokens: AccessTokens,
         metrics: Metrics,
@@ -37,7 +43,10 @@ class Services:
         self.session = session
         self.provisioner = provisioner
         self.calls = calls
+        self.groups = groups
         self.devices = devices
+        self.connections = connections
+        self.event_stream = event_stream
         self.api_keys = api_keys
         self.tokens = tokens
         self.metrics = metrics
@@ -71,18 +80,34 @@ async def authenticate(
     Raises:
         Unauthenticated: no credentials were shown, or no good ones.
     """
-    shown = header or (bearer.credentials if bearer is not None else None)
+    return await authenticate_by(
+        services, None, header, None if bearer is None else bearer.credentials
+    )
+
+
+async def authenticate_by(
+    services: Services, authorization: str | None, api_key: str | None, bearer: str | None
+) -> Actor:
+    """Who asks, by an `Authorization` header, an API key or a bearer's credentials, as they are shown.
+
+    Raises:
+        Unauthenticated: none were shown, or no good ones.
+    """
+    if authorization is not None:
+        scheme, _, credentials = authorization.partition(" ")
+        bearer = credentials.strip() if scheme.lower() == "bearer" else bearer
+    shown = api_key or bearer
     if not shown:
         raise Unauthenticated(
             "show an API key or an access token: `Authorization: Bearer ...`, or `X-API-Key: ...`"
         )
-    if header is not None or shown.startswith(API_KEY_PREFIX):
-        if services.api_keys.holds(shown):
+    if api_key is not None or shown.startswith(API_KEY_PREFIX):
+        if await services.api_keys.holds(shown):
             return Actor()
         raise Unauthenticated(
             "the API key is not known: it is in the file `api-key` of the relay's data"
         )
-    return services.tokens.check(shown)
+    return await services.tokens.check(shown)
 
 
 ActorDep = Annotated[Actor, Depends(authenticate)]

@@ -5,7 +5,7 @@ from push.channels.channel import DeliveryFailed, DeviceAway
 from push.store.device_rows import ChannelRow
 from push.store.outbox_rows import Delivery
 from signaling.errors import TooLarge
-from signaling.events import CallEvent, event_document
+from signaling.events import CallEvent, event_document, what_to_shorten
 from signaling.topics import call_topic
 
 LIMIT_BYTES = 5120
@@ -28,7 +28,7 @@ class MqttChannel:
         if size > LIMIT_BYTES:
             raise TooLarge(
                 f"{event.event} would be {size} bytes over MQTT, and the limit is {LIMIT_BYTES}:"
-                " shorten custom_parameters, extended_data or push.payload",
+                f" shorten {what_to_shorten(event)}",
                 size=size,
                 limit=LIMIT_BYTES,
                 channel=self.kind,

@@ -7,12 +7,15 @@ from pydantic import TypeAdapter
 from sqlalchemy import Connection, Select, bindparam, delete, insert, select, update
 
 from push.store.tables import call_users, calls, idempotency_keys
-from signaling.calls import Call
+from signaling.calls import Call, CallState
 from signaling.identifiers import CallSid, Identity
 
 _DOCUMENT: TypeAdapter[Call] = TypeAdapter(Call)
 
 _LOAD = select(calls.c.document).where(calls.c.call_sid == bindparam("sid"))
+_LOAD_TO_CHANGE = _LOAD.with_for_update()
+_INSERT = insert(calls).returning(calls.c.number)
+_INSERT_USERS = insert(call_users)
 _SAVE = (
     update(calls)
     .where(calls.c.call_sid == bindparam("sid"))
@@ -35,7 +38,7 @@ def from_ms(ms: int) -> datetime:
 def insert_call(connection: Connection, call: Call) -> None:
     """Keeps a new call."""
     number = connection.execute(
-        insert(calls).returning(calls.c.number),
+        _INSERT,
         {
             "call_sid": call.call_sid,
             "state": call.state,
@@ -43,9 +46,13 @@ def insert_call(connection: Connection, call: Call) -> None:
             "document": _DOCUMENT.dump_json(call).decode(),
         },
     ).scalar_one()
+    _insert_users(connection, number, [user.identity for user in call.users])
+
+
+def _insert_users(connection: Connection, number: int, identities: Sequence[Identity]) -> None:
     connection.execute(
-        insert(call_users),
-        [{"identity": user.identity, "call_number": number} for user in call.users],
+        _INSERT_USERS,
+        [{"identity": identity, "call_number": number} for identity in identities],
     )
 
 
@@ -53,13 +60,13 @@ def load_call(
     connection: Connection, call_sid: CallSid, *, for_update: bool = False
 ) -> Call | None:
     """The call with this SID, or None; held against other writers until the transaction ends."""
-    query = _LOAD.with_for_update() if for_update else _LOAD
+    query = _LOAD_TO_CHANGE if for_update else _LOAD
     document = connection.execute(query, {"sid": call_sid}).scalar_one_or_none()
     return None if document is None else _DOCUMENT.validate_json(document)
 
 
-def save_call(connection: Connection, call: Call) -> None:
-    """Keeps a call that has changed."""
+def save_call(connection: Connection, call: Call, joined: Sequence[Identity] = ()) -> None:
+    """Keeps a call that has changed; `joined` are the identities that it did not have before."""
     connection.execute(
         _SAVE,
         {
@@ -69,6 +76,11 @@ def save_call(connection: Connection, call: Call) -> None:
             "doc": _DOCUMENT.dump_json(call).decode(),
         },
     )
+    if joined:
+        number = connection.execute(
+            select(calls.c.number).where(calls.c.call_sid == call.call_sid)
+        ).scalar_one()
+        _insert_users(connection, number, joined)
 
 
 def list_calls(
@@ -88,7 +100,7 @@ def list_calls(
 
 
 def live_calls_of(connection: Connection, identity: Identity) -> list[Call]:
-    """The calls of an identity that still have an open invitation."""
+    """The calls of an identity that time still moves, such as by an open invitation's end."""
     rows = connection.execute(
         select(calls.c.document)
         .join(call_users)
@@ -97,8 +109,31 @@ def live_calls_of(connection: Connection, identity: Identity) -> list[Call]:
     return [_DOCUMENT.validate_json(row.document) for row in rows]
 
 
+def ringing_calls_of(connection: Connection, identity: Identity) -> list[Call]:
+    """The calls of an identity that nobody has accepted, held against other writers."""
+    rows = connection.execute(
+        select(calls.c.document)
+        .join(call_users)
+        .where(call_users.c.identity == identity, calls.c.state == CallState.RINGING)
+        .order_by(calls.c.number)
+        .with_for_update(of=calls)
+    )
+    return [_DOCUMENT.validate_json(row.document) for row in rows]
+
+
+def overdue_calls(connection: Connection, before_ms: int, limit: int) -> list[CallSid]:
+    """Up to `limit` calls whose deadline came before a moment, in Unix milliseconds."""
+    rows = connection.execute(
+        select(calls.c.call_sid)
+        .where(calls.c.deadline_ms <= before_ms)
+        .order_by(calls.c.deadline_ms)
+        .limit(limit)
+    )
+    return [CallSid(sid) for sid in rows.scalars()]
+
+
 def all_deadlines(connection: Connection) -> Iterable[tuple[CallSid, int]]:
-    """Each call with an open invitation, and when the next of them runs out, in Unix milliseconds."""
+    """Each call that time will move, and when, in Unix milliseconds."""
     rows = connection.execute(
         select(calls.c.call_sid, calls.c.deadline_ms).where(calls.c.deadline_ms.is_not(None))
     )

@@ -15,6 +15,11 @@ class Database(Protocol):
     A piece of work that raises leaves nothing behind. What `write` has returned is durable.
     """
 
+    @property
+    def shared(self) -> bool:
+        """Whether other relays may be using it at the same time."""
+        ...
+
     async def write(self, work: Work[T]) -> T:
         """Runs work that may change rows, alone; returns once its changes are on disk."""
         ...

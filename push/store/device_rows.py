@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
-from push.store.tables import channels, devices
+from push.store.tables import channels, connections, devices
 from signaling.identifiers import DeviceId, Identity
 
 
@@ -62,14 +62,21 @@ def all_devices(connection: Connection) -> list[DeviceRow]:
 
 
 def put_device(connection: Connection, device: DeviceRow, at_ms: int) -> None:
-    """Registers a device, in place of what was registered under its id."""
-    if find_device(connection, device.device_id) is None:
+    """Registers a device, in place of what was registered under its id. What was on its way to
+    another identity's device of this id is not for this one."""
+    known = find_device(connection, device.device_id)
+    if known is not None and known.identity != device.identity:
+        delete_device(connection, device.device_id)
+        known = None
+    if known is None:
         connection.execute(
             insert(devices),
             {
                 "device_id": device.device_id,
                 "identity": device.identity,
                 "registered_at_ms": at_ms,
+                # Beyond every number that a device of this id may have had before.
+                "sequence": at_ms,
             },
         )
     else:
@@ -79,6 +86,12 @@ def put_device(connection: Connection, device: DeviceRow, at_ms: int) -> None:
             .values(identity=device.identity, registered_at_ms=at_ms)
         )
         connection.execute(delete(channels).where(channels.c.device_id == device.device_id))
+        kinds = [channel.kind for channel in device.channels]
+        connection.execute(
+            delete(connections).where(
+                connections.c.device_id == device.device_id, connections.c.kind.not_in(kinds)
+            )
+        )
     if device.channels:
         connection.execute(
             insert(channels),

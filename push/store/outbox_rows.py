@@ -9,10 +9,19 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
+from push.store.connection_rows import is_online
 from push.store.tables import outbox
 from signaling.identifiers import DeviceId
 
 _INSERT = insert(outbox).returning(outbox.c.delivery_id, sort_by_parameter_order=True)
+# Who has a row locked is about to delete it, or to send it: waiting could end in a deadlock.
+_FORGET = delete(outbox).where(
+    outbox.c.delivery_id.in_(
+        select(outbox.c.delivery_id)
+        .where(outbox.c.event_id.in_(bindparam("events", expanding=True)))
+        .with_for_update(skip_locked=True)
+    )
+)
 _DELETE = delete(outbox).where(outbox.c.delivery_id.in_(bindparam("ids", expanding=True)))
 
 
@@ -55,11 +64,15 @@ def owe(
     ]
 
 
-def owed_already(connection: Connection, event_ids: Iterable[str], device: DeviceId) -> set[str]:
-    """Which of the events are on their way to the device."""
+def owed_already(
+    connection: Connection, event_ids: Iterable[str], device: DeviceId, kind: str
+) -> set[str]:
+    """Which of the events are on their way to the device over a kind of channel."""
     rows = connection.execute(
         select(outbox.c.event_id).where(
-            outbox.c.device_id == device, outbox.c.event_id.in_(list(event_ids))
+            outbox.c.device_id == device,
+            outbox.c.kind == kind,
+            outbox.c.event_id.in_(list(event_ids)),
         )
     )
     return set(rows.scalars())
@@ -76,6 +89,8 @@ def take_due(
         .limit(limit)
         .with_for_update(skip_locked=True)
     ).all()
+    if not rows:
+        return []
     connection.execute(
         update(outbox)
         .where(outbox.c.delivery_id.in_([row.delivery_id for row in rows]))
@@ -95,9 +110,27 @@ def take_due(
     ]
 
 
+def forget_events(connection: Connection, event_ids: Iterable[str]) -> None:
+    """Forgets the deliveries of events that are no longer wanted: what has failed so far, and what a
+    process that died did not come to send. One that is being sent arrives all the same."""
+    connection.execute(_FORGET, {"events": list(event_ids)})
+
+
 def settle(connection: Connection, delivery_ids: Sequence[int]) -> None:
     """Forgets deliveries that were made, or that are too late to make."""
     connection.execute(_DELETE, {"ids": list(delivery_ids)})
+
+
+def put_off_until_there(
+    connection: Connection, delivery_id: int, due_ms: int, at_latest_ms: int
+) -> None:
+    """Counts an attempt that failed since the device was away: it is due when the device comes, or
+    at the latest then. Should the device have come meanwhile, it is due at `due_ms`."""
+    row = connection.execute(
+        select(outbox.c.device_id, outbox.c.kind).where(outbox.c.delivery_id == delivery_id)
+    ).one_or_none()
+    came = row is not None and is_online(connection, DeviceId(row.device_id), row.kind)
+    put_off(connection, delivery_id, due_ms if came else at_latest_ms)
 
 
 def put_off(connection: Connection, delivery_id: int, due_ms: int) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import OperationalError
 
 from push.store.database import Work
 from push.store.migrate import migrate
@@ -53,6 +54,8 @@ def sqlite_engine(path: Path) -> Engine:
 
 class SqliteDatabase:
     """See `push.store.database.Database`."""
+
+    shared = False
 
     def __init__(self, path: Path) -> None:
         path.touch(mode=0o600)
@@ -129,17 +132,25 @@ class _Item:
 
 
 def _commit(connection: Connection, group: list[_Item]) -> None:
-    """Runs a group and commits it; only then is anybody told."""
+    """Runs a group and commits it; only then is anybody told. A disk that is full, or a file that
+    another process holds, fails the group."""
     results: list[tuple[_Item, Any]] = []
     failures: list[tuple[_Item, BaseException]] = []
     try:
         with connection.begin():
             for item in group:
+                connection.exec_driver_sql("SAVEPOINT command")
                 try:
-                    with connection.begin_nested():
-                        results.append((item, item.work(connection)))
+                    results.append((item, item.work(connection)))
+                except OperationalError:
+                    raise
                 except Exception as error:  # noqa: BLE001 - it is the asker's, and is raised there
+                    connection.exec_driver_sql("ROLLBACK TO command")
                     failures.append((item, error))
+                connection.exec_driver_sql("RELEASE command")
+    except OperationalError as error:
+        away = Unavailable(f"the database cannot be written: {error.orig}")
+        failures, results = [(item, away) for item in group], []
     except Exception as error:  # noqa: BLE001 - nothing of the group was kept; each asker is told
         failures = [(item, error) for item in group]
         results = []

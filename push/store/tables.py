@@ -3,6 +3,7 @@ of its row exist to be searched. Times are Unix milliseconds."""
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     ForeignKey,
     Index,
@@ -31,7 +32,7 @@ calls = Table(
     Column("number", _Number, primary_key=True, autoincrement=True),
     Column("call_sid", String(34), nullable=False, unique=True),
     Column("state", String(16), nullable=False),
-    Column("deadline_ms", BigInteger, index=True, comment="when the next invitation runs out"),
+    Column("deadline_ms", BigInteger, index=True, comment="when time next moves the call"),
     Column("document", Text, nullable=False),
     sqlite_autoincrement=True,
 )
@@ -51,6 +52,18 @@ devices = Table(
     Column("device_id", String(64), primary_key=True),
     Column("identity", String(128), nullable=False, index=True),
     Column("registered_at_ms", BigInteger, nullable=False),
+    Column("sequence", BigInteger, nullable=False, server_default="0"),
+)
+
+connections = Table(
+    "connections",
+    metadata,
+    Column("device_id", ForeignKey("devices.device_id", ondelete="CASCADE"), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("connection", String(32), nullable=False, comment="which one; a newer replaces it"),
+    Column("relay", String(32), nullable=False, comment="who holds it, empty where nobody does"),
+    Column("online", Boolean, nullable=False),
+    Column("seen_at_ms", BigInteger, nullable=False),
 )
 
 channels = Table(
@@ -67,7 +80,7 @@ outbox = Table(
     "outbox",
     metadata,
     Column("delivery_id", _Number, primary_key=True, autoincrement=True),
-    Column("event_id", String(64), nullable=False),
+    Column("event_id", String(80), nullable=False),
     Column("device_id", ForeignKey("devices.device_id", ondelete="CASCADE"), nullable=False),
     Column("kind", String(16), nullable=False),
     Column("payload", Text, nullable=False),
@@ -78,6 +91,42 @@ outbox = Table(
     Index(None, "due_ms"),
     Index(None, "device_id"),
     sqlite_autoincrement=True,
+)
+
+device_events = Table(
+    "device_events",
+    metadata,
+    Column("device_id", ForeignKey("devices.device_id", ondelete="CASCADE"), primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, comment="in the order of the device's events"),
+    Column("event_id", String(80), nullable=False),
+    Column("document", Text, nullable=False),
+    Column("expires_at_ms", BigInteger, nullable=False, index=True),
+    UniqueConstraint("event_id", "device_id"),
+)
+
+groups = Table(
+    "groups",
+    metadata,
+    Column("name", String(64), primary_key=True),
+)
+
+group_members = Table(
+    "group_members",
+    metadata,
+    Column("name", ForeignKey("groups.name", ondelete="CASCADE"), primary_key=True),
+    Column("identity", String(128), primary_key=True),
+    Column("position", Integer, nullable=False),
+)
+
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("call_number", ForeignKey("calls.number", ondelete="CASCADE"), primary_key=True),
+    Column("identity", String(128), primary_key=True),
+    Column("device_id", String(64), primary_key=True, comment="empty where a server speaks"),
+    Column("score", Integer),
+    Column("issue", String(32)),
+    Column("at_ms", BigInteger, nullable=False),
 )
 
 idempotency_keys = Table(

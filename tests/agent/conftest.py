@@ -17,7 +17,7 @@ async def exchange(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ex
         session = Session(broker.address, "provisioner", sleep=soon)
         provisioner = DynamicSecurity(session)
         async with held(session):
-            yield Exchange(broker, provisioner)
+            yield Exchange(broker, session, provisioner)
 
 
 @pytest_asyncio.fixture(loop_scope="module")

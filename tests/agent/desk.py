@@ -11,6 +11,7 @@ from pydantic import SecretStr
 from agent.call import Call, CallStatus
 from broker.address import BrokerAddress
 from broker.provision import DynamicSecurity
+from broker.session import Session
 from config.agent import AgentSettings, BrokerSettings
 from config.panel import PanelSettings
 from signaling.events import CallTimeout
@@ -39,11 +40,13 @@ class Exchange:
     """A broker, and the right to let devices in."""
 
     broker: RunningBroker
+    session: Session
     provisioner: DynamicSecurity
     devices: int = 0
 
     async def admit(self) -> BrokerAddress:
         """The address and credentials of a device that no other test of this broker is."""
+        await self.session.wait_connected()  # a test before may have killed the broker
         self.devices += 1
         name = f"desk-{self.devices}"
         password = await self.provisioner.grant(DeviceId(name))

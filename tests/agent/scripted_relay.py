@@ -19,9 +19,9 @@ from paho.mqtt.properties import Properties
 from broker.address import BrokerAddress
 from signaling.answers import CallAnswer, DeviceResponse, Problem, UserAnswer
 from signaling.calls import CallState, CallType, Mode, UserState
+from signaling.device_operations import parse_device_operation
 from signaling.events import CallEvent, CallReceived, event_document
 from signaling.identifiers import DeviceId, new_call_sid
-from signaling.requests import parse_device_operation
 from signaling.topics import call_topic, presence_topic, request_topic
 from tests.broker.running import raw_client
 from tests.system.scene import Record

@@ -11,10 +11,10 @@ import pytest_asyncio
 from agent.link import Link, RequestRefused
 from broker.address import BrokerAddress
 from signaling.answers import DeviceResponse
+from signaling.device_operations import DeviceShow
 from signaling.errors import CallError
 from signaling.events import CallEnded
 from signaling.identifiers import DeviceId
-from signaling.requests import DeviceShow
 from tests.agent.desk import Exchange
 from tests.agent.scripted_relay import (
     ScriptedRelay,

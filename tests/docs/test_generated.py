@@ -1,10 +1,13 @@
 """What the code knows itself stands in the documents as the code says it."""
 
 import re
+from typing import get_args
 
 import pytest
 
 from docs.generate import FILES, PARTS, generated_files, with_parts
+from signaling.change import Operation
+from signaling.events import CallEvent
 from tests.docs.documents import DOCUMENTS, ROOT
 from tests.test_imports import MAY_IMPORT
 
@@ -41,6 +44,15 @@ def test_stale_part_is_made_anew_and_the_rest_is_kept() -> None:
 
 def test_command_line_and_openapi_are_generated_whole() -> None:
     assert {ROOT / name for name in FILES} == {ROOT / "docs/cli.md", ROOT / "docs/openapi.json"}
+
+
+def test_tables_of_the_calls_page_have_every_operation_and_every_event() -> None:
+    rows = re.findall(r"^\| (.+?) \|", (ROOT / "docs/calls.md").read_text(), re.MULTILINE)
+    operations = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    by_the_relay = {Operation.NOT_RECEIVED, Operation.TIMEOUT}
+    assert operations == set(Operation) - by_the_relay | {"feedback"}
+    events = {name for row in rows for name in re.findall(r"^\[([\w.]+)\]", row)}
+    assert events == {kind.model_fields["event"].default for kind in get_args(CallEvent)}
 
 
 def test_folder_table_of_the_architecture_is_what_the_imports_are_checked_against() -> None:

@@ -15,6 +15,7 @@ class Clock:
         self._now = at
         self._sleepers: list[tuple[datetime, asyncio.Future[None]]] = []
         self._slept = asyncio.Event()
+        self._most = 1
 
     def now(self) -> datetime:
         return self._now
@@ -24,6 +25,7 @@ class Clock:
         sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._sleepers.append((self._now + timedelta(seconds=wait_s), sleeper))
         self._wake()
+        self._most = max(self._most, sum(not s.done() for _, s in self._sleepers))
         self._slept.set()
         await sleeper
 
@@ -32,6 +34,13 @@ class Clock:
         looked at it and is about to sleep, and would sleep too long."""
         async with asyncio.timeout(PATIENCE_S):
             while all(sleeper.done() for _, sleeper in self._sleepers):
+                self._slept.clear()
+                await self._slept.wait()
+
+    async def all_asleep(self) -> None:
+        """Waits until all that have ever slept at once sleep again."""
+        async with asyncio.timeout(PATIENCE_S):
+            while sum(not sleeper.done() for _, sleeper in self._sleepers) < self._most:
                 self._slept.clear()
                 await self._slept.wait()
 

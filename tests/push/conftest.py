@@ -2,23 +2,46 @@
 the parts of a relay alone: a real database, and a clock that the test moves."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from bellwire.relay_process import RelayProcess
+from push.store.database import Database
+from push.store.opening import open_database
 from push.store.sqlite import SqliteDatabase
 from tests.push.clock import Clock
 from tests.push.support import Running, serving
 
 
+@pytest.fixture(scope="module")
+def store(request: pytest.FixtureRequest) -> str | None:
+    """The URL of a fresh PostgreSQL database, or None: SQLite. See `support.on_both_stores`."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return None
+    make: Callable[[], str] = request.getfixturevalue("new_postgres_database")
+    return make()
+
+
+@pytest.fixture(scope="module")
+def settings() -> dict[str, str]:
+    """`BELLWIRE_*` variables of a module's relay; a module that needs some has its own fixture."""
+    return {}
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
+async def running(
+    tmp_path_factory: pytest.TempPathFactory, store: str | None, settings: dict[str, str]
+) -> AsyncIterator[Running]:
     """A real relay with a real mosquitto, for a module whose tests run on the module's loop."""
     data = tmp_path_factory.mktemp("relay") / "data"
-    async with RelayProcess(data) as relay, serving(relay) as here:
+    environment = settings if store is None else {**settings, "BELLWIRE_DATABASE": store}
+    async with (
+        RelayProcess(data, environment=environment) as relay,
+        serving(relay, store) as here,
+    ):
         yield here
 
 
@@ -26,6 +49,26 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Run
 async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
     """A relay's database in a file of its own, `relay.db` in the test's folder."""
     opened = await asyncio.to_thread(SqliteDatabase, tmp_path / "relay.db")
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def shared_or_own(store: str | None, tmp_path: Path) -> AsyncIterator[Database]:
+    """A database of either kind. The PostgreSQL one is the module's: its rows stay."""
+    opened = await asyncio.to_thread(open_database, store, tmp_path)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def each_database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
+    """An empty database of each kind, of the test's own."""
+    url = None
+    if request.param == "postgres":
+        make: Callable[[], str] = request.getfixturevalue("new_postgres_database")
+        url = make()
+    opened = await asyncio.to_thread(open_database, url, tmp_path)
     yield opened
     await opened.close()
 

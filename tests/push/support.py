@@ -9,17 +9,24 @@ import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiomqtt
 import httpx
+import psycopg
+import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from psycopg import sql
 
 from bellwire.relay_process import RelayProcess
 from signaling.identifiers import DeviceId
 from signaling.topics import call_topic, request_topic, response_topic
 from tests.conftest import PATIENCE_S
+
+on_both_stores = pytest.mark.parametrize("store", ["sqlite", "postgres"], indirect=True)
+"""For tests on `running` or `database`: the same on SQLite and on PostgreSQL."""
 
 PROBLEM_TYPE = "application/problem+json"
 _numbers = itertools.count(1)
@@ -32,27 +39,25 @@ def fresh(name: str) -> str:
 
 @dataclass(frozen=True)
 class Running:
-    """A relay at work and the operator's HTTP client of it."""
+    """A relay at work, the operator's HTTP client of it, and the URL of its database where that is
+    not its own SQLite."""
 
     relay: RelayProcess
     http: httpx.AsyncClient
+    database: str | None = None
 
-    def tables(self, *, without: tuple[str, ...] = ()) -> dict[str, tuple[int, str]]:
-        """Each table's row count and a digest of its rows. `sqlite_sequence` tells whether a
-        delivery was ever owed; `outbox` itself is left out, since it empties by itself."""
-        with closing(sqlite3.connect(f"file:{self.relay.data}/relay.db?mode=ro", uri=True)) as file:
-            names = [
-                name
-                for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-                if name != "outbox" and name not in without
-            ]
-            return {
-                name: (
-                    len(rows := file.execute(f"SELECT * FROM {name}").fetchall()),  # noqa: S608
-                    hashlib.sha256(repr(sorted(map(repr, rows))).encode()).hexdigest(),
-                )
-                for name in names
-            }
+    def tables(self) -> dict[str, tuple[int, str]]:
+        """Each table's row count and a digest of its rows. Left out is what moves by itself: the
+        outbox, but not whether a delivery was ever owed; and who is connected."""
+        if self.database is None:
+            rows = _sqlite_rows(self.relay.data / "relay.db")
+        else:
+            rows = _postgres_rows(self.database)
+        return {
+            name: (len(kept), hashlib.sha256(repr(sorted(kept)).encode()).hexdigest())
+            for name, kept in rows.items()
+            if name not in ("outbox", "connections")
+        }
 
     async def token(self, identity: str, device: str | None = None) -> dict[str, str]:
         """The header that shows an access token of this identity."""
@@ -97,13 +102,39 @@ class Running:
         return httpx.AsyncClient(base_url=self.relay.access.url, timeout=PATIENCE_S)
 
 
+def _sqlite_rows(path: Path) -> dict[str, list[str]]:
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as file:
+        # Among them is `sqlite_sequence`, which counts what the outbox ever held.
+        names = file.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        return {
+            name: [repr(row) for row in file.execute(f"SELECT * FROM {name}")]  # noqa: S608
+            for (name,) in names
+        }
+
+
+def _postgres_rows(url: str) -> dict[str, list[str]]:
+    with psycopg.connect(url) as connection:
+        names = connection.execute(
+            "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+        ).fetchall()
+        # Of the sequences only this: that of the calls is moved by a refused one too.
+        tables = [name for (name,) in names] + ["outbox_delivery_id_seq"]
+        return {name: _rows_of(connection, name) for name in tables}
+
+
+def _rows_of(connection: psycopg.Connection[tuple[object, ...]], table: str) -> list[str]:
+    rows = connection.execute(sql.SQL("SELECT * FROM {}").format(sql.Identifier(table)))
+    values = [row[:1] if table.endswith("_seq") else row for row in rows]  # last_value alone
+    return [repr(row) for row in values]
+
+
 @asynccontextmanager
-async def serving(relay: RelayProcess) -> AsyncIterator[Running]:
-    """A relay that runs, with a client."""
+async def serving(relay: RelayProcess, database: str | None = None) -> AsyncIterator[Running]:
+    """A relay that runs, with a client; `database` is its URL where it is not its own SQLite."""
     access = relay.access
     headers = {"Authorization": f"Bearer {access.api_key}"}
     async with httpx.AsyncClient(base_url=access.url, headers=headers, timeout=PATIENCE_S) as http:
-        yield Running(relay, http)
+        yield Running(relay, http, database)
 
 
 class Device:
@@ -157,7 +188,9 @@ class Device:
         return None
 
 
-def broker_client(access: dict[str, str], name: str) -> aiomqtt.Client:
+def broker_client(
+    access: dict[str, str], name: str, *, will: aiomqtt.Will | None = None
+) -> aiomqtt.Client:
     """An MQTT 5 client that shows these credentials."""
     host, _, port = access["url"].removeprefix("mqtt://").partition(":")
     return aiomqtt.Client(
@@ -167,6 +200,7 @@ def broker_client(access: dict[str, str], name: str) -> aiomqtt.Client:
         password=access["password"],
         identifier=name,
         protocol=aiomqtt.ProtocolVersion.V5,
+        will=will,
     )
 
 

@@ -6,9 +6,9 @@ from datetime import datetime
 
 import pytest
 
-from tests.push.support import Running, assert_problem, fresh, listening, states
+from tests.push.support import Running, assert_problem, fresh, listening, on_both_stores, states
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores]
 
 CALL_FIELDS = {
     "call_sid",

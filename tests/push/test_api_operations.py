@@ -6,9 +6,9 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from tests.push.support import Running, assert_problem, fresh, states
+from tests.push.support import Running, assert_problem, fresh, on_both_stores, states
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores]
 
 Body = dict[str, str]
 NO_CALL = "CA" + "0" * 32
@@ -210,7 +210,7 @@ async def test_a_token_acts_as_nobody_but_itself(running: Running) -> None:
         (as_bob, {"device_id": "another"}),
         (as_bob, {"identity": bob, "device_id": "another"}),
     ):
-        for operation in ("received", "accept", "reject", "quit", "end"):
+        for operation in ("received", "accept", "reject", "ignore", "join", "quit"):
             answer = await running.http.post(
                 f"/v1/calls/{sid}/{operation}", json=body, headers=headers
             )
@@ -230,13 +230,17 @@ async def test_a_token_of_no_one_device_may_name_the_device_it_acts_on(running: 
     assert answer.json()["users"][0]["main_device"] == bob
 
 
-async def test_a_server_says_as_whom_it_acts_except_to_withdraw_a_call(running: Running) -> None:
+async def test_a_server_says_as_whom_it_acts_except_to_cancel_or_end_a_call(
+    running: Running,
+) -> None:
     bob = fresh("bob")
     await running.register(bob)
     sid = await running.called(bob)
     before = running.tables()
-    for operation in ("received", "accept", "reject", "quit", "end"):
+    for operation in ("received", "accept", "reject", "ignore", "join", "quit"):
         problem = assert_problem(await running.do(sid, operation), 403, "forbidden")
         assert "give `identity`" in problem["detail"]
     assert running.tables() == before
     assert (await running.do(sid, "cancel")).json()["state"] == "ended"
+    other = await running.called(bob)
+    assert (await running.do(other, "end")).json()["state"] == "ended"

@@ -120,7 +120,7 @@ async def test_the_description_names_every_route_and_its_refusals(running: Runni
         "/metrics",
     }
     body = paths["/v1/calls"]["post"]["requestBody"]["content"]
-    assert body.keys() == {"application/json", "application/xml"}
+    assert body.keys() == {"application/json", "application/xml", "text/xml"}
     for operation in (paths["/v1/calls"]["post"], paths["/v1/calls/{call_sid}/accept"]["post"]):
         for status in ("401", "403", "404", "409", "413", "422"):
             assert operation["responses"][status]["content"].keys() == {"application/problem+json"}

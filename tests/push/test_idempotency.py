@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from tests.push.support import Running, assert_problem, fresh, listening
+from tests.push.support import Running, assert_problem, fresh, listening, on_both_stores
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores]
 
 
 def calls_kept(running: Running) -> int:

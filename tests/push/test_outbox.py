@@ -13,9 +13,9 @@ from push.channels.channel import DeliveryFailed
 from push.metrics import Metrics
 from push.outbox import LEASE_S, Outbox
 from push.store.call_rows import to_ms
+from push.store.database import Database
 from push.store.device_rows import ChannelRow, DeviceRow, put_device
 from push.store.outbox_rows import Delivery, count_owed, make_all_due, owe
-from push.store.sqlite import SqliteDatabase
 from push.store.tables import outbox
 from signaling.events import CallEvent, event_document
 from signaling.identifiers import DeviceId, Identity
@@ -52,7 +52,7 @@ class Wire:
 class Scene:
     """An outbox on a database, and what a test does to both."""
 
-    def __init__(self, database: SqliteDatabase, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock) -> None:
         self.database = database
         self.clock = clock
         self.wire = Wire()
@@ -105,7 +105,13 @@ def _only_row(connection: Connection) -> Sequence[int]:
 
 
 @pytest.fixture
-async def scene(database: SqliteDatabase, clock: Clock) -> Scene:
+async def database(each_database: Database) -> Database:
+    """The same tests on each kind of store."""
+    return each_database
+
+
+@pytest.fixture
+async def scene(database: Database, clock: Clock) -> Scene:
     desk = DeviceRow(DESK, Identity("bob"), (ChannelRow("mqtt"),))
     await database.write(lambda c: put_device(c, desk, to_ms(START)))
     return Scene(database, clock)

@@ -11,9 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
-from push.calls import Calls
-from push.metrics import Metrics
-from push.outbox import Outbox
 from push.store.call_rows import (
     all_deadlines,
     find_idempotent,
@@ -26,13 +23,16 @@ from push.store.call_rows import (
     save_call,
     to_ms,
 )
+from push.store.database import Database
 from push.store.migrate import migrate
 from push.store.sqlite import SqliteDatabase, sqlite_engine
 from signaling.calls import Call, UserState
+from signaling.commands import Accept, Cancel, Invitee, NewCall
 from signaling.identifiers import CallSid, Identity, new_call_sid
-from signaling.rules import Accept, Cancel, Invitee, NewCall, apply, create_call
+from signaling.rules import apply, create_call
 from tests.conftest import PATIENCE_S
 from tests.push.clock import START, Clock
+from tests.push.parts import parts_on
 
 ALICE, BOB, CAROL = map(Identity, ("alice", "bob", "carol"))
 
@@ -73,7 +73,13 @@ def test_any_call_comes_back_as_it_was(
     assert list(back.custom_parameters) == list(parameters)
 
 
-async def test_a_call_that_moved_is_kept_in_its_new_state(database: SqliteDatabase) -> None:
+@pytest.fixture
+async def database(each_database: Database) -> Database:
+    """The same tests on each kind of store."""
+    return each_database
+
+
+async def test_a_call_that_moved_is_kept_in_its_new_state(database: Database) -> None:
     call = call_of(BOB, CAROL)
     await database.write(lambda c: insert_call(c, call))
     moved = apply(call, Accept(BOB, None, START + timedelta(seconds=1))).call
@@ -82,7 +88,7 @@ async def test_a_call_that_moved_is_kept_in_its_new_state(database: SqliteDataba
     assert await database.read(lambda c: load_call(c, CallSid("CA" + "f" * 32))) is None
 
 
-async def test_each_identity_lists_its_own_calls_newest_first(database: SqliteDatabase) -> None:
+async def test_each_identity_lists_its_own_calls_newest_first(database: Database) -> None:
     made = [call_of(BOB if n % 2 else CAROL, number=n) for n in range(6)]
     for call in made:
         await database.write(partial(insert_call, call=call))
@@ -104,7 +110,7 @@ async def test_each_identity_lists_its_own_calls_newest_first(database: SqliteDa
     assert await pages(Identity("dave"), 2) == [[]]
 
 
-async def test_a_call_that_comes_during_paging_moves_no_page(database: SqliteDatabase) -> None:
+async def test_a_call_that_comes_during_paging_moves_no_page(database: Database) -> None:
     made = [call_of(BOB, number=n) for n in range(4)]
     for call in made[:3]:
         await database.write(partial(insert_call, call=call))
@@ -115,7 +121,7 @@ async def test_a_call_that_comes_during_paging_moves_no_page(database: SqliteDat
 
 
 async def test_a_call_is_live_and_has_a_deadline_while_somebody_is_invited(
-    database: SqliteDatabase,
+    database: Database,
 ) -> None:
     call = call_of(BOB)
     await database.write(lambda c: insert_call(c, call))
@@ -130,7 +136,7 @@ async def test_a_call_is_live_and_has_a_deadline_while_somebody_is_invited(
 
 
 async def test_an_idempotency_key_is_kept_for_its_owner_until_it_is_old(
-    database: SqliteDatabase,
+    database: Database,
 ) -> None:
     for actor, key, at_ms in (("server", "a", 1000), ("server", "b", 2000), ("bob", "a", 2000)):
         await database.write(
@@ -151,13 +157,6 @@ async def test_an_idempotency_key_is_kept_for_its_owner_until_it_is_old(
     assert await database.read(lambda c: find_idempotent(c, "bob", "a")) == ("bob a", "CA1")
 
 
-def calls_on(database: SqliteDatabase, clock: Clock) -> Calls:
-    """The calls of one relay process."""
-    metrics = Metrics()
-    outbox = Outbox(database, {}, metrics, now=clock.now, sleep=clock.sleep)
-    return Calls(database, outbox, {}, metrics, now=clock.now)
-
-
 async def test_a_deadline_that_came_while_no_relay_ran_is_carried_out_by_the_next(
     tmp_path: Path, clock: Clock
 ) -> None:
@@ -169,7 +168,7 @@ async def test_a_deadline_that_came_while_no_relay_ran_is_carried_out_by_the_nex
     clock.advance(3600)
     second = await asyncio.to_thread(SqliteDatabase, tmp_path / "relay.db")
     try:
-        calls = calls_on(second, clock)
+        calls = parts_on(second, clock).calls
         await calls.load_deadlines()
         assert len(calls.deadlines) == 1
         async with asyncio.TaskGroup() as tasks:
@@ -184,7 +183,7 @@ async def test_a_deadline_that_came_while_no_relay_ran_is_carried_out_by_the_nex
     assert len(calls.deadlines) == 0
 
 
-async def until(database: SqliteDatabase, call: Call, holds: Callable[[Call], bool]) -> Call:
+async def until(database: Database, call: Call, holds: Callable[[Call], bool]) -> Call:
     """The stored call, once it is so."""
     async with asyncio.timeout(PATIENCE_S):
         while True:

@@ -47,6 +47,10 @@ def test_an_empty_file_becomes_exactly_the_tables_of_the_code(engine: Engine) ->
     assert foreign == {
         ("call_users", "call_number", "CASCADE"),
         ("channels", "device_id", "CASCADE"),
+        ("connections", "device_id", "CASCADE"),
+        ("device_events", "device_id", "CASCADE"),
+        ("feedback", "call_number", "CASCADE"),
+        ("group_members", "name", "CASCADE"),
         ("outbox", "device_id", "CASCADE"),
     }
 

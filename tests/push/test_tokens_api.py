@@ -98,11 +98,11 @@ async def test_a_token_is_good_until_its_last_second_and_not_longer(
     token, expires_at = tokens.issue(ALICE, DeviceId("phone"), 60)
     assert expires_at == START + timedelta(seconds=60)
     clock.advance(59.999)
-    actor = tokens.check(token)
+    actor = await tokens.check(token)
     assert (actor.identity, actor.device, actor.is_server) == (ALICE, "phone", False)
     clock.advance(0.001)
     with pytest.raises(Unauthenticated, match="expired"):
-        tokens.check(token)
+        await tokens.check(token)
 
 
 async def test_a_token_outlives_the_relay_that_signed_it(
@@ -110,7 +110,7 @@ async def test_a_token_outlives_the_relay_that_signed_it(
 ) -> None:
     token, _ = (await open_access_tokens(database, "bellwire", clock.now)).issue(ALICE, None, 60)
     restarted = await open_access_tokens(database, "bellwire", clock.now)
-    assert restarted.check(token).identity == ALICE
+    assert (await restarted.check(token)).identity == ALICE
     assert len(restarted.jwks()["keys"]) == 1
 
 
@@ -128,37 +128,37 @@ async def test_a_token_of_another_relay_is_refused(
     for foreign in (renamed, theirs):
         token, _ = foreign.issue(ALICE, None, 60)
         with pytest.raises(Unauthenticated, match="not issued by this relay"):
-            ours.check(token)
+            await ours.check(token)
 
 
 async def test_the_api_key_is_made_once_for_its_owner_alone_and_kept_as_a_hash(
-    database: SqliteDatabase, tmp_path: Path
+    database: SqliteDatabase, tmp_path: Path, clock: Clock
 ) -> None:
     file = tmp_path / "api-key"
-    first = await open_api_keys(database, file, START)
+    first = await open_api_keys(database, file, clock.now)
     key = file.read_text().strip()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert key.startswith("bwk_") and len(key) > 40
-    assert first.holds(key)
-    assert not first.holds(key[:-1]) and not first.holds("")
+    assert await first.holds(key)
+    assert not await first.holds(key[:-1]) and not await first.holds("")
 
-    again = await open_api_keys(database, file, START)
+    again = await open_api_keys(database, file, clock.now)
     assert file.read_text().strip() == key
-    assert again.holds(key)
+    assert await again.holds(key)
     assert key.encode() not in contents(tmp_path)
 
 
 async def test_an_api_key_file_that_was_lost_is_made_anew_and_both_keys_open(
-    database: SqliteDatabase, tmp_path: Path
+    database: SqliteDatabase, tmp_path: Path, clock: Clock
 ) -> None:
     file = tmp_path / "api-key"
-    await open_api_keys(database, file, START)
+    await open_api_keys(database, file, clock.now)
     old = file.read_text().strip()
     file.unlink()
-    keys = await open_api_keys(database, file, START)
+    keys = await open_api_keys(database, file, clock.now)
     new = file.read_text().strip()
     assert new != old
-    assert keys.holds(old) and keys.holds(new)
+    assert await keys.holds(old) and await keys.holds(new)
     assert new not in repr(keys)
 
 

@@ -11,23 +11,22 @@ from signaling.params import MAX_PARAMETERS
 from signaling.requests import (
     DEFAULT_TIMEOUT_S,
     EXTENDED_DATA_MAX_LENGTH,
-    DeviceAccept,
-    DeviceCancel,
-    DeviceInvite,
-    DeviceQuit,
-    DeviceReceived,
-    DeviceReject,
+    MAX_GROUP_MEMBERS,
+    MESSAGE_LIMIT_BYTES,
     DeviceRequest,
-    DeviceShow,
+    FeedbackIssue,
+    FeedbackRequest,
     GroupReference,
+    GroupRequest,
+    InviteMoreRequest,
     InviteRequest,
+    MessageRequest,
     OperationRequest,
     RejectRequest,
     TokenRequest,
-    parse_device_operation,
 )
 
-SID = "CA0123456789abcdef0123456789abcdef"
+KX = "KX0123456789abcdef0123456789abcdef"
 TOO_LONG = "x" * (EXTENDED_DATA_MAX_LENGTH + 1)
 
 
@@ -131,6 +130,42 @@ def test_shortest_and_longest_timeout_are_taken(timeout: int) -> None:
         (OperationRequest, {"extended_data": TOO_LONG}, "extended_data"),
         (OperationRequest, {"status": "busy"}, "status"),
         (RejectRequest, {"status": "cancelled"}, "status"),
+        (InviteMoreRequest, {}, "to"),
+        (InviteMoreRequest, {"to": []}, "to"),
+        (InviteMoreRequest, {"to": "bob"}, "to"),
+        (InviteMoreRequest, {"to": {"group": "house"}}, "to"),
+        (InviteMoreRequest, {"to": ["b b"]}, "to"),
+        (InviteMoreRequest, {"to": ["bob", "client:bob"]}, "to"),
+        (InviteMoreRequest, {"to": [f"u{i}" for i in range(11)]}, "to"),
+        (InviteMoreRequest, {"to": ["bob"], "timeout": 0.5}, "timeout"),
+        (InviteMoreRequest, {"to": ["bob"], "timeout": 601}, "timeout"),
+        (InviteMoreRequest, {"to": ["bob"], "timeout": float("nan")}, "timeout"),
+        (InviteMoreRequest, {"to": ["bob"], "identity": "b b"}, "identity"),
+        (InviteMoreRequest, {"to": ["bob"], "device_id": "a/b"}, "device_id"),
+        (InviteMoreRequest, {"to": ["bob"], "mode": "advanced"}, "mode"),
+        (MessageRequest, {}, "content"),
+        (MessageRequest, {"content": "x" * (MESSAGE_LIMIT_BYTES - 1)}, "content"),
+        (MessageRequest, {"content": "\N{BELL}" * 1025}, "content"),
+        (MessageRequest, {"content": 1, "content_type": "text/plain"}, "content_type"),
+        (MessageRequest, {"content": 1, "message_type": ""}, "message_type"),
+        (MessageRequest, {"content": 1, "message_type": "x" * 65}, "message_type"),
+        (MessageRequest, {"content": 1, "voice_event_sid": "KX12"}, "voice_event_sid"),
+        (MessageRequest, {"content": 1, "voice_event_sid": KX + "\n"}, "voice_event_sid"),
+        (MessageRequest, {"content": 1, "voice_event_sid": KX.upper()}, "voice_event_sid"),
+        (MessageRequest, {"content": 1, "to": []}, "to"),
+        (MessageRequest, {"content": 1, "to": ["b b"]}, "to"),
+        (MessageRequest, {"content": 1, "to": [f"u{i}" for i in range(11)]}, "to"),
+        (MessageRequest, {"content": 1, "from": "alice"}, "from"),
+        (FeedbackRequest, {"score": 0}, "score"),
+        (FeedbackRequest, {"score": 6}, "score"),
+        (FeedbackRequest, {"score": 4.5}, "score"),
+        (FeedbackRequest, {"score": 4, "issue": "smell"}, "issue"),
+        (FeedbackRequest, {"score": 4, "identity": ""}, "identity"),
+        (GroupRequest, {}, "members"),
+        (GroupRequest, {"members": []}, "members"),
+        (GroupRequest, {"members": ["bob", "client:bob"]}, "members"),
+        (GroupRequest, {"members": ["b b"]}, "members"),
+        (GroupRequest, {"members": [f"u{i}" for i in range(MAX_GROUP_MEMBERS + 1)]}, "members"),
         (TokenRequest, {}, "identity"),
         (TokenRequest, {"identity": "bob", "ttl": 0}, "ttl"),
         (TokenRequest, {"identity": "bob", "ttl": 86_401}, "ttl"),
@@ -152,8 +187,9 @@ def test_bad_body_is_refused_with_the_place_that_is_wrong(
     with pytest.raises(ValidationError) as refused:
         read(model, body)
     named = places(refused.value)
-    # Of a choice of forms (`to`), each form's own complaint stands under the member.
-    assert all(one == place or (place == "to" and one.startswith("to.")) for one in named), named
+    # Of a list or a choice of forms, the complaint stands under the member.
+    assert named
+    assert all(one == place or one.startswith(f"{place}.") for one in named), named
 
 
 def test_caller_cannot_invite_itself_and_is_told_so() -> None:
@@ -181,66 +217,96 @@ def test_same_kind_of_channel_may_stand_once_for_each_app() -> None:
     assert len(read(DeviceRequest, {"identity": "bob", "channels": channels}).channels) == 2
 
 
+def test_shortest_invite_of_more_rings_as_long_as_a_first_one() -> None:
+    more = read(InviteMoreRequest, {"to": ["client:bob", "carol"]})
+    assert (more.to, more.timeout) == (["bob", "carol"], DEFAULT_TIMEOUT_S)
+    assert (more.identity, more.device_id) == (None, None)
+
+
+def test_server_names_on_whose_behalf_it_invites_more() -> None:
+    body = {"to": ["bob"], "timeout": 5, "identity": "client:alice", "device_id": "phone"}
+    more = read(InviteMoreRequest, body)
+    assert (more.identity, more.device_id, more.timeout) == ("alice", "phone", 5)
+
+
+def test_message_without_more_goes_to_all_others_as_user_defined_json() -> None:
+    message = read(MessageRequest, {"content": {"open": True}})
+    assert message.content == {"open": True}
+    assert (message.to, message.voice_event_sid, message.identity) == (None, None, None)
+    assert (message.content_type, message.message_type) == (
+        "application/json",
+        "user-defined-message",
+    )
+
+
+def test_full_message_is_understood() -> None:
+    body = {
+        "content": [1, None, {"a": "b"}],
+        "content_type": "application/json",
+        "message_type": "webrtc",
+        "to": ["client:bob"],
+        "voice_event_sid": KX,
+        "identity": "alice",
+        "device_id": "phone",
+    }
+    message = read(MessageRequest, body)
+    assert (message.content, message.to) == ([1, None, {"a": "b"}], ["bob"])
+    assert (message.message_type, message.voice_event_sid) == ("webrtc", KX)
+    assert (message.identity, message.device_id) == ("alice", "phone")
+
+
+@pytest.mark.parametrize("content", ["", 0, False, [], {}, 1.5, "x", [None]])
+def test_any_json_may_be_a_message(content: object) -> None:
+    message = read(MessageRequest, {"content": content})
+    assert json.dumps(message.content) == json.dumps(content)
+
+
 @pytest.mark.parametrize(
-    ("document", "expected"),
-    [
-        ({"operation": "invite", "to": ["bob"]}, DeviceInvite(operation="invite", to=["bob"])),
-        ({"operation": "received"}, DeviceReceived(operation="received", call_sid=SID)),
-        (
-            {"operation": "accept", "extended_data": "x"},
-            DeviceAccept(operation="accept", call_sid=SID, extended_data="x"),
-        ),
-        (
-            {"operation": "reject", "status": "busy"},
-            DeviceReject(operation="reject", call_sid=SID, status=RejectStatus.BUSY),
-        ),
-        ({"operation": "cancel"}, DeviceCancel(operation="cancel", call_sid=SID)),
-        ({"operation": "quit"}, DeviceQuit(operation="quit", call_sid=SID)),
-        ({"operation": "show"}, DeviceShow(operation="show", call_sid=SID)),
-    ],
+    "content", ["x" * (MESSAGE_LIMIT_BYTES - 2), "\N{BELL}" * 1023], ids=["letters", "bells"]
 )
-def test_operation_of_a_device_is_understood(
-    document: dict[str, object], expected: BaseModel
+def test_message_is_bound_by_its_size_as_json_in_bytes(content: str) -> None:
+    assert read(MessageRequest, {"content": content}).content == content
+    with pytest.raises(ValidationError, match=rf"409\d bytes.*{MESSAGE_LIMIT_BYTES}|410\d bytes"):
+        read(MessageRequest, {"content": content + "\N{BELL}"})
+
+
+@pytest.mark.parametrize("issue", FeedbackIssue)
+@pytest.mark.parametrize("score", [None, 1, 5])
+def test_feedback_is_a_score_or_none_and_perhaps_an_issue(
+    score: int | None, issue: FeedbackIssue
 ) -> None:
-    if document["operation"] != "invite":
-        document = {**document, "call_sid": SID}
-    parsed = parse_device_operation(json.dumps(document).encode())
-    assert type(parsed) is type(expected)
-    assert parsed == expected
+    feedback = read(FeedbackRequest, {"score": score, "issue": issue.value})
+    assert (feedback.score, feedback.issue) == (score, issue)
+    assert read(FeedbackRequest, {"score": score}).issue is None
+
+
+def test_who_declines_to_give_feedback_says_nothing() -> None:
+    assert read(FeedbackRequest, {}).score is None
+
+
+def test_issues_are_named_as_the_sdks_name_them() -> None:
+    assert {issue.value for issue in FeedbackIssue} == {
+        "dropped-call", "audio-latency", "one-way-audio", "choppy-audio", "noisy-call", "echo",
+    }  # fmt: skip
+
+
+def test_group_keeps_the_order_of_its_members() -> None:
+    assert read(GroupRequest, {"members": ["client:zoe", "bob"]}).members == ["zoe", "bob"]
+    members = [f"u{number}" for number in range(MAX_GROUP_MEMBERS)]
+    assert read(GroupRequest, {"members": members}).members == members
+
+
+def nested(depth: int) -> object:
+    return [] if depth == 1 else [nested(depth - 1)]
 
 
 @pytest.mark.parametrize(
-    ("document", "place"),
-    [
-        (b"", ""),
-        (b"nope", ""),
-        (b"\xff\xfe", ""),
-        (b"[" * 100_000, ""),
-        (b"[]", ""),
-        (b"null", ""),
-        (b"{}", ""),
-        (b'{"operation": "dance"}', ""),
-        (b'{"operation": "quit"}', "quit.call_sid"),
-        (b'{"operation": "quit", "call_sid": "CA12"}', "quit.call_sid"),
-        (b'{"operation": "quit", "call_sid": "%s\\n"}' % SID.encode(), "quit.call_sid"),
-        (b'{"operation": "quit", "call_sid": "%s", "x": 1}' % SID.encode(), "quit.x"),
-        (b'{"operation": "received", "call_sid": "%s", "device_id": "x"}' % SID.encode(),
-         "received.device_id"),
-        (b'{"operation": "reject", "call_sid": "%s", "status": "asleep"}' % SID.encode(),
-         "reject.status"),
-        (b'{"operation": "invite"}', "invite.to"),
-        (b'{"operation": "invite", "to": ["b"], "timeout": 0}', "invite.timeout"),
-        (b'{"operation": "invite", "to": ["b"], "idempotency_key": ""}', "invite.idempotency_key"),
-    ],
-)  # fmt: skip
-def test_bad_operation_of_a_device_is_refused_with_the_place_that_is_wrong(
-    document: bytes, place: str
-) -> None:
-    with pytest.raises(ValidationError) as refused:
-        parse_device_operation(document)
-    assert places(refused.value) == {place}
+    "content", [None, float("nan"), [float("inf")], "\ud800", nested(33), {"a": nested(32)}]
+)
+def test_content_that_could_not_travel_is_no_message(content: object) -> None:
+    with pytest.raises(ValidationError):
+        MessageRequest.model_validate({"content": content})
 
 
-def test_unknown_operation_is_named_beside_those_that_there_are() -> None:
-    with pytest.raises(ValidationError, match=r"'dance'.*'accept'"):
-        parse_device_operation(b'{"operation": "dance"}')
+def test_content_may_be_nested_as_deep_as_is_said() -> None:
+    assert MessageRequest.model_validate({"content": nested(32)})

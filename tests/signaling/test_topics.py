@@ -118,7 +118,7 @@ def test_any_device_id_that_is_taken_is_one_plain_level_of_a_topic(text: str) ->
     except ValueError:
         return
     assert not set(device) & set("/+#\x00")
-    assert call_topic(device).count("/") == 4
+    assert call_topic(DeviceId(device)).count("/") == 4
 
 
 @given(DEVICES)

@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from signaling.errors import InvalidInput, TooLarge
+from signaling.identifiers import Identity
 from signaling.twiml import MAX_BYTES, TwimlClient, TwimlDial, parse_twiml
 
 BOB = "<Client>bob</Client>"
@@ -39,15 +40,21 @@ def test_document_of_the_seed_is_understood() -> None:
 </Response>
 """
     assert parse_twiml(document) == TwimlDial(
-        clients=(TwimlClient("bob", {"caller_first_name": "alice", "caller_last_name": "smith"}),),
-        caller="alice",
+        clients=(
+            TwimlClient(
+                Identity("bob"), {"caller_first_name": "alice", "caller_last_name": "smith"}
+            ),
+        ),
+        caller=Identity("alice"),
         timeout_s=None,
         answer_on_bridge=False,
     )
 
 
 def test_short_form_names_the_client_in_its_text() -> None:
-    assert parse_twiml(dial("<Client> bob\n</Client>")) == TwimlDial((TwimlClient("bob"),))
+    assert parse_twiml(dial("<Client> bob\n</Client>")) == TwimlDial(
+        (TwimlClient(Identity("bob")),)
+    )
 
 
 def test_several_clients_keep_their_order_and_each_its_own_parameters() -> None:
@@ -59,9 +66,9 @@ def test_several_clients_keep_their_order_and_each_its_own_parameters() -> None:
         )
     )
     assert parsed.clients == (
-        TwimlClient("carol"),
-        TwimlClient("bob", {"floor": "2"}),
-        TwimlClient("dave", {"floor": "3"}),
+        TwimlClient(Identity("carol")),
+        TwimlClient(Identity("bob"), {"floor": "2"}),
+        TwimlClient(Identity("dave"), {"floor": "3"}),
     )
 
 
@@ -110,7 +117,7 @@ def test_answer_on_bridge_is_taken(text: str, expected: bool) -> None:
 
 def test_comments_and_character_data_sections_are_read_as_xml_means_them() -> None:
     document = dial("<!-- who --><Client><![CDATA[bob]]><!-- is it --></Client>")
-    assert parse_twiml(document).clients == (TwimlClient("bob"),)
+    assert parse_twiml(document).clients == (TwimlClient(Identity("bob")),)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "iso-8859-1"])
@@ -119,7 +126,7 @@ def test_document_is_read_in_the_encoding_it_declares(encoding: str) -> None:
         f'<?xml version="1.0" encoding="{encoding}"?>'
         "<Response><Dial><Client>zoë</Client></Dial></Response>"
     )
-    assert parse_twiml(text.encode(encoding)).clients == (TwimlClient("zoë"),)
+    assert parse_twiml(text.encode(encoding)).clients == (TwimlClient(Identity("zoë")),)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +263,7 @@ def padded(size: int) -> bytes:
 
 def test_document_of_64_kib_is_read_and_one_byte_more_is_too_large() -> None:
     assert MAX_BYTES == 65_536
-    assert parse_twiml(padded(65_536)).clients == (TwimlClient("bob"),)
+    assert parse_twiml(padded(65_536)).clients == (TwimlClient(Identity("bob")),)
     with pytest.raises(TooLarge, match=r"65537.*65536"):
         parse_twiml(padded(65_537))
 

@@ -11,9 +11,14 @@ from agent.call import CallStatus
 from broker.address import BrokerAddress, parse_broker_url
 from config.agent import AgentSettings
 from signaling.calls import UserState
+from signaling.device_operations import (
+    DeviceAccept,
+    DeviceInvite,
+    DeviceQuit,
+    DeviceReceived,
+)
 from signaling.events import CallReceived, CallUserStateChanged, event_document
 from signaling.identifiers import DeviceId
-from signaling.requests import DeviceAccept, DeviceInvite, DeviceQuit, DeviceReceived
 from signaling.topics import call_topic, presence_topic, request_topic, response_topic
 from tests.conftest import register_station, running_station
 from tests.system.mqtt_ear import Ear, address_of_own_broker, ear

@@ -32,7 +32,7 @@ def upgrade() -> None:
             "deadline_ms",
             sa.BigInteger(),
             nullable=True,
-            comment="when the next invitation runs out",
+            comment="when time next moves the call",
         ),
         sa.Column("document", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("number", name=op.f("pk_calls")),

@@ -1,0 +1,66 @@
+"""`WS /v1/events`: a device's events as they come, and its operations, over one WebSocket.
+
+The first message gives the cursor; each event carries its own. A client that lost its connection
+comes back with the cursor of the last event it has, and misses none and repeats none.
+"""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, WebSocket
+
+from push.api.problem_responses import refusal_response
+from push.api.services import Services, authenticate_by
+from push.auth import Actor
+from push.deliveries import STREAM
+from signaling.errors import Forbidden, InvalidInput, Refusal
+from signaling.identifiers import DeviceId, Identity, parse_device_id
+
+router = APIRouter()
+
+
+@router.websocket("/v1/events")
+async def events(
+    socket: WebSocket,
+    token: Annotated[str | None, Query()] = None,
+    device_id: Annotated[str | None, Query()] = None,
+    cursor: Annotated[str | None, Query()] = None,
+) -> None:
+    """A device's stream. A browser, which cannot set headers, shows its access token as `token`."""
+    services: Services = socket.app.state.services
+    try:
+        actor, device = await _reader(services, socket, token, device_id)
+        stream = await services.connections.open_stream(device, _number(cursor))
+    except Refusal as refusal:
+        await socket.send_denial_response(refusal_response(refusal))
+        return
+    await socket.accept()
+    await services.event_stream.serve(socket, actor, stream)
+
+
+async def _reader(
+    services: Services, socket: WebSocket, token: str | None, asked: str | None
+) -> tuple[Actor, DeviceId]:
+    """Who reads, and on which device: one of the reader's own, with the WebSocket channel."""
+    actor = await authenticate_by(
+        services, socket.headers.get("authorization"), socket.headers.get("x-api-key"), token
+    )
+    named = None if asked is None else parse_device_id(asked)
+    if actor.device is not None and named not in (None, actor.device):
+        raise Forbidden(f"this token is for the device {actor.device}, not for {named}")
+    device = actor.device or named
+    if device is None:
+        raise InvalidInput("say for which device: give `device_id`, or a token that names one")
+    row = await services.devices.get(device)
+    if actor.identity not in (None, row.identity):
+        raise Forbidden(f"{device} is not a device of {actor.identity}")
+    if not any(channel.kind == STREAM for channel in row.channels):
+        raise Forbidden(f"{device} has no `websocket` channel: register it with one")
+    return Actor(Identity(row.identity), device, actor.until), device
+
+
+def _number(cursor: str | None) -> int | None:
+    if cursor is None:
+        return None
+    if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
+        raise InvalidInput("cursor must be a number that a stream has given")
+    return int(cursor)

@@ -1,0 +1,144 @@
+"""What a change of a call owes to devices: notices become rows, in the transaction of the change.
+
+A device reached by pushing (MQTT, later APNs and FCM) is owed a delivery in the outbox; one that
+reads a stream (WebSocket) gets the event appended to its stream. Both leave with `send`, once the
+change is committed.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection
+
+from push.channels.channel import Channel
+from push.channels.websocket import compose_stream_event
+from push.outbox import Outbox
+from push.store.call_rows import live_calls_of, to_ms
+from push.store.device_rows import ChannelRow, DeviceRow, devices_of, find_device
+from push.store.event_rows import StreamEvent, append_events, forget_stream_events
+from push.store.outbox_rows import Delivery, forget_events, owe, owed_already
+from push.streams import Streams
+from signaling.events import CallReceived
+from signaling.identifiers import DeviceId
+from signaling.rules import Notice, Recipient, invite_event
+
+EVENT_LIFE = timedelta(hours=1)
+"""How long an event that is no invite waits for a device that is away."""
+
+STREAM = "websocket"
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """What has been kept and is now to be sent: deliveries to push, streams that have grown."""
+
+    deliveries: tuple[Delivery, ...] = ()
+    streams: frozenset[DeviceId] = frozenset()
+
+
+class Deliveries:
+    """Keeps what is owed, and sends it once it is committed."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        channels: Mapping[str, Channel],
+        streams: Streams,
+        *,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._outbox = outbox
+        self._channels = channels
+        self._streams = streams
+        self._now = now
+
+    def owe(
+        self,
+        connection: Connection,
+        notices: Iterable[Notice],
+        devices: Collection[DeviceRow] | None = None,
+        *,
+        kinds: Collection[str] | None = None,
+    ) -> Owed:
+        """Keeps what notices owe to devices: all of the identities they name, unless told which,
+        over all kinds of channels that these have, unless told which.
+
+        Raises:
+            TooLarge: an event is over a channel's limit.
+        """
+        notices = tuple(notices)
+        if devices is None:
+            identities = {r.identity for notice in notices for r in notice.recipients}
+            devices = devices_of(connection, identities)
+        deliveries: list[Delivery] = []
+        events: list[StreamEvent] = []
+        for notice, device, channel in _ways(notices, devices, kinds):
+            event, device_id = notice.event, device.device_id
+            expires_at_ms = to_ms(_end_of_life(notice))
+            if channel.kind == STREAM:
+                document = compose_stream_event(event)
+                events.append(StreamEvent(device_id, event.id, document, expires_at_ms))
+            else:
+                payload = self._channels[channel.kind].compose(event, channel)
+                deliveries.append(
+                    Delivery(event.id, device_id, channel.kind, payload, expires_at_ms)
+                )
+        kept = owe(connection, deliveries, self._outbox.leased_until_ms)
+        return Owed(tuple(kept), frozenset(append_events(connection, events)))
+
+    def owe_live_invites(self, connection: Connection, device_id: DeviceId, kind: str) -> Owed:
+        """Keeps, for a device that has come online, the invites of its identity that are alive."""
+        device = find_device(connection, device_id)
+        if device is None:
+            return Owed()
+        now = self._now()
+        notices = [
+            Notice(invite_event(call, user), (Recipient(user.identity),))
+            for call in live_calls_of(connection, device.identity)
+            for user in call.pending
+            if user.identity == device.identity and user.expires_at > now
+        ]
+        under_way = owed_already(connection, [n.event.id for n in notices], device_id, kind)
+        missing = [notice for notice in notices if notice.event.id not in under_way]
+        return self.owe(connection, missing, [device], kinds=(kind,))
+
+    def withdraw(self, connection: Connection, event_ids: Collection[str]) -> None:
+        """Takes back events that no longer matter, such as an invite that is over, where they have
+        not yet reached their devices."""
+        if event_ids:
+            forget_events(connection, event_ids)
+            forget_stream_events(connection, event_ids)
+
+    async def retry(self, device_id: DeviceId, kind: str) -> None:
+        """Tries again what did not reach a device while it was away."""
+        await self._outbox.retry_now(kind, device_id)
+
+    def send(self, owed: Owed) -> None:
+        """Sends what was kept. It must be committed."""
+        self._outbox.dispatch(owed.deliveries)
+        self._streams.wake(owed.streams)
+
+
+def _ways(
+    notices: Iterable[Notice], devices: Collection[DeviceRow], kinds: Collection[str] | None
+) -> Iterator[tuple[Notice, DeviceRow, ChannelRow]]:
+    """Each notice with each device it means and each way to that device."""
+    for notice in notices:
+        for device in devices:
+            if _is_meant(device, notice.recipients):
+                for channel in device.channels:
+                    if kinds is None or channel.kind in kinds:
+                        yield notice, device, channel
+
+
+def _end_of_life(notice: Notice) -> datetime:
+    event = notice.event
+    return event.expires_at if isinstance(event, CallReceived) else event.at + EVENT_LIFE
+
+
+def _is_meant(device: DeviceRow, recipients: tuple[Recipient, ...]) -> bool:
+    return any(
+        recipient.identity == device.identity and recipient.reaches(device.device_id)
+        for recipient in recipients
+    )

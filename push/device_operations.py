@@ -1,0 +1,156 @@
+"""What devices ask over their live connections, MQTT and WebSocket alike: each document is carried
+out as the device that the connection belongs to."""
+
+from datetime import datetime
+
+from pydantic import ValidationError
+
+from push.auth import Actor
+from push.calls import Calls
+from push.invites import invite_from_json, invite_more_command
+from push.messages import message_command
+from push.metrics import Metrics
+from push.problems import problem_of, problem_of_validation
+from signaling.answers import CallAnswer, DeviceResponse, Problem
+from signaling.commands import (
+    Accept,
+    Cancel,
+    Command,
+    End,
+    Ignore,
+    Join,
+    Quit,
+    Received,
+    Reject,
+    Say,
+)
+from signaling.device_operations import (
+    CallOperation,
+    DeviceAccept,
+    DeviceCancel,
+    DeviceEnd,
+    DeviceFeedback,
+    DeviceIgnore,
+    DeviceInvite,
+    DeviceInviteMore,
+    DeviceJoin,
+    DeviceList,
+    DeviceMessage,
+    DeviceOperation,
+    DeviceQuit,
+    DeviceReceived,
+    DeviceReject,
+    DeviceShow,
+    parse_device_operation,
+)
+from signaling.errors import Refusal, TooLarge
+from signaling.identifiers import CallSid
+
+LIMIT_BYTES = 16 * 1024
+
+
+class DeviceOperations:
+    """Carries out what devices ask.
+
+    Args:
+        calls: The relay's calls.
+        metrics: Counts the operations.
+        check_after_s: Seconds until an invite whose delivery is checked counts as not yet received.
+    """
+
+    def __init__(self, calls: Calls, metrics: Metrics, *, check_after_s: float) -> None:
+        self._calls = calls
+        self._metrics = metrics
+        self._check_after_s = check_after_s
+
+    async def answer(self, document: bytes, actor: Actor) -> DeviceResponse:
+        """The answer to one document, of whatever kind and quality."""
+        name = "unknown"
+        try:
+            if len(document) > LIMIT_BYTES:
+                raise TooLarge(
+                    f"a request of {len(document)} bytes is over the limit of {LIMIT_BYTES}",
+                    size=len(document),
+                    limit=LIMIT_BYTES,
+                )
+            operation = parse_device_operation(document)
+            name = operation.operation
+            response = await self._carry_out(operation, actor)
+        except ValidationError as error:
+            response = _refused(problem_of_validation(error))
+        except Refusal as refusal:
+            response = _refused(problem_of(refusal))
+        self._metrics.device_requests.labels(name, response.status).inc()
+        return response
+
+    async def _carry_out(self, operation: DeviceOperation, actor: Actor) -> DeviceResponse:
+        command: Command | None = None
+        match operation:
+            case DeviceInvite():
+                return await self._invite(operation, actor)
+            case DeviceShow():
+                call = await self._calls.show(CallSid(operation.call_sid), actor)
+            case DeviceFeedback():
+                identity, device = actor.acting_as(None, None)
+                sid = CallSid(operation.call_sid)
+                call = await self._calls.rate(sid, identity, device, operation)
+            case DeviceList():
+                return await self._list(operation, actor)
+            case _:
+                command = _command(operation, actor, self._calls.now())
+                call = await self._calls.carry_out(CallSid(operation.call_sid), command)
+        said = command.voice_event_sid if isinstance(command, Say) else None
+        return DeviceResponse(status=200, call=CallAnswer.of(call), voice_event_sid=said)
+
+    async def _invite(self, operation: DeviceInvite, actor: Actor) -> DeviceResponse:
+        created = await self._calls.create(
+            invite_from_json(
+                operation,
+                actor,
+                new_sid=self._calls.new_sid,
+                at=self._calls.now(),
+                check_after_s=self._check_after_s,
+                idempotency_key=operation.idempotency_key,
+            )
+        )
+        return DeviceResponse(status=201, call=CallAnswer.of(created.call))
+
+    async def _list(self, operation: DeviceList, actor: Actor) -> DeviceResponse:
+        found, following = await self._calls.list_of(
+            actor.identity, count=operation.count, before=operation.next
+        )
+        return DeviceResponse(status=200, calls=tuple(map(CallAnswer.of, found)), next=following)
+
+
+_WITHOUT_DATA: dict[type[CallOperation], type[Received | Ignore]] = {
+    DeviceReceived: Received,
+    DeviceIgnore: Ignore,
+}
+_WITH_DATA: dict[type[CallOperation], type[Accept | Join | Quit | End]] = {
+    DeviceAccept: Accept,
+    DeviceJoin: Join,
+    DeviceQuit: Quit,
+    DeviceEnd: End,
+}
+
+
+def _command(operation: CallOperation, actor: Actor, at: datetime) -> Command:
+    identity, device = actor.acting_as(None, None)
+    match operation:
+        case DeviceReceived() | DeviceIgnore():
+            return _WITHOUT_DATA[type(operation)](identity, device, at)
+        case DeviceReject(status=status, extended_data=data):
+            return Reject(identity, device, at, status, data)
+        case DeviceCancel(extended_data=data):
+            return Cancel(identity, at, data)
+        case DeviceInviteMore():
+            return invite_more_command(operation, identity, device, at=at)
+        case DeviceMessage():
+            return message_command(operation, actor, identity, device, at=at)
+        case _:
+            command = _WITH_DATA[type(operation)]
+            return command(identity, device, at, operation.extended_data)
+
+
+def _refused(problem: Problem) -> DeviceResponse:
+    return DeviceResponse(status=problem.status, problem=problem)

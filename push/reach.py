@@ -1,0 +1,75 @@
+"""Who of those somebody wants to call can be called, and on which devices."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from push.store.device_rows import DeviceRow, devices_of
+from push.store.group_rows import members_of
+from signaling.calls import Unreachable
+from signaling.commands import Invitee
+from signaling.errors import NobodyToCall, NotFound
+from signaling.identifiers import Identity
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Who can be called, who cannot and why, and the devices of all concerned."""
+
+    invitees: tuple[Invitee, ...]
+    unreachable: tuple[tuple[Identity, Unreachable], ...]
+    devices: tuple[DeviceRow, ...]
+
+    def must_reach_somebody(self) -> None:
+        """Refuses to go on where nobody can be called.
+
+        Raises:
+            NobodyToCall: nobody can.
+        """
+        if not self.invitees:
+            raise NobodyToCall(
+                "none of the invitees has a device: register one with `PUT /v1/devices/{id}`",
+                error_invitees=[
+                    {"identity": i, "reason": reason} for i, reason in self.unreachable
+                ],
+            )
+
+
+def find_reach(
+    connection: Connection,
+    to: tuple[Identity, ...] | str,
+    caller: Identity | None,
+    parameters: Mapping[Identity, Mapping[str, str]],
+) -> Reach:
+    """Looks up identities, or the members of a group but the caller.
+
+    Raises:
+        NotFound: there is no such group.
+    """
+    identities = _members(connection, to, caller) if isinstance(to, str) else to
+    devices = devices_of(connection, [*identities, *([caller] if caller is not None else [])])
+    channels: dict[Identity, set[str]] = {}
+    for device in devices:
+        kinds = channels.setdefault(device.identity, set())
+        kinds.update(channel.kind for channel in device.channels)
+    return Reach(
+        invitees=tuple(
+            Invitee(identity, tuple(sorted(channels[identity])), parameters.get(identity))
+            for identity in identities
+            if channels.get(identity)
+        ),
+        unreachable=tuple(
+            (identity, "no_device" if identity in channels else "unknown")
+            for identity in identities
+            if not channels.get(identity)
+        ),
+        devices=tuple(devices),
+    )
+
+
+def _members(connection: Connection, name: str, caller: Identity | None) -> tuple[Identity, ...]:
+    members = members_of(connection, name)
+    if members is None:
+        raise NotFound(f"there is no group {name}: make it with `PUT /v1/groups/{name}`")
+    return tuple(member for member in members if member != caller)

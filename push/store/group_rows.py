@@ -1,0 +1,53 @@
+"""Named groups of identities as rows."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, delete, insert, select
+
+from push.store.tables import group_members, groups
+from signaling.identifiers import Identity
+
+
+def members_of(connection: Connection, name: str) -> tuple[Identity, ...] | None:
+    """The members of a group in their order, None where there is no such group."""
+    known = connection.execute(select(groups.c.name).where(groups.c.name == name)).scalar()
+    if known is None:
+        return None
+    rows = connection.execute(
+        select(group_members.c.identity)
+        .where(group_members.c.name == name)
+        .order_by(group_members.c.position)
+    )
+    return tuple(Identity(identity) for identity in rows.scalars())
+
+
+def all_groups(connection: Connection) -> dict[str, tuple[Identity, ...]]:
+    """All groups by name, with their members."""
+    found: dict[str, tuple[Identity, ...]] = {}
+    rows = connection.execute(
+        select(groups.c.name, group_members.c.identity)
+        .select_from(groups.join(group_members))
+        .order_by(groups.c.name, group_members.c.position)
+    )
+    for row in rows:
+        found[row.name] = (*found.get(row.name, ()), Identity(row.identity))
+    return found
+
+
+def put_group(connection: Connection, name: str, members: Sequence[Identity]) -> bool:
+    """Gives a group its members in place of those it had; whether the group is new."""
+    is_new = not delete_group(connection, name)
+    connection.execute(insert(groups), {"name": name})
+    connection.execute(
+        insert(group_members),
+        [
+            {"name": name, "identity": member, "position": position}
+            for position, member in enumerate(members)
+        ],
+    )
+    return is_new
+
+
+def delete_group(connection: Connection, name: str) -> bool:
+    """Removes a group; False where there was none."""
+    return connection.execute(delete(groups).where(groups.c.name == name)).rowcount > 0

@@ -1,0 +1,144 @@
+"""What a device asks over its live connection, MQTT or WebSocket: one document for each operation.
+
+Who asks is known from the connection, so that no document names it.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from signaling.calls import RejectStatus
+from signaling.identifiers import CallSidField
+from signaling.requests import (
+    ExtendedData,
+    FeedbackFields,
+    InviteMoreFields,
+    InviteRequest,
+    MessageFields,
+    Request,
+)
+
+IdempotencyKey = Annotated[str, Field(min_length=1, max_length=255)]
+
+
+class _OfCall(Request):
+    call_sid: CallSidField
+
+
+class _WithData(_OfCall):
+    extended_data: ExtendedData = ""
+
+
+class DeviceInvite(InviteRequest):
+    """A device calls."""
+
+    operation: Literal["invite"]
+    idempotency_key: IdempotencyKey | None = None
+
+
+class DeviceReceived(_OfCall):
+    """A device confirms an invite."""
+
+    operation: Literal["received"]
+
+
+class DeviceAccept(_WithData):
+    """A device accepts an invite."""
+
+    operation: Literal["accept"]
+
+
+class DeviceReject(_WithData):
+    """A device rejects an invite."""
+
+    operation: Literal["reject"]
+    status: RejectStatus = RejectStatus.REJECTED
+
+
+class DeviceIgnore(_OfCall):
+    """A device falls silent by itself."""
+
+    operation: Literal["ignore"]
+
+
+class DeviceCancel(_WithData):
+    """A calling device gives up."""
+
+    operation: Literal["cancel"]
+
+
+class DeviceInviteMore(_OfCall, InviteMoreFields):
+    """A device in a call invites more."""
+
+    operation: Literal["invite_more"]
+
+
+class DeviceJoin(_WithData):
+    """A device comes into a call, or takes it over from another of its identity."""
+
+    operation: Literal["join"]
+
+
+class DeviceQuit(_WithData):
+    """A device hangs up."""
+
+    operation: Literal["quit"]
+
+
+class DeviceEnd(_WithData):
+    """A device ends the call for all."""
+
+    operation: Literal["end"]
+
+
+class DeviceMessage(_OfCall, MessageFields):
+    """A device tells the other parties something."""
+
+    operation: Literal["message"]
+
+
+class DeviceFeedback(_OfCall, FeedbackFields):
+    """A device says how good the call was."""
+
+    operation: Literal["feedback"]
+
+
+class DeviceShow(_OfCall):
+    """A device asks how a call stands."""
+
+    operation: Literal["show"]
+
+
+class DeviceList(Request):
+    """A device asks for its identity's calls, newest first, from the cursor `next` on."""
+
+    operation: Literal["list"]
+    count: Annotated[int, Field(ge=1)] = 20
+    next: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+
+
+CallOperation = (
+    DeviceReceived
+    | DeviceAccept
+    | DeviceReject
+    | DeviceIgnore
+    | DeviceCancel
+    | DeviceInviteMore
+    | DeviceJoin
+    | DeviceQuit
+    | DeviceEnd
+    | DeviceMessage
+)
+DeviceOperation = CallOperation | DeviceInvite | DeviceFeedback | DeviceShow | DeviceList
+_OPERATION: TypeAdapter[DeviceOperation] = TypeAdapter(
+    Annotated[DeviceOperation, Field(discriminator="operation")]
+)
+
+
+def parse_device_operation(document: bytes | str) -> DeviceOperation:
+    """The operation in a device's request.
+
+    Raises:
+        pydantic.ValidationError: it is none.
+    """
+    return _OPERATION.validate_json(document)

@@ -1,0 +1,40 @@
+"""The parts of a relay that a test puts together itself, on a real database, with its own clock and
+without a broker."""
+
+from dataclasses import dataclass
+
+from broker.address import BrokerAddress
+from broker.session import Session
+from push.calls import Calls
+from push.connections import Connections
+from push.deliveries import Deliveries
+from push.device_operations import DeviceOperations
+from push.event_stream import EventStream
+from push.metrics import Metrics
+from push.outbox import Outbox
+from push.store.database import Database
+from push.streams import Streams
+from tests.push.clock import Clock
+
+
+@dataclass
+class Parts:
+    """One relay process, as far as it needs no network."""
+
+    database: Database
+    calls: Calls
+    connections: Connections
+    event_stream: EventStream
+
+
+def parts_on(database: Database, clock: Clock) -> Parts:
+    """The parts of a relay on a database, by a clock."""
+    metrics = Metrics()
+    streams = Streams(Session(BrokerAddress("127.0.0.1", 1), "no-broker"), alone=True)
+    outbox = Outbox(database, {}, metrics, now=clock.now, sleep=clock.sleep)
+    deliveries = Deliveries(outbox, {}, streams, now=clock.now)
+    calls = Calls(database, deliveries, metrics, now=clock.now)
+    connections = Connections(database, calls, deliveries, now=clock.now, sleep=clock.sleep)
+    operations = DeviceOperations(calls, metrics, check_after_s=5)
+    event_stream = EventStream(connections, streams, operations, now=clock.now, sleep=clock.sleep)
+    return Parts(database, calls, connections, event_stream)

@@ -1,0 +1,158 @@
+"""Calls in common mode: cancelling, hanging up, and how the call settles (spec §3). Cancelling is
+the same in both modes."""
+
+from collections.abc import Callable
+
+import pytest
+
+from signaling.calls import CallState, Mode
+from signaling.commands import Command
+from signaling.errors import Forbidden
+from signaling.events import CallCancelled, CallEnded
+from signaling.rules import apply
+from tests.signaling.calls_in_play import (
+    accept,
+    after,
+    all_of,
+    assert_refused,
+    cancel,
+    end,
+    events_of,
+    expire,
+    quit_,
+    received,
+    reject,
+    ringing,
+    states,
+    told,
+)
+
+# Cancelling.
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("who", ["alice", None])
+def test_caller_or_a_server_may_cancel_while_nobody_has_accepted(
+    mode: Mode, who: str | None
+) -> None:
+    call = after(ringing("bob", "carol", mode=mode), received("bob"), cancel(who))
+    assert call.state is CallState.ENDED
+    assert states(call) == {"alice": "Accepted", "bob": "Canceled", "carol": "Canceled"}
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_who_has_rejected_stays_rejected_when_the_caller_cancels(mode: Mode) -> None:
+    call = after(ringing("bob", "carol", mode=mode), reject("bob"), cancel())
+    assert states(call) == {"alice": "Accepted", "bob": "Rejected", "carol": "Canceled"}
+
+
+@pytest.mark.parametrize("who", ["bob", "alice"])
+def test_call_on_nobodys_behalf_is_cancelled_by_a_server_only(who: str) -> None:
+    call = ringing("bob", caller=None)
+    with pytest.raises(Forbidden, match="caller"):
+        apply(call, cancel(who))
+    assert states(after(call, cancel(None))) == {"bob": "Canceled"}
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("more", [[], [quit_("bob")]])
+def test_cancel_is_refused_once_somebody_has_accepted(mode: Mode, more: list[Command]) -> None:
+    call = after(ringing("bob", "carol", mode=mode), accept("bob"), *more)
+    refusal = assert_refused(call, cancel())
+    assert (refusal.operation, refusal.state) == ("cancel", "open")
+
+
+@pytest.mark.parametrize("over", [reject("bob"), expire(), end(None)])
+def test_cancel_of_a_call_that_is_over_is_refused(over: Command) -> None:
+    refusal = assert_refused(after(ringing("bob"), over), cancel())
+    assert (refusal.operation, refusal.state) == ("cancel", "ended")
+
+
+# Hanging up.
+
+
+@pytest.mark.parametrize("hang_up", [quit_, end])
+@pytest.mark.parametrize(("who", "other"), [("alice", "bob"), ("bob", "alice")])
+def test_call_of_two_ends_when_either_hangs_up(
+    hang_up: Callable[[str], Command], who: str, other: str
+) -> None:
+    call = after(ringing("bob"), accept("bob"))
+    outcome = apply(call, hang_up(who))
+    assert outcome.call.state is CallState.ENDED
+    assert states(outcome.call) == {who: "Quit", other: "Accepted"}
+    assert told(outcome, CallEnded) == {f"{other}/phone"}
+
+
+@pytest.mark.parametrize("who", ["alice", "bob", "carol"])
+def test_call_of_three_goes_on_for_two_and_ends_with_the_second_hang_up(who: str) -> None:
+    call = after(ringing("bob", "carol"), accept("bob"), accept("carol"))
+    first = apply(call, quit_(who))
+    assert first.call.state is CallState.OPEN
+    assert events_of(first, CallEnded) == []
+    next_, last = sorted({"alice", "bob", "carol"} - {who})
+    second = apply(first.call, quit_(next_))
+    assert second.call.state is CallState.ENDED
+    assert told(second, CallEnded) == {f"{last}/phone"}
+
+
+def test_end_by_one_user_of_a_common_call_is_a_hang_up_and_the_others_talk_on() -> None:
+    call = after(ringing("bob", "carol"), accept("bob"), accept("carol"), end("carol"))
+    assert call.state is CallState.OPEN
+    assert states(call) == {"alice": "Accepted", "bob": "Accepted", "carol": "Quit"}
+
+
+def test_refused_end_names_the_operation_that_was_asked_for() -> None:
+    assert assert_refused(ringing("bob"), end("bob")).operation == "end"
+
+
+def test_caller_who_hangs_up_while_ringing_cancels_the_invites() -> None:
+    outcome = apply(after(ringing("bob", "carol"), reject("carol")), quit_("alice"))
+    assert outcome.call.state is CallState.ENDED
+    assert states(outcome.call) == {"alice": "Quit", "bob": "Canceled", "carol": "Rejected"}
+    assert told(outcome, CallCancelled) == all_of("bob")
+
+
+def test_caller_who_hangs_up_leaves_the_one_who_accepted_waiting_for_the_invited() -> None:
+    call = after(ringing("bob", "carol"), accept("bob"), quit_("alice"))
+    assert call.state is CallState.OPEN
+    assert states(call) == {"alice": "Quit", "bob": "Accepted", "carol": "Inviting"}
+    assert after(call, accept("carol")).state is CallState.OPEN
+    assert after(call, reject("carol")).state is CallState.ENDED
+
+
+def test_last_in_the_call_who_hangs_up_cancels_who_is_still_invited() -> None:
+    call = after(ringing("bob", "carol"), accept("bob"), quit_("alice"), quit_("bob"))
+    assert call.state is CallState.ENDED
+    assert states(call)["carol"] == "Canceled"
+
+
+# Settling.
+
+
+def test_call_ends_when_the_last_invitee_rejects_and_nobody_accepted() -> None:
+    call = after(ringing("bob", "carol"), reject("bob"))
+    assert call.state is CallState.RINGING
+    outcome = apply(call, reject("carol"))
+    assert outcome.call.state is CallState.ENDED
+    assert told(outcome, CallEnded) == {"alice/phone"}
+
+
+def test_call_opens_with_the_first_acceptance_while_others_still_ring() -> None:
+    call = after(ringing("bob", "carol"), accept("bob"))
+    assert call.state is CallState.OPEN
+    assert states(call)["carol"] == "Inviting"
+
+
+def test_call_on_nobodys_behalf_lives_while_anybody_is_in_it_or_invited() -> None:
+    call = after(ringing("bob", "carol", caller=None), accept("bob"))
+    assert call.state is CallState.OPEN
+    alone = after(call, quit_("bob"))
+    assert alone.state is CallState.OPEN
+    assert states(alone)["carol"] == "Inviting"
+    assert after(call, reject("carol")).state is CallState.OPEN
+    assert after(call, reject("carol"), quit_("bob")).state is CallState.ENDED
+
+
+@pytest.mark.parametrize("command", [reject("bob"), expire()])
+def test_call_on_nobodys_behalf_ends_when_nobody_is_left_to_answer(command: Command) -> None:
+    assert after(ringing("bob", caller=None), command).state is CallState.ENDED

@@ -1,0 +1,173 @@
+"""schemathesis asks a running relay whatever its OpenAPI document allows, and much that it does not:
+no answer is a 5xx, and none is other than the document says."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import APIOperation, Case, GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from bellwire.relay_client import RelayAccess
+from bellwire.relay_process import RelayProcess
+from push.api.app import build_app
+from tests.conftest import PATIENCE_S
+
+DOCUMENT = build_app().openapi()
+
+
+def operations() -> Iterator[APIOperation[Any, Any, Any, Any]]:
+    """What the document offers."""
+    for found in schemathesis.openapi.from_dict(DOCUMENT).get_all_operations():
+        assert isinstance(found, Ok), found
+        yield found.ok()
+
+
+OPERATIONS = {operation.label: operation for operation in operations()}
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+PEOPLE = ("alice", "bob", "cem")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A relay, an access token of bob's, and what is there to be asked about."""
+
+    access: RelayAccess
+    token: str
+    http: httpx.Client
+    session: requests.Session
+
+    def make_spare_ones(self) -> None:
+        """A device and a group, to be deleted."""
+        device = {"identity": "spare", "channels": [{"kind": "mqtt"}]}
+        self.http.put("/v1/devices/spare-1", json=device).raise_for_status()
+        self.http.put("/v1/groups/spare", json={"members": ["spare"]}).raise_for_status()
+
+    def call_sid(self, mode: str) -> str:
+        """A call that rings for long."""
+        body = {"from": "alice", "to": ["bob", "cem"], "mode": mode, "timeout": 600}
+        answer = self.http.post("/v1/calls", json=body)
+        assert answer.status_code == 201, answer.text
+        sid: str = answer.json()["call_sid"]
+        return sid
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    relay = RelayProcess(tmp_path_factory.mktemp("relay") / "data")
+    with asyncio.Runner() as runner:
+        runner.run(relay.start())
+        access = relay.access
+        credentials = {"Authorization": f"Bearer {access.api_key}"}
+        with (
+            httpx.Client(base_url=access.url, headers=credentials, timeout=PATIENCE_S) as http,
+            requests.Session() as session,
+        ):
+            session.headers.update(credentials)
+            for name in PEOPLE:
+                device = {"identity": name, "channels": [{"kind": "websocket"}]}
+                http.put(f"/v1/devices/{name}-1", json=device).raise_for_status()
+            http.put("/v1/groups/all", json={"members": list(PEOPLE)}).raise_for_status()
+            token = http.post("/v1/tokens", json={"identity": "bob"}).json()["token"]
+            served = Served(access, token, http, session)
+            served.make_spare_ones()
+            yield served
+        runner.run(relay.stop())
+
+
+def members_of_body(label: str) -> set[str]:
+    """The members that the JSON body of an operation may have."""
+    method, path = label.split()
+    body = DOCUMENT["paths"][path][method.lower()].get("requestBody", {})
+    schema = body.get("content", {}).get("application/json", {}).get("schema", {})
+    names = {
+        one["$ref"].rpartition("/")[2]
+        for one in (schema, *schema.get("anyOf", ()))
+        if "$ref" in one
+    }
+    return {
+        member for name in names for member in DOCUMENT["components"]["schemas"][name]["properties"]
+    }
+
+
+def meaningful(
+    case: Case[Any], label: str, about: dict[str, str], who: str, to: list[str]
+) -> Case[Any]:
+    """A case about a call, device or group that there is, by and for people that there are, who
+    show what they have to show."""
+    for name in case.path_parameters or {}:
+        case.path_parameters[name] = about[name]
+    for name in ("X-API-Key", "Authorization"):
+        case.headers.pop(name, None)
+    members = members_of_body(label)
+    if members and case.media_type in (None, "application/json"):
+        case.media_type = "application/json"
+        known: dict[str, Any] = {
+            "identity": who,
+            "device_id": f"{who}-1",
+            "from": who,
+            "to": [one for one in to if one != who] or ["spare"],
+            "custom_parameters": {"a": "b c"},
+        }
+        body = case.body if isinstance(case.body, dict) else {}
+        case.body = body | {name: value for name, value in known.items() if name in members}
+    return case
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("label", OPERATIONS)
+def test_relay_answers_as_its_openapi_document_says(served: Served, label: str, full: bool) -> None:
+    operation = OPERATIONS[label]
+    sids = [served.call_sid("common"), served.call_sid("advanced")]
+
+    @settings(
+        max_examples=400 if full else 25,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(
+        case=st.one_of(*(operation.as_strategy(generation_mode=mode) for mode in GenerationMode)),
+        makes_sense=st.sampled_from([True, True, False]),
+        sid=st.sampled_from(sids),
+        who=st.sampled_from(PEOPLE),
+        to=st.lists(st.sampled_from(PEOPLE), min_size=1, unique=True),
+        shown=st.sampled_from([served.access.api_key] * 3 + [served.token]),
+    )
+    def ask(
+        case: Case[Any], makes_sense: bool, sid: str, who: str, to: list[str], shown: str
+    ) -> None:
+        if makes_sense:
+            about = {"call_sid": sid, "device_id": "spare-1", "name": "spare"}
+            if label.startswith("DELETE"):
+                served.make_spare_ones()
+            case = meaningful(case, label, about, who, to)
+            case.headers["Authorization"] = f"Bearer {shown}"
+        case.call_and_validate(base_url=served.access.url, session=served.session, checks=CHECKS)
+
+    ask()
+
+
+def test_relay_serves_the_document_that_it_is_tested_by(served: Served) -> None:
+    assert served.http.get("/openapi.json").json() == DOCUMENT
