@@ -1,0 +1,270 @@
+"""Whole calls per second, from invite to hang-up, while 100,000 others ring: on SQLite and on
+PostgreSQL, beside what the bare databases and bare FastAPI do. All alternate in one run.
+
+A life is four requests over HTTP (invite, received, accept, hang up), each a durable transaction
+whose events are published to both devices over MQTT; a subscriber hears them all.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import aiomqtt
+from rich.console import Console
+from sqlalchemy import Connection, make_url
+
+from bellwire.relay_client import RelayClient
+from bellwire.relay_process import RelayProcess
+from bench.bare_database import postgres_calls_per_s, sqlite_calls_per_s
+from bench.http_connection import HttpConnection
+from bench.measures import percentile, print_result
+from bench.postgres_cluster import postgres_cluster
+from push.store.call_rows import insert_call, to_ms
+from push.store.database import Database
+from push.store.opening import open_database
+from signaling.commands import Invitee, NewCall
+from signaling.identifiers import Identity, new_call_sid
+from signaling.requests import ChannelRequest, DeviceRequest
+from signaling.rules import create_call
+
+_PAIRS = 50
+_BATCH = 2_000
+
+
+@dataclass
+class Measured:
+    """One thing under load: calls per second of each round, and milliseconds of each request."""
+
+    per_s: list[float] = field(default_factory=list)
+    request_ms: list[float] = field(default_factory=list)
+
+    @property
+    def best_estimate(self) -> float:
+        """The median of the rounds."""
+        return percentile(self.per_s, 0.5)
+
+
+async def fill(url: str | None, folder: Path, ringing: int) -> None:
+    """Puts calls that ring into a relay's database, with the relay's own code and rules."""
+    database = await asyncio.to_thread(open_database, url, folder)
+    try:
+        for _ in range(ringing // _BATCH):
+            await _insert(database, _BATCH)
+    finally:
+        await database.close()
+
+
+async def _insert(database: Database, count: int) -> None:
+    now = datetime.now(UTC)
+    calls = [
+        create_call(
+            NewCall(
+                new_call_sid(to_ms(now), secrets.token_bytes(10)),
+                Identity(f"idle-{number}"),
+                (Invitee(Identity(f"idle-{number}-callee"), ("mqtt",)),),
+                now,
+                600,
+            )
+        ).call
+        for number in range(count)
+    ]
+    # They are to ring for as long as the bench runs.
+    far = now + timedelta(days=1)
+    calls = [
+        replace(call, users=tuple(replace(user, expires_at=far) for user in call.users))
+        for call in calls
+    ]
+
+    def work(connection: Connection) -> None:
+        for call in calls:
+            insert_call(connection, call)
+
+    await database.write(work)
+
+
+async def whole_call(http: HttpConnection, pair: int, request_ms: list[float]) -> None:
+    """One life."""
+    caller, callee = f"caller-{pair}", f"callee-{pair}"
+    body = json.dumps({"from": caller, "to": [callee]}).encode()
+    answer = await _timed(http, "/v1/calls", body, request_ms)
+    sid = json.loads(answer)["call_sid"]
+    body = json.dumps({"identity": callee, "device_id": callee}).encode()
+    for operation in ("received", "accept", "quit"):
+        await _timed(http, f"/v1/calls/{sid}/{operation}", body, request_ms)
+
+
+async def _timed(http: HttpConnection, path: str, body: bytes, request_ms: list[float]) -> bytes:
+    started = time.perf_counter()
+    status, answer = await http.post(path, body)
+    request_ms.append((time.perf_counter() - started) * 1000)
+    if status not in (200, 201):
+        raise SystemExit(f"{path} was answered {status}: {answer.decode()}")
+    return answer
+
+
+async def load(url: str, key: str, seconds: float, lanes: int, measured: Measured) -> None:
+    """Whole calls, one after the other in each lane."""
+    done = 0
+    until = time.perf_counter() + seconds
+
+    async def lane(number: int) -> None:
+        nonlocal done
+        http = HttpConnection(url, key)
+        while time.perf_counter() < until:
+            await whole_call(http, number % _PAIRS, measured.request_ms)
+            done += 1
+        http.close()
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(lanes):
+            tasks.create_task(lane(number))
+    measured.per_s.append(done / seconds)
+
+
+@asynccontextmanager
+async def loaded_relay(folder: Path, database: str | None) -> AsyncIterator[RelayProcess]:
+    """A relay whose devices have a listener each, so that what it sends arrives."""
+    arguments = () if database is None else ("--database", database)
+    async with RelayProcess(folder, arguments=(*arguments, "--log-level", "warning")) as relay:
+        with RelayClient(relay.access) as client:
+            for number in range(_PAIRS):
+                for name in (f"caller-{number}", f"callee-{number}"):
+                    channel = ChannelRequest(kind="mqtt")
+                    client.put_device(name, DeviceRequest(identity=name, channels=[channel]))
+        login = json.loads((folder / "broker/login.json").read_text())
+        async with aiomqtt.Client(
+            "127.0.0.1",
+            login["port"],
+            username=login["username"],
+            password=login["password"],
+            protocol=aiomqtt.ProtocolVersion.V5,
+        ) as listener:
+            await listener.subscribe("bellwire/v1/device/+/call", qos=0)
+            hearing = asyncio.create_task(_hear(listener))
+            yield relay
+            hearing.cancel()
+
+
+async def _hear(listener: aiomqtt.Client) -> None:
+    async for _ in listener.messages:
+        pass
+
+
+@contextlib.contextmanager
+def bare_fastapi() -> Iterator[str]:
+    """Bare FastAPI in a process of its own; gives its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        process = subprocess.Popen(  # noqa: S603 - this very Python
+            [sys.executable, "-m", "bench.bare_fastapi", str(listener.fileno())],
+            pass_fds=[listener.fileno()],
+        )
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def resident_bytes(pid: int) -> int:
+    """The memory of a process."""
+    fields = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in fields if line.startswith("VmRSS"))
+
+
+async def bytes_per_ringing_call(folder: Path, ringing: int) -> float:
+    """What a ringing call costs a relay's memory: one that starts on many, beside one on none."""
+    sizes = []
+    for name, count in (("none", 0), ("many", ringing)):
+        (folder / name).mkdir()
+        await fill(None, folder / name, count)
+        async with RelayProcess(folder / name) as relay:
+            sizes.append(resident_bytes(relay.pid))
+    return (sizes[1] - sizes[0]) / ringing
+
+
+async def measure(arguments: argparse.Namespace, folder: Path, postgres: str) -> None:
+    """Measures and prints."""
+    say = Console(stderr=True).print
+    say(f"Weighing {arguments.ringing:,} ringing calls ...")
+    weight = await bytes_per_ringing_call(folder, arguments.ringing)
+    bare = make_url(postgres)
+    for name, url in (("sqlite", None), ("postgres", postgres)):
+        say(f"Letting {arguments.ringing:,} calls ring on {name} ...")
+        (folder / name).mkdir()
+        await fill(url, folder / name, arguments.ringing)
+    results = {
+        n: Measured() for n in ("sqlite", "postgres", "fastapi", "bare sqlite", "bare postgres")
+    }
+    async with (
+        loaded_relay(folder / "sqlite", None) as on_sqlite,
+        loaded_relay(folder / "postgres", postgres) as on_postgres,
+    ):
+        with bare_fastapi() as fastapi:
+            seconds, lanes = arguments.seconds, arguments.lanes
+            blocking: dict[str, Callable[[], float]] = {
+                "bare sqlite": lambda: sqlite_calls_per_s(folder, seconds),
+                "bare postgres": lambda: postgres_calls_per_s(
+                    bare.render_as_string(hide_password=False), seconds, 8
+                ),
+            }
+            for number in range(arguments.rounds):
+                say(f"Round {number + 1} of {arguments.rounds} ...")
+                for name, relay in (("sqlite", on_sqlite), ("postgres", on_postgres)):
+                    access = relay.access
+                    await load(access.url, access.api_key, seconds, lanes, results[name])
+                await load(fastapi, "", seconds, lanes, results["fastapi"])
+                for name, run in blocking.items():
+                    results[name].per_s.append(await asyncio.to_thread(run))
+    rate = {name: measured.best_estimate for name, measured in results.items()}
+    for name, value in rate.items():
+        say(f"{name:>14}: {value:8.1f} calls/s")
+    print_result(
+        f"Each request of a whole call, {lanes} at once, {arguments.ringing:,} ringing",
+        {name: results[name].request_ms for name in ("sqlite", "postgres", "fastapi")},
+        {
+            "sqlite_per_s": rate["sqlite"],
+            "postgres_per_s": rate["postgres"],
+            "ratio_sqlite": rate["sqlite"] / min(rate["bare sqlite"], rate["fastapi"]),
+            "ratio_postgres": rate["postgres"] / min(rate["bare postgres"], rate["fastapi"]),
+            "bytes_per_ringing_call": weight,
+            "fastapi_per_s": rate["fastapi"],
+            "bare_sqlite_per_s": rate["bare sqlite"],
+            "bare_postgres_per_s": rate["bare postgres"],
+            "sqlite_p50_ms": percentile(results["sqlite"].request_ms, 0.5),
+            "sqlite_p99_ms": percentile(results["sqlite"].request_ms, 0.99),
+            "postgres_p50_ms": percentile(results["postgres"].request_ms, 0.5),
+            "postgres_p99_ms": percentile(results["postgres"].request_ms, 0.99),
+        },
+    )
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ringing", type=int, default=100_000, help="calls that ring (100000)")
+    parser.add_argument("--seconds", type=float, default=6, help="of each turn (6)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each (3)")
+    parser.add_argument("--lanes", type=int, default=32, help="calls at once (32)")
+    arguments = parser.parse_args()
+    with (
+        tempfile.TemporaryDirectory(prefix="bellwire-bench-") as folder,
+        postgres_cluster() as postgres,
+    ):
+        asyncio.run(measure(arguments, Path(folder), postgres))
+
+
+if __name__ == "__main__":
+    main()
