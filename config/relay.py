@@ -12,6 +12,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from config.push_apps import ApnsApp, FcmApp, WebhookTarget
 from signaling.errors import InvalidInput
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -58,6 +59,32 @@ class RelaySettings(BaseSettings):
         Field(ge=3, le=5, description="seconds until a checked invite counts as NotYetReceived"),
     ] = 5.0
     issuer: str = "bellwire"
+    apns: Annotated[dict[str, ApnsApp], Field(description="iOS apps by bundle id")] = Field(
+        default_factory=dict
+    )
+    fcm: Annotated[dict[str, FcmApp], Field(description="Android apps by package name")] = Field(
+        default_factory=dict
+    )
+    webhooks: Annotated[dict[str, WebhookTarget], Field(description="backends by name")] = Field(
+        default_factory=dict
+    )
+    account_sid: Annotated[
+        str | None,
+        Field(pattern=r"^AC[0-9a-f]{32}$", description="`twi_account_sid` of pushes; none: made"),
+    ] = None
+    public_url: Annotated[
+        str | None,
+        Field(pattern=r"^https?://", description="the relay's URL as Twilio and backends see it"),
+    ] = None
+    twilio_auth_token_file: Annotated[
+        Path | None, Field(description="holds the auth token that Twilio signs its webhooks with")
+    ] = None
+    app_invites_per_s: Annotated[
+        float, Field(gt=0, description="per push app; five times as many at once")
+    ] = 1000.0
+    device_invites_per_s: Annotated[
+        float, Field(gt=0, description="per device; thirty times as many at once")
+    ] = 2.0
     max_body_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024
     idempotency_keep_s: Annotated[int, Field(ge=60)] = 24 * 3600
     log_level: LogLevel = "info"

@@ -48,6 +48,7 @@ _WHAT_TO_DO = {
     "not-found": "Check the path, and the id in it.",
     "conflict": "Use a new `Idempotency-Key` for a new request.",
     "operation-refused": "Nothing was changed. Read `state`, or the call, and stop trying.",
+    "too-many-requests": "Wait `Retry-After` seconds. Nothing was made.",
     "unavailable": "Try again after `Retry-After` seconds.",
 }
 _WHAT_IT_MEANS = {"invalid-input": "A value is not what the field takes."}

@@ -35,10 +35,11 @@ from push.store.key_rows import (
     signing_key_rows,
 )
 from signaling.errors import Forbidden, Unauthenticated
-from signaling.identifiers import DeviceId, Identity
+from signaling.identifiers import CallSid, DeviceId, Identity
 from signaling.tokens import AUDIENCE, AccessTokenClaims
 
 API_KEY_PREFIX = "bwk_"
+_CONNECT_TOKEN_EXTRA_S = 3600
 _RELOAD_EVERY = timedelta(seconds=1)
 
 
@@ -51,6 +52,17 @@ class Actor:
     device: DeviceId | None = None
     until: datetime | None = None
     """When the access token that was shown expires."""
+    call_sid: CallSid | None = None
+    """The one call that a connect token is for."""
+
+    def may_reach(self, call_sid: str | None) -> None:
+        """Lets a connect token reach its own call only; None: something that is no call.
+
+        Raises:
+            Forbidden: it asks for more.
+        """
+        if self.call_sid is not None and call_sid != self.call_sid:
+            raise Forbidden(f"this connect token is for the call {self.call_sid} only")
 
     @property
     def is_server(self) -> bool:
@@ -169,8 +181,20 @@ class AccessTokens:
         self._signing_key = _load(keys[0].private_key)
         self._public = _public_keys(keys)
 
+    def connect_token(
+        self, identity: Identity, device: DeviceId, call_sid: CallSid, until: datetime
+    ) -> str:
+        """A token with which a device that was woken by a push answers that one call, and takes part
+        in it for an hour after the invite's end."""
+        ttl_s = (until - self._now()).total_seconds() + _CONNECT_TOKEN_EXTRA_S
+        return self.issue(identity, device, max(1, int(ttl_s)), call_sid)[0]
+
     def issue(
-        self, identity: Identity, device: DeviceId | None, ttl_s: int
+        self,
+        identity: Identity,
+        device: DeviceId | None,
+        ttl_s: int,
+        call_sid: CallSid | None = None,
     ) -> tuple[str, datetime]:
         """A token and when it expires."""
         issued = self._now()
@@ -179,6 +203,7 @@ class AccessTokens:
             iss=self._issuer,
             sub=identity,
             device_id=device,
+            call_sid=call_sid,
             iat=int(issued.timestamp()),
             exp=int(expires.timestamp()),
             jti=secrets.token_hex(16),
@@ -217,6 +242,7 @@ class AccessTokens:
             Identity(claims.sub),
             None if claims.device_id is None else DeviceId(claims.device_id),
             datetime.fromtimestamp(claims.exp, UTC),
+            None if claims.call_sid is None else CallSid(claims.call_sid),
         )
 
     async def _key(self, kid: str) -> Ed25519PublicKey:

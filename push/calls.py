@@ -203,7 +203,7 @@ class Calls:
             save_call(connection, outcome.call, joined)
             self._deliveries.withdraw(connection, _invites_over(call, outcome.call))
             self._count(call, outcome)
-        return outcome.call, self._deliveries.owe(connection, outcome.notices)
+        return outcome.call, self._deliveries.owe(connection, outcome.call, outcome.notices)
 
     def settle(self, moved: list[tuple[Call, Owed]]) -> None:
         """Sends what moves have owed, once they are committed, and sets the calls' deadlines."""
@@ -232,7 +232,7 @@ class Calls:
                 outcome.call.call_sid,
                 to_ms(new.at),
             )
-        owed = self._deliveries.owe(connection, outcome.notices, reach.devices)
+        owed = self._deliveries.owe(connection, outcome.call, outcome.notices, reach.devices)
         return Created(outcome.call), owed
 
     def _repeated(self, connection: Connection, invite: Invite) -> Created | None:

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
-from push.channels.channel import Channel
+from push.channels.channel import Addressee, Channel
 from push.channels.websocket import compose_stream_event
 from push.outbox import Outbox
 from push.store.call_rows import live_calls_of, to_ms
@@ -19,6 +19,7 @@ from push.store.device_rows import ChannelRow, DeviceRow, devices_of, find_devic
 from push.store.event_rows import StreamEvent, append_events, forget_stream_events
 from push.store.outbox_rows import Delivery, forget_events, owe, owed_already
 from push.streams import Streams
+from signaling.calls import Call
 from signaling.events import CallReceived
 from signaling.identifiers import DeviceId
 from signaling.rules import Notice, Recipient, invite_event
@@ -56,12 +57,13 @@ class Deliveries:
     def owe(
         self,
         connection: Connection,
+        call: Call,
         notices: Iterable[Notice],
         devices: Collection[DeviceRow] | None = None,
         *,
         kinds: Collection[str] | None = None,
     ) -> Owed:
-        """Keeps what notices owe to devices: all of the identities they name, unless told which,
+        """Keeps what notices of a call owe to devices: all of the identities they name, unless told which,
         over all kinds of channels that these have, unless told which.
 
         Raises:
@@ -80,10 +82,24 @@ class Deliveries:
                 document = compose_stream_event(event)
                 events.append(StreamEvent(device_id, event.id, document, expires_at_ms))
             else:
-                payload = self._channels[channel.kind].compose(event, channel)
-                deliveries.append(
-                    Delivery(event.id, device_id, channel.kind, payload, expires_at_ms)
-                )
+                way = self._channels.get(channel.kind)
+                if way is None:
+                    continue  # Of an app that the relay's settings no longer hold.
+                payload = way.compose(event, Addressee(call, device, channel))
+                if payload is not None:
+                    deliveries.append(
+                        Delivery(
+                            event.id,
+                            device_id,
+                            channel.kind,
+                            payload,
+                            expires_at_ms,
+                            call.call_sid,
+                            channel.app,
+                            channel.environment,
+                            channel.token,
+                        )
+                    )
         kept = owe(connection, deliveries, self._outbox.leased_until_ms)
         return Owed(tuple(kept), frozenset(append_events(connection, events)))
 
@@ -93,15 +109,22 @@ class Deliveries:
         if device is None:
             return Owed()
         now = self._now()
-        notices = [
-            Notice(invite_event(call, user), (Recipient(user.identity),))
+        alive = [
+            (call, Notice(invite_event(call, user), (Recipient(user.identity),)))
             for call in live_calls_of(connection, device.identity)
             for user in call.pending
             if user.identity == device.identity and user.expires_at > now
         ]
-        under_way = owed_already(connection, [n.event.id for n in notices], device_id, kind)
-        missing = [notice for notice in notices if notice.event.id not in under_way]
-        return self.owe(connection, missing, [device], kinds=(kind,))
+        under_way = owed_already(connection, [n.event.id for _, n in alive], device_id, kind)
+        owed = [
+            self.owe(connection, call, [notice], [device], kinds=(kind,))
+            for call, notice in alive
+            if notice.event.id not in under_way
+        ]
+        return Owed(
+            tuple(delivery for part in owed for delivery in part.deliveries),
+            frozenset(device for part in owed for device in part.streams),
+        )
 
     def withdraw(self, connection: Connection, event_ids: Collection[str]) -> None:
         """Takes back events that no longer matter, such as an invite that is over, where they have

@@ -85,6 +85,7 @@ class DeviceOperations:
 
     async def _carry_out(self, operation: DeviceOperation, actor: Actor) -> DeviceResponse:
         command: Command | None = None
+        actor.may_reach(getattr(operation, "call_sid", None))
         match operation:
             case DeviceInvite():
                 return await self._invite(operation, actor)

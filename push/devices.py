@@ -1,6 +1,6 @@
 """Devices in the relay: registered, given access to the broker, removed."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 
 import structlog
@@ -20,9 +20,11 @@ from push.streams import Streams
 from signaling.answers import BrokerAccess, ChannelAnswer, DeviceAnswer
 from signaling.errors import InvalidInput, NotFound
 from signaling.identifiers import DeviceId, Identity
-from signaling.requests import DeviceRequest
+from signaling.requests import ChannelRequest, DeviceRequest
 
 log = structlog.get_logger(__name__)
+
+_PUSHES = ("apns", "fcm")
 
 
 class Devices:
@@ -35,6 +37,7 @@ class Devices:
         provisioner: Provisioner,
         broker_url: str,
         kinds: Collection[str],
+        apps: Mapping[str, Collection[str]],
         streams: Streams,
         *,
         now: Callable[[], datetime],
@@ -43,6 +46,7 @@ class Devices:
         self._provisioner = provisioner
         self._broker_url = broker_url
         self._kinds = kinds
+        self._apps = apps
         self._streams = streams
         self._now = now
 
@@ -59,13 +63,15 @@ class Devices:
                 raise InvalidInput(
                     f"channel kind {channel.kind} is not served here, only {', '.join(self._kinds)}"
                 )
+            if channel.kind in _PUSHES and channel.app not in self._apps[channel.kind]:
+                raise InvalidInput(
+                    f"the app {channel.app} is not among the relay's {channel.kind} apps:"
+                    f" {', '.join(sorted(self._apps[channel.kind]))}"
+                )
         row = DeviceRow(
             device_id,
             Identity(request.identity),
-            tuple(
-                ChannelRow(channel.kind, channel.app or "", channel.environment, channel.token)
-                for channel in request.channels
-            ),
+            tuple(_channel_row(channel) for channel in request.channels),
         )
         known = await self._database.read(lambda c: find_device(c, device_id))
         access = await self._provision(known, row, rotate=request.rotate_credentials)
@@ -117,6 +123,15 @@ class Devices:
         if had and not _has_mqtt(wanted):
             await self._provisioner.revoke(wanted.device_id)
         return None
+
+
+def _channel_row(channel: ChannelRequest) -> ChannelRow:
+    if channel.kind not in _PUSHES:
+        return ChannelRow(channel.kind)
+    environment = None
+    if channel.kind == "apns":
+        environment = channel.environment or "production"
+    return ChannelRow(channel.kind, channel.app or "", environment, channel.token)
 
 
 def _has_mqtt(device: DeviceRow) -> bool:

@@ -6,15 +6,23 @@ again in the table and is taken by the sweeper, with backoff and jitter, until i
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
 
 import structlog
+from sqlalchemy import Connection
 
 from push.alarm import Alarm, Sleep
-from push.channels.channel import Channel, DeliveryFailed, DeviceAway
+from push.channels.channel import (
+    Channel,
+    ChannelAtFault,
+    DeliveryFailed,
+    DeliveryRefused,
+    DeviceAway,
+    TokenDead,
+)
 from push.metrics import Metrics
 from push.store.call_rows import to_ms
 from push.store.database import Database
@@ -27,6 +35,7 @@ from push.store.outbox_rows import (
     settle,
     take_due,
 )
+from push.store.result_rows import DeliveryResult, Result, put_results, result_of
 from signaling.errors import Unavailable
 from signaling.identifiers import DeviceId
 
@@ -38,6 +47,12 @@ _LONGEST_SWEEP_WAIT_S = 2.0
 _DATABASE_AWAY_S = 1.0
 _RETRY_FIRST_S = 0.5
 _RETRY_LONGEST_S = 15.0
+_AT_FAULT_S = 30.0
+"""How often a delivery is tried whose channel an operator has to mend first."""
+
+_PUSHES = ("apns", "fcm")
+"""Kinds of channels of which it is kept that they took a delivery: nothing else tells."""
+
 _AWAY_S = 30.0
 """A device that is away says when it comes; should that be lost, this is how long it may cost."""
 
@@ -53,7 +68,9 @@ class Outbox:
         *,
         now: Callable[[], datetime],
         sleep: Sleep = asyncio.sleep,
+        on_dead_token: Callable[[Delivery, TokenDead], Awaitable[None]] | None = None,
     ) -> None:
+        self._on_dead_token = on_dead_token
         self._database = database
         self._channels = channels
         self._metrics = metrics
@@ -63,6 +80,7 @@ class Outbox:
         self._alarm = Alarm(sleep)
         self._under_way: set[int] = set()
         self._done: list[int] = []
+        self._results: list[DeliveryResult] = []
         self._done_wake = asyncio.Event()
 
     @property
@@ -102,28 +120,39 @@ class Outbox:
 
     async def _send(self, delivery: Delivery) -> None:
         left_s = (delivery.expires_at_ms - to_ms(self._now())) / 1000
+        channel = self._channels.get(delivery.kind)
         if left_s <= 0:
-            self._metrics.deliveries.labels(delivery.kind, "expired").inc()
             log.info("delivery expired", event_id=delivery.event_id, device_id=delivery.device_id)
-            self._forget(delivery)
+            self._done_with(delivery, "expired", delivery.reason or "")
             return
-        channel = self._channels[delivery.kind]
+        if channel is None or delivery.gone:
+            self._done_with(delivery, "refused", "the device no longer has this channel")
+            return
         try:
             with self._metrics.delivery_seconds.labels(delivery.kind).time():
-                await channel.send(delivery, left_s)
+                detail = await channel.send(delivery, left_s)
         except DeliveryFailed as error:
             away = isinstance(error, DeviceAway)
             self._metrics.deliveries.labels(delivery.kind, "away" if away else "failed").inc()
-            await self._put_off(delivery, str(error), away=away)
-            return
-        self._metrics.deliveries.labels(delivery.kind, "sent").inc()
-        self._forget(delivery)
+            await self._put_off(delivery, error)
+        except DeliveryRefused as error:
+            log.warning(
+                "delivery refused",
+                event_id=delivery.event_id,
+                device_id=delivery.device_id,
+                channel=delivery.kind,
+                reason=str(error),
+            )
+            if isinstance(error, TokenDead) and self._on_dead_token is not None:
+                await self._on_dead_token(delivery, error)
+            self._done_with(delivery, "refused", str(error))
+        else:
+            self._done_with(delivery, "sent", detail)
 
-    async def _put_off(self, delivery: Delivery, reason: str, *, away: bool) -> None:
-        wait_s = random.uniform(0.5, 1.0) * min(  # noqa: S311 - jitter, no secret
-            _RETRY_LONGEST_S, _RETRY_FIRST_S * 2 ** min(delivery.attempts, 10)
-        )
+    async def _put_off(self, delivery: Delivery, error: DeliveryFailed) -> None:
+        reason, away = str(error), isinstance(error, DeviceAway)
         now_ms = to_ms(self._now())
+        wait_s = _wait_s(delivery.attempts, error)
         due_ms = now_ms + int(wait_s * 1000)
         log.warning(
             "delivery failed",
@@ -137,13 +166,18 @@ class Outbox:
         id_, latest_ms = delivery.delivery_id, now_ms + int(_AWAY_S * 1000)
         with suppress(Unavailable):  # its lease ends all the same
             if away:
-                await self._database.write(lambda c: put_off_until_there(c, id_, due_ms, latest_ms))
+                await self._database.write(
+                    lambda c: put_off_until_there(c, id_, due_ms, latest_ms, reason)
+                )
             else:
-                await self._database.write(lambda c: put_off(c, id_, due_ms))
+                await self._database.write(lambda c: put_off(c, id_, due_ms, reason))
         self._alarm.ring()
 
-    def _forget(self, delivery: Delivery) -> None:
+    def _done_with(self, delivery: Delivery, result: Result, detail: str) -> None:
+        self._metrics.deliveries.labels(delivery.kind, result).inc()
         self._done.append(delivery.delivery_id)
+        if result != "sent" or delivery.kind in _PUSHES:
+            self._results.append(result_of(delivery, result, detail, to_ms(self._now())))
         self._done_wake.set()
 
     async def _settle(self) -> None:
@@ -152,11 +186,13 @@ class Outbox:
             await self._done_wake.wait()
             self._done_wake.clear()
             done, self._done = self._done, []
+            results, self._results = self._results, []
             try:
-                await self._database.write(partial(settle, delivery_ids=done))
+                await self._database.write(partial(_keep, delivery_ids=done, results=results))
             except Unavailable as error:
                 log.warning("deliveries not settled, trying again", error=str(error))
                 self._done += done
+                self._results = results + self._results
                 await self._sleep(_DATABASE_AWAY_S)
                 self._done_wake.set()
 
@@ -186,3 +222,20 @@ class Outbox:
         if following is None:
             return _LONGEST_SWEEP_WAIT_S
         return min(_LONGEST_SWEEP_WAIT_S, max(0.0, (following - to_ms(self._now())) / 1000))
+
+
+def _keep(
+    connection: Connection, delivery_ids: Sequence[int], results: Sequence[DeliveryResult]
+) -> None:
+    settle(connection, delivery_ids)
+    put_results(connection, results)
+
+
+def _wait_s(attempts: int, error: DeliveryFailed) -> float:
+    """How long to wait after so many failed attempts, and at least as long as the other side asks."""
+    if isinstance(error, ChannelAtFault):
+        wait_s = _AT_FAULT_S
+    else:
+        wait_s = min(_RETRY_LONGEST_S, _RETRY_FIRST_S * 2 ** min(attempts, 10))
+    jittered_s = random.uniform(0.5, 1.0) * wait_s  # noqa: S311 - jitter, no secret
+    return max(jittered_s, error.retry_after_s or 0.0)

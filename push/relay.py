@@ -113,6 +113,7 @@ async def _serve(
         provisioner,
         settings.device_broker or address.url,
         (*channels, STREAM),
+        {"apns": settings.apns, "fcm": settings.fcm},
         streams,
         now=now,
     )

@@ -332,6 +332,18 @@ class OperationRefused(Refusal):
         self.state = state
 
 
+class TooManyRequests(Refusal):
+    """A flood: more is asked for one app or device than it may be; `retry_after_s` says when to ask
+    again."""
+
+    slug = "too-many-requests"
+    title = "Too many requests"
+
+    def __init__(self, detail: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(detail, retry_after_s=retry_after_s)
+        self.retry_after_s = retry_after_s
+
+
 class Unavailable(Refusal):
     """The relay cannot do this now; trying again later may succeed."""
 

@@ -1,6 +1,7 @@
 """What a client may ask: the bodies of HTTP requests and the documents of MQTT requests."""
 
 import json
+import re
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
@@ -26,6 +27,7 @@ MESSAGE_LIMIT_BYTES = 4096
 """Of a message's content as JSON, so that its event fits every channel that carries it."""
 
 _MESSAGE_MAX_DEPTH = 32
+_APNS_TOKEN = re.compile(r"[0-9A-Fa-f]{32,200}")
 
 MAX_GROUP_MEMBERS = 256
 
@@ -213,13 +215,23 @@ class TokenRequest(Request):
 
 
 class ChannelRequest(Request):
-    """One way to reach a device. `mqtt` and `websocket` are served so far; the others are refused
-    by name."""
+    """One way to reach a device. A push channel (`apns`, `fcm`) names its app, which the relay's
+    settings must hold, and the token that the push service gave this installation of it."""
 
     kind: Literal["apns", "fcm", "mqtt", "websocket"]
     token: Annotated[str, Field(max_length=4096)] | None = None
     app: Annotated[str, Field(max_length=256)] | None = None
     environment: Literal["production", "sandbox"] | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.kind not in ("apns", "fcm"):
+            return self
+        if not self.token or not self.app:
+            raise ValueError(f"a channel of kind {self.kind} needs its token and its app")
+        if self.kind == "apns" and not _APNS_TOKEN.fullmatch(self.token):
+            raise ValueError("an APNs token is written in hex digits, 32 to 200 of them")
+        return self
 
 
 class DeviceRequest(Request):

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from signaling.identifiers import DeviceIdField, IdentityField
+from signaling.identifiers import CallSidField, DeviceIdField, IdentityField
 
 AUDIENCE = "bellwire"
 MAX_TTL_S = 86_400
@@ -19,6 +19,8 @@ class AccessTokenClaims(BaseModel):
     aud: str = AUDIENCE
     sub: IdentityField
     device_id: DeviceIdField | None = None
+    call_sid: CallSidField | None = None
+    """The one call that a connect token is for (`twi_bridge_token` of a push); absent from others."""
     iat: int
     exp: int
     jti: str = Field(min_length=1, max_length=64)

@@ -38,6 +38,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         409: "The state does not allow the operation",
         413: "The body, or the invite on one of its channels, is too large",
         422: "The request is not valid",
+        429: "More is asked for an app or a device than it may be: `Retry-After` says when to ask again",
         503: "The relay cannot do this now",
     }.items()
 }

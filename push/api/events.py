@@ -55,7 +55,7 @@ async def _reader(
         raise Forbidden(f"{device} is not a device of {actor.identity}")
     if not any(channel.kind == STREAM for channel in row.channels):
         raise Forbidden(f"{device} has no `websocket` channel: register it with one")
-    return Actor(Identity(row.identity), device, actor.until), device
+    return Actor(Identity(row.identity), device, actor.until, actor.call_sid), device
 
 
 def _number(cursor: str | None) -> int | None:

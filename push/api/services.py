@@ -71,6 +71,7 @@ ServicesDep = Annotated[Services, Depends(services_of)]
 
 
 async def authenticate(
+    request: Request,
     services: ServicesDep,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     header: Annotated[str | None, Depends(_header)],
@@ -80,9 +81,11 @@ async def authenticate(
     Raises:
         Unauthenticated: no credentials were shown, or no good ones.
     """
-    return await authenticate_by(
+    actor = await authenticate_by(
         services, None, header, None if bearer is None else bearer.credentials
     )
+    actor.may_reach(request.path_params.get("call_sid"))
+    return actor
 
 
 async def authenticate_by(

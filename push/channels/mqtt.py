@@ -1,8 +1,7 @@
 """MQTT 5 to a device's own topic: QoS 1, never retained, expiring with the event."""
 
 from broker.session import NobodyListens, NotConnected, Session
-from push.channels.channel import DeliveryFailed, DeviceAway
-from push.store.device_rows import ChannelRow
+from push.channels.channel import Addressee, DeliveryFailed, DeviceAway
 from push.store.outbox_rows import Delivery
 from signaling.errors import TooLarge
 from signaling.events import CallEvent, event_document, what_to_shorten
@@ -20,9 +19,9 @@ class MqttChannel:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def compose(self, event: CallEvent, channel: ChannelRow) -> str:
+    def compose(self, event: CallEvent, to: Addressee) -> str:
         """See `Channel.compose`."""
-        del channel
+        del to
         document = event_document(event)
         size = len(document.encode())
         if size > LIMIT_BYTES:
@@ -35,7 +34,7 @@ class MqttChannel:
             )
         return document
 
-    async def send(self, delivery: Delivery, left_s: float) -> None:
+    async def send(self, delivery: Delivery, left_s: float) -> str:
         """See `Channel.send`."""
         try:
             await self._session.publish(
@@ -48,3 +47,4 @@ class MqttChannel:
             raise DeviceAway(str(error)) from error
         except NotConnected as error:
             raise DeliveryFailed(str(error)) from error
+        return ""

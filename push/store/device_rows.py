@@ -18,6 +18,7 @@ class ChannelRow:
     app: str = ""
     environment: str | None = None
     token: str | None = None
+    """What the push service knows the device by; None for other kinds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,7 @@ def put_device(connection: Connection, device: DeviceRow, at_ms: int) -> None:
                 connections.c.device_id == device.device_id, connections.c.kind.not_in(kinds)
             )
         )
+    _take_over_tokens(connection, device)
     if device.channels:
         connection.execute(
             insert(channels),
@@ -102,10 +104,41 @@ def put_device(connection: Connection, device: DeviceRow, at_ms: int) -> None:
                     "app": channel.app,
                     "environment": channel.environment,
                     "token": channel.token,
+                    "registered_at_ms": at_ms,
                 }
                 for channel in device.channels
             ],
         )
+
+
+def _take_over_tokens(connection: Connection, device: DeviceRow) -> None:
+    """A push token is one installation of an app: whichever device had it before has it no longer."""
+    for channel in device.channels:
+        if channel.token is not None:
+            connection.execute(
+                delete(channels).where(
+                    channels.c.token == channel.token,
+                    channels.c.kind == channel.kind,
+                    channels.c.app == channel.app,
+                    channels.c.device_id != device.device_id,
+                )
+            )
+
+
+def remove_channel(
+    connection: Connection, device: DeviceId, channel: ChannelRow, since_ms: int | None = None
+) -> bool:
+    """Removes a channel whose token is dead, unless it has another token by now, or was registered
+    after the token died, at `since_ms`. Whether it did."""
+    dead = (
+        (channels.c.device_id == device)
+        & (channels.c.kind == channel.kind)
+        & (channels.c.app == channel.app)
+        & (channels.c.token == channel.token)
+    )
+    if since_ms is not None:
+        dead &= channels.c.registered_at_ms <= since_ms
+    return connection.execute(delete(channels).where(dead)).rowcount > 0
 
 
 def delete_device(connection: Connection, device: DeviceId) -> bool:

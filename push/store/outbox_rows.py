@@ -5,12 +5,12 @@ that dies while trying loses nothing: when its lease is over, another takes the 
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select, update
 
 from push.store.connection_rows import is_online
-from push.store.tables import outbox
+from push.store.tables import channels, outbox
 from signaling.identifiers import DeviceId
 
 _INSERT = insert(outbox).returning(outbox.c.delivery_id, sort_by_parameter_order=True)
@@ -23,19 +23,44 @@ _FORGET = delete(outbox).where(
     )
 )
 _DELETE = delete(outbox).where(outbox.c.delivery_id.in_(bindparam("ids", expanding=True)))
+_DUE = (
+    select(outbox, channels.c.environment, channels.c.token, channels.c.kind.label("way"))
+    .select_from(
+        outbox.outerjoin(
+            channels,
+            and_(
+                channels.c.device_id == outbox.c.device_id,
+                channels.c.kind == outbox.c.kind,
+                channels.c.app == outbox.c.app,
+            ),
+        )
+    )
+    .where(outbox.c.due_ms <= bindparam("now"))
+    .order_by(outbox.c.due_ms, outbox.c.delivery_id)
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True, of=outbox)
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One event on its way to one device over one kind of channel. `delivery_id` 0: not kept yet."""
+    """One event on its way to one device over one kind of channel; to a webhook where `device_id` is
+    empty. `app` is the push channel's app, or the webhook's name. `delivery_id` 0: not kept yet.
+    `gone`: the device no longer has this channel."""
 
     event_id: str
     device_id: DeviceId
     kind: str
     payload: str
     expires_at_ms: int
+    call_sid: str = ""
+    app: str = ""
+    environment: str | None = None
+    token: str | None = None
     attempts: int = 0
+    reason: str | None = None
     delivery_id: int = 0
+    gone: bool = False
 
 
 def owe(
@@ -49,8 +74,10 @@ def owe(
         [
             {
                 "event_id": delivery.event_id,
-                "device_id": delivery.device_id,
+                "call_sid": delivery.call_sid,
+                "device_id": delivery.device_id or None,
                 "kind": delivery.kind,
+                "app": delivery.app,
                 "payload": delivery.payload,
                 "expires_at_ms": delivery.expires_at_ms,
                 "due_ms": leased_until_ms,
@@ -59,8 +86,8 @@ def owe(
         ],
     ).scalars()
     return [
-        Delivery(d.event_id, d.device_id, d.kind, d.payload, d.expires_at_ms, 0, delivery_id)
-        for d, delivery_id in zip(deliveries, ids, strict=True)
+        replace(delivery, delivery_id=delivery_id)
+        for delivery, delivery_id in zip(deliveries, ids, strict=True)
     ]
 
 
@@ -81,14 +108,8 @@ def owed_already(
 def take_due(
     connection: Connection, now_ms: int, leased_until_ms: int, limit: int
 ) -> list[Delivery]:
-    """Leases up to `limit` deliveries that are due."""
-    rows = connection.execute(
-        select(outbox)
-        .where(outbox.c.due_ms <= now_ms)
-        .order_by(outbox.c.due_ms, outbox.c.delivery_id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    ).all()
+    """Leases up to `limit` deliveries that are due, each with its device's token of now."""
+    rows = connection.execute(_DUE, {"now": now_ms, "most": limit}).all()
     if not rows:
         return []
     connection.execute(
@@ -98,13 +119,19 @@ def take_due(
     )
     return [
         Delivery(
-            row.event_id,
-            DeviceId(row.device_id),
-            row.kind,
-            row.payload,
-            row.expires_at_ms,
-            row.attempts,
-            row.delivery_id,
+            event_id=row.event_id,
+            device_id=DeviceId(row.device_id or ""),
+            kind=row.kind,
+            payload=row.payload,
+            expires_at_ms=row.expires_at_ms,
+            call_sid=row.call_sid,
+            app=row.app,
+            environment=row.environment,
+            token=row.token,
+            attempts=row.attempts,
+            reason=row.reason,
+            delivery_id=row.delivery_id,
+            gone=row.device_id is not None and row.way is None,
         )
         for row in rows
     ]
@@ -122,7 +149,7 @@ def settle(connection: Connection, delivery_ids: Sequence[int]) -> None:
 
 
 def put_off_until_there(
-    connection: Connection, delivery_id: int, due_ms: int, at_latest_ms: int
+    connection: Connection, delivery_id: int, due_ms: int, at_latest_ms: int, reason: str
 ) -> None:
     """Counts an attempt that failed since the device was away: it is due when the device comes, or
     at the latest then. Should the device have come meanwhile, it is due at `due_ms`."""
@@ -130,15 +157,15 @@ def put_off_until_there(
         select(outbox.c.device_id, outbox.c.kind).where(outbox.c.delivery_id == delivery_id)
     ).one_or_none()
     came = row is not None and is_online(connection, DeviceId(row.device_id), row.kind)
-    put_off(connection, delivery_id, due_ms if came else at_latest_ms)
+    put_off(connection, delivery_id, due_ms if came else at_latest_ms, reason)
 
 
-def put_off(connection: Connection, delivery_id: int, due_ms: int) -> None:
-    """Counts a failed attempt; the next is due at `due_ms`."""
+def put_off(connection: Connection, delivery_id: int, due_ms: int, reason: str) -> None:
+    """Counts a failed attempt and why it failed; the next is due at `due_ms`."""
     connection.execute(
         update(outbox)
         .where(outbox.c.delivery_id == delivery_id)
-        .values(attempts=outbox.c.attempts + 1, due_ms=due_ms)
+        .values(attempts=outbox.c.attempts + 1, due_ms=due_ms, reason=reason)
     )
 
 

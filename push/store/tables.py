@@ -74,6 +74,8 @@ channels = Table(
     Column("app", String(256), primary_key=True, server_default=""),
     Column("environment", String(16)),
     Column("token", Text),
+    Column("registered_at_ms", BigInteger, nullable=False, server_default="0"),
+    Index(None, "token"),
 )
 
 outbox = Table(
@@ -81,16 +83,37 @@ outbox = Table(
     metadata,
     Column("delivery_id", _Number, primary_key=True, autoincrement=True),
     Column("event_id", String(80), nullable=False),
-    Column("device_id", ForeignKey("devices.device_id", ondelete="CASCADE"), nullable=False),
+    Column("call_sid", String(34), nullable=False, server_default=""),
+    Column(
+        "device_id",
+        ForeignKey("devices.device_id", ondelete="CASCADE"),
+        comment="none for a webhook",
+    ),
     Column("kind", String(16), nullable=False),
+    Column("app", String(256), nullable=False, server_default="", comment="or the webhook's name"),
     Column("payload", Text, nullable=False),
     Column("expires_at_ms", BigInteger, nullable=False),
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("due_ms", BigInteger, nullable=False, comment="when to try next, or the lease's end"),
-    UniqueConstraint("event_id", "device_id", "kind"),
+    Column("reason", Text, comment="why the last attempt failed"),
+    UniqueConstraint("event_id", "device_id", "kind", "app"),
     Index(None, "due_ms"),
     Index(None, "device_id"),
     sqlite_autoincrement=True,
+)
+
+delivery_results = Table(
+    "delivery_results",
+    metadata,
+    Column("event_id", String(80), primary_key=True),
+    Column("device_id", String(64), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("app", String(256), primary_key=True),
+    Column("call_sid", String(34), nullable=False, index=True),
+    Column("result", String(16), comment="sent, refused or expired; none where none is known yet"),
+    Column("detail", Text, nullable=False, server_default=""),
+    Column("at_ms", BigInteger, nullable=False, index=True),
+    Column("received_at_ms", BigInteger, comment="when the device confirmed, naming this channel"),
 )
 
 device_events = Table(

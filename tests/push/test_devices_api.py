@@ -112,7 +112,14 @@ async def test_a_device_that_is_not_there_is_not_found(running: Running) -> None
             {"identity": "bob", "channels": [{"kind": "mqtt"}, {"kind": "mqtt", "app": "a"}]},
             "twice",
         ),
-        ({"identity": "bob", "channels": [{"kind": "apns", "token": "t"}]}, "channel kind apns"),
+        (
+            {"identity": "bob", "channels": [{"kind": "apns", "token": "ab" * 32, "app": "x"}]},
+            "channel kind apns",
+        ),
+        (
+            {"identity": "bob", "channels": [{"kind": "apns", "token": "t"}]},
+            "its token and its app",
+        ),
         ({"identity": "bob", "color": "red"}, "color"),
     ],
 )

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Connection, select, update
 
-from push.channels.channel import DeliveryFailed
+from push.channels.channel import Addressee, DeliveryFailed
 from push.metrics import Metrics
 from push.outbox import LEASE_S, Outbox
 from push.store.call_rows import to_ms
@@ -35,14 +35,15 @@ class Wire:
         self.down = False
         self.tried: asyncio.Queue[tuple[Delivery, float]] = asyncio.Queue()
 
-    def compose(self, event: CallEvent, channel: ChannelRow) -> str:
-        del channel
+    def compose(self, event: CallEvent, to: Addressee) -> str:
+        del to
         return event_document(event)
 
-    async def send(self, delivery: Delivery, left_s: float) -> None:
+    async def send(self, delivery: Delivery, left_s: float) -> str:
         self.tried.put_nowait((delivery, left_s))
         if self.down:
             raise DeliveryFailed("the broker is away")
+        return ""
 
     async def next(self) -> tuple[Delivery, float]:
         async with asyncio.timeout(PATIENCE_S):

@@ -213,7 +213,7 @@ def test_rejection_without_a_status_is_a_plain_one() -> None:
 
 
 def test_same_kind_of_channel_may_stand_once_for_each_app() -> None:
-    channels = [{"kind": "apns", "app": "a"}, {"kind": "apns", "app": "b"}]
+    channels = [{"kind": "apns", "app": app, "token": "ab" * 32} for app in ("a", "b")]
     assert len(read(DeviceRequest, {"identity": "bob", "channels": channels}).channels) == 2
 
 
