@@ -1,14 +1,15 @@
 """aiomqtt's client, mended where it hides what the broker says: a publish that the broker refuses, or
 that nobody hears (MQTT 5, reason code of PUBACK), counts there as confirmed."""
 
+import asyncio
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from aiomqtt import Client as AiomqttClient
 from aiomqtt import MqttError, ProtocolVersion, Will
 from paho.mqtt.client import Client as PahoClient
+from paho.mqtt.client import error_string
+from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -36,7 +37,31 @@ class Client(AiomqttClient):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - handed on as they are
         super().__init__(*args, **kwargs)
-        self._not_delivered: dict[int, MqttError] = {}
+        self._unconfirmed: dict[int, asyncio.Future[None]] = {}
+
+    def publish_confirmed(
+        self, topic: str, payload: bytes, *, retain: bool, properties: Properties | None
+    ) -> asyncio.Future[None]:
+        """Publishes at QoS 1. What is returned is done once the broker has confirmed, or fails with
+        what it says instead, or with the connection.
+
+        Raises:
+            MqttError: there is no connection.
+        """
+        sent = self._client.publish(topic, payload, 1, retain, properties)
+        if sent.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            raise MqttError(f"not published: {error_string(sent.rc)}")
+        confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._unconfirmed[sent.mid] = confirmed
+        return confirmed
+
+    def give_up(self) -> None:
+        """Fails all that the broker has not confirmed: its connection is lost."""
+        unconfirmed, self._unconfirmed = self._unconfirmed, {}
+        for confirmed in unconfirmed.values():
+            if not confirmed.done():
+                confirmed.set_exception(MqttError("the broker was lost before it confirmed"))
+                confirmed.exception()  # Who waited no longer is not to be told.
 
     def _on_publish(
         self,
@@ -46,27 +71,16 @@ class Client(AiomqttClient):
         reason_code: ReasonCode,
         properties: Properties,
     ) -> None:
-        if mid in self._pending_publishes:
-            if reason_code.is_failure:
-                self._not_delivered[mid] = PublishRefusedError(str(reason_code))
-            elif reason_code.value == _NO_MATCHING_SUBSCRIBERS:
-                self._not_delivered[mid] = NobodyListensError(str(reason_code))
-        super()._on_publish(client, userdata, mid, reason_code, properties)
-
-    @contextmanager
-    def _pending_call(self, mid: int, value: Any, pending: dict[int, Any]) -> Iterator[None]:  # noqa: ANN401
-        """As aiomqtt's, but without its count of all pending calls, which makes each call cost as
-        much as there are."""
-        if mid in pending:
-            raise MqttError(f"there is a pending call for message {mid} already")
-        pending[mid] = value
-        try:
-            yield
-            if mid in self._not_delivered:
-                raise self._not_delivered[mid]
-        finally:
-            pending.pop(mid, None)
-            self._not_delivered.pop(mid, None)
+        del client, userdata, properties
+        confirmed = self._unconfirmed.pop(mid, None)
+        if confirmed is None or confirmed.done():
+            return
+        if reason_code.is_failure:
+            confirmed.set_exception(PublishRefusedError(str(reason_code)))
+        elif reason_code.value == _NO_MATCHING_SUBSCRIBERS:
+            confirmed.set_exception(NobodyListensError(str(reason_code)))
+        else:
+            confirmed.set_result(None)
 
 
 def client_of(

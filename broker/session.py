@@ -13,6 +13,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 import structlog
 from aiomqtt import Message, MqttCodeError, MqttError, Will
@@ -119,7 +120,6 @@ class Session:
         self._hooks: list[Hook] = []
         self._lost_hooks: list[Callable[[], None]] = []
         self._client: Client | None = None
-        self._lost: asyncio.Future[None] | None = None
         self._up = asyncio.Event()
         self._was_connected = False
         self._requests: dict[bytes, asyncio.Future[bytes]] = {}
@@ -197,34 +197,18 @@ class Session:
             NotConnected: the broker is not there, or was lost before it confirmed.
             PublishRefused: the broker does not take it.
         """
-        client, lost = self._client, self._lost
-        if client is None or lost is None or lost.done():
+        client = self._client
+        if client is None:
             raise NotConnected(f"no connection to the broker {self.address.url}")
-        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-        if expires_in_s is not None:
-            properties.MessageExpiryInterval = max(1, math.ceil(expires_in_s))
-        if response_topic is not None:
-            properties.ResponseTopic = response_topic
-        if correlation is not None:
-            properties.CorrelationData = correlation
-        confirmed = asyncio.ensure_future(
-            client.publish(
-                topic,
-                payload,
-                qos=1,
-                retain=retain,
-                properties=properties,
-                timeout=_PUBLISH_TIMEOUT_S,
-            )
-        )
+        expiry_s = None if expires_in_s is None else max(1, math.ceil(expires_in_s))
+        properties = _publish_properties(expiry_s, response_topic, correlation)
         try:
-            done, _ = await asyncio.wait({confirmed, lost}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            confirmed.cancel()
-        if confirmed not in done:
-            raise NotConnected("the broker was lost before it confirmed")
-        try:
-            confirmed.result()
+            async with asyncio.timeout(_PUBLISH_TIMEOUT_S):
+                await client.publish_confirmed(topic, payload, retain=retain, properties=properties)
+        except TimeoutError as error:
+            raise NotConnected(
+                f"the broker did not confirm within {_PUBLISH_TIMEOUT_S:g} s"
+            ) from error
         except PublishRefusedError as error:
             raise PublishRefused(f"the broker refuses a message on {topic}: {error}") from error
         except NobodyListensError as error:
@@ -284,7 +268,6 @@ class Session:
         async with client:
             self._was_connected = True
             self._client = client
-            self._lost = asyncio.get_running_loop().create_future()
             try:
                 yield client
             except asyncio.CancelledError:
@@ -292,8 +275,8 @@ class Session:
                 raise
             finally:
                 self._up.clear()
-                self._lost.set_result(None)
                 self._client = None
+                client.give_up()
                 for hook in self._lost_hooks:
                     hook()
 
@@ -364,6 +347,20 @@ def _are_refused(errors: BaseExceptionGroup[BaseException]) -> bool:
         return False
     code = getattr(error.rc, "value", error.rc)
     return code in _REFUSED_CREDENTIALS
+
+
+@lru_cache(maxsize=1024)
+def _publish_properties(
+    expiry_s: int | None, response_topic: str | None, correlation: bytes | None
+) -> Properties:
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    if expiry_s is not None:
+        properties.MessageExpiryInterval = expiry_s
+    if response_topic is not None:
+        properties.ResponseTopic = response_topic
+    if correlation is not None:
+        properties.CorrelationData = correlation
+    return properties
 
 
 def _incoming(message: Message) -> Incoming:
