@@ -49,11 +49,15 @@ def problem_of(refusal: Refusal) -> Problem:
     )
 
 
-def problem_of_validation(error: ValidationError) -> Problem:
-    """The problem document of a body that is not what its schema takes; `errors` names each place."""
+def problem_of_validation(error: ValidationError, *within: str) -> Problem:
+    """The problem document of a body that is not what its schema takes; `errors` names each place,
+    as it stands `within`."""
     return invalid_body(
         [
-            {"at": ".".join(str(part) for part in problem["loc"]), "problem": problem["msg"]}
+            {
+                "at": ".".join(str(part) for part in (*within, *problem["loc"])),
+                "problem": problem["msg"],
+            }
             for problem in error.errors(
                 include_url=False, include_input=False, include_context=False
             )

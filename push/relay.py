@@ -23,7 +23,7 @@ from broker.provision import DynamicSecurity
 from broker.session import Session
 from config.private_file import write_private
 from config.relay import RelaySettings
-from push.api.app import build_app
+from push.api.app import served_app
 from push.api.services import Services
 from push.auth import open_access_tokens, open_api_keys
 from push.calls import Calls
@@ -126,7 +126,7 @@ async def _serve(
         # Whatever is leased was leased by a process that has died.
         await database.write(lambda c: make_all_due(c, to_ms(now())))
         await calls.load_deadlines()
-    app = build_app(
+    app = served_app(
         Services(
             settings=settings,
             database=database,

@@ -9,9 +9,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from push.api import calls, devices, events, groups, health, tokens
 from push.api.body_limit import BodyLimit
+from push.api.call_requests import CallRequests, is_call_request
 from push.api.counted import Counted
 from push.api.problem_responses import problem_response, refusal_response
 from push.api.services import Services
@@ -42,6 +45,19 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         503: "The relay cannot do this now",
     }.items()
 }
+
+
+def served_app(services: Services) -> ASGIApp:
+    """What a relay serves: the application, and before it, in their own way, the requests that carry
+    the load."""
+    app = build_app(services)
+    limited = BodyLimit(CallRequests(services), services.settings.max_body_bytes)
+    calls = ServerErrorMiddleware(Counted(limited, services.metrics), handler=_failed)
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        await (calls if is_call_request(scope) else app)(scope, receive, send)
+
+    return serve
 
 
 def build_app(services: Services | None = None) -> FastAPI:

@@ -1,43 +1,22 @@
-"""`/v1/calls`: making calls, looking at them, and what is done to them."""
+"""`/v1/calls`: looking at calls; and the description of what is done to them, which
+`push.api.call_requests` answers."""
 
-from typing import Annotated, Any
+import inspect
+from typing import Annotated, Any, NoReturn
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query
 
-from push.api.services import ActorDep, Services, ServicesDep
-from push.auth import Actor
-from push.calls import Invite
-from push.invites import invite_from_json, invite_from_twiml, invite_more_command
-from push.messages import message_command
-from signaling.answers import CallAnswer, CallListAnswer, MessageAnswer
-from signaling.commands import (
-    Accept,
-    Cancel,
-    Command,
-    End,
-    Ignore,
-    Join,
-    Quit,
-    Received,
-    Reject,
-)
-from signaling.errors import Forbidden, InvalidInput
-from signaling.identifiers import CallSid, CallSidField, DeviceId, Identity, IdentityField
-from signaling.requests import (
-    FeedbackRequest,
-    InviteMoreRequest,
-    InviteRequest,
-    MessageRequest,
-    OperationRequest,
-    RejectRequest,
-)
-from signaling.twiml import parse_twiml
+from push.api.call_operations import CALL_OPERATIONS, CallOperation
+from push.api.call_requests import XML
+from push.api.services import ActorDep, ServicesDep
+from signaling.answers import CallAnswer, CallListAnswer
+from signaling.errors import Forbidden
+from signaling.identifiers import CallSid, CallSidField, Identity, IdentityField
 
 router = APIRouter(prefix="/v1/calls", tags=["calls"])
 
 SidPath = Annotated[CallSidField, Path(description="`CA` and 32 hex digits")]
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
-_XML = ("application/xml", "text/xml")
 
 _INVITE_BODY: dict[str, Any] = {
     "requestBody": {
@@ -46,27 +25,21 @@ _INVITE_BODY: dict[str, Any] = {
             "application/json": {"schema": {"$ref": "#/components/schemas/InviteRequest"}},
             **{
                 xml: {"schema": {"type": "string", "description": "TwiML: `<Response><Dial>...`"}}
-                for xml in _XML
+                for xml in XML
             },
         },
     }
 }
 
 
+def _answered_before(*_: object) -> NoReturn:
+    raise AssertionError("push.api.call_requests answers this")
+
+
 @router.post("", status_code=201, openapi_extra=_INVITE_BODY)
-async def create(
-    request: Request,
-    response: Response,
-    services: ServicesDep,
-    actor: ActorDep,
-    idempotency_key: IdempotencyKey = None,
-) -> CallAnswer:
+async def create(_: ActorDep, idempotency_key: IdempotencyKey = None) -> CallAnswer:
     """Makes a call and rings every device of the invitees. The body is JSON or TwiML."""
-    invite = await _invite(request, services, actor, idempotency_key)
-    created = await services.calls.create(invite)
-    if created.repeated:
-        response.headers["Idempotent-Replayed"] = "true"
-    return CallAnswer.of(created.call)
+    _answered_before(idempotency_key)
 
 
 @router.get("")
@@ -93,193 +66,34 @@ async def show(call_sid: SidPath, services: ServicesDep, actor: ActorDep) -> Cal
     return CallAnswer.of(await services.calls.show(CallSid(call_sid), actor))
 
 
-@router.post("/{call_sid}/received")
-async def received(
-    call_sid: SidPath,
-    services: ServicesDep,
-    actor: ActorDep,
-    body: OperationRequest | None = None,
-) -> CallAnswer:
-    """A device confirms that the invite arrived."""
-    identity, device, _ = _who(actor, body)
-    return await _carry_out(services, call_sid, Received(identity, device, services.calls.now()))
+def _describe(operation: CallOperation) -> None:
+    """Has FastAPI describe an operation, and refuse other methods at its path."""
 
+    async def plain(call_sid: SidPath, _: ActorDep, body: Any) -> Any:  # noqa: ANN401 - set below
+        _answered_before(call_sid, body)
 
-@router.post("/{call_sid}/accept")
-async def accept(
-    call_sid: SidPath,
-    services: ServicesDep,
-    actor: ActorDep,
-    body: OperationRequest | None = None,
-) -> CallAnswer:
-    """Accepts for an identity; the first of its devices to answer becomes its main device."""
-    identity, device, data = _who(actor, body)
-    command = Accept(identity, device, services.calls.now(), data)
-    return await _carry_out(services, call_sid, command)
+    async def idempotent(
+        call_sid: SidPath,
+        _: ActorDep,
+        body: Any,  # noqa: ANN401
+        idempotency_key: IdempotencyKey = None,
+    ) -> Any:  # noqa: ANN401
+        _answered_before(call_sid, body, idempotency_key)
 
-
-@router.post("/{call_sid}/reject")
-async def reject(
-    call_sid: SidPath,
-    services: ServicesDep,
-    actor: ActorDep,
-    body: RejectRequest | None = None,
-) -> CallAnswer:
-    """Rejects for an identity, with status `rejected` or `busy`."""
-    body = body or RejectRequest()
-    identity, device, data = _who(actor, body)
-    command = Reject(identity, device, services.calls.now(), body.status, data)
-    return await _carry_out(services, call_sid, command)
-
-
-@router.post("/{call_sid}/ignore")
-async def ignore(
-    call_sid: SidPath,
-    services: ServicesDep,
-    actor: ActorDep,
-    body: OperationRequest | None = None,
-) -> CallAnswer:
-    """One device falls silent; the caller hears ringing on and the others ring on."""
-    identity, device, _ = _who(actor, body)
-    return await _carry_out(services, call_sid, Ignore(identity, device, services.calls.now()))
-
-
-@router.post("/{call_sid}/cancel")
-async def cancel(
-    call_sid: SidPath,
-    services: ServicesDep,
-    actor: ActorDep,
-    body: OperationRequest | None = None,
-) -> CallAnswer:
-    """Withdraws the invitations while nobody has accepted: the caller may, and a server."""
-    body = body or OperationRequest()
-    identity, _ = _who_or_server(actor, body)
-    command = Cancel(identity, services.calls.now(), body.extended_data)
-    return await _carry_out(services, call_sid, command)
-
-
-@router.post("/{call_sid}/invite")
-async def invite_more(
-    call_sid: SidPath, services: ServicesDep, actor: ActorDep, body: InviteMoreRequest
-) -> CallAnswer:
-    """Invites more users into a call in advanced mode: who is in it may, and a server."""
-    identity, device = _who_or_server(actor, body)
-    command = invite_more_command(body, identity, device, at=services.calls.now())
-    return await _carry_out(services, call_sid, command)
-
-
-@router.post("/{call_sid}/join")
-async def join(
-    call_sid: SidPath,
-    services: ServicesDep,
-    actor: ActorDep,
-    body: OperationRequest | None = None,
-) -> CallAnswer:
-    """Comes into a call in advanced mode uninvited, comes back, or takes it over on another device."""
-    identity, device, data = _who(actor, body)
-    return await _carry_out(services, call_sid, Join(identity, device, services.calls.now(), data))
-
-
-@router.post("/{call_sid}/quit")
-async def quit_call(
-    call_sid: SidPath,
-    services: ServicesDep,
-    actor: ActorDep,
-    body: OperationRequest | None = None,
-) -> CallAnswer:
-    """Hangs up: the user leaves the call. With fewer than two left, the call has ended."""
-    identity, device, data = _who(actor, body)
-    return await _carry_out(services, call_sid, Quit(identity, device, services.calls.now(), data))
-
-
-@router.post("/{call_sid}/end")
-async def end(
-    call_sid: SidPath,
-    services: ServicesDep,
-    actor: ActorDep,
-    body: OperationRequest | None = None,
-) -> CallAnswer:
-    """Ends the call: in advanced mode for all, in common mode it hangs up, as `quit` does. A server
-    that names no identity ends either for all."""
-    body = body or OperationRequest()
-    identity, device = _who_or_server(actor, body)
-    command = End(identity, device, services.calls.now(), body.extended_data)
-    return await _carry_out(services, call_sid, command)
-
-
-@router.post("/{call_sid}/messages")
-async def message(
-    call_sid: SidPath,
-    services: ServicesDep,
-    actor: ActorDep,
-    body: MessageRequest,
-    idempotency_key: IdempotencyKey = None,
-) -> MessageAnswer:
-    """Tells the other parties something; a server that names no identity tells all."""
-    identity, device = _who_or_server(actor, body)
-    command = message_command(
-        body,
-        actor,
-        identity,
-        device,
-        at=services.calls.now(),
-        idempotency_key=idempotency_key,
-    )
-    answer = await _carry_out(services, call_sid, command)
-    return MessageAnswer(**answer.model_dump(), voice_event_sid=command.voice_event_sid)
-
-
-@router.post("/{call_sid}/feedback")
-async def rate(
-    call_sid: SidPath, services: ServicesDep, actor: ActorDep, body: FeedbackRequest
-) -> CallAnswer:
-    """Says how good the call was, in place of what the same device said before."""
-    identity, device = actor.acting_as(body.identity, body.device_id)
-    call = await services.calls.rate(CallSid(call_sid), identity, device, body)
-    return CallAnswer.of(call)
-
-
-async def _invite(
-    request: Request, services: Services, actor: Actor, idempotency_key: str | None
-) -> Invite:
-    body = await request.body()
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type in _XML:
-        return invite_from_twiml(
-            parse_twiml(body),
-            actor,
-            new_sid=services.calls.new_sid,
-            at=services.calls.now(),
-            idempotency_key=idempotency_key,
-        )
-    if media_type not in ("", "application/json"):
-        raise InvalidInput(
-            f"Content-Type {media_type[:80]}: send application/json, or application/xml for TwiML"
-        )
-    return invite_from_json(
-        InviteRequest.model_validate_json(body),
-        actor,
-        new_sid=services.calls.new_sid,
-        at=services.calls.now(),
-        check_after_s=services.settings.not_received_after_s,
-        idempotency_key=idempotency_key,
+    endpoint = idempotent if operation.takes_idempotency_key else plain
+    body: Any = operation.body
+    endpoint.__annotations__["body"] = body if operation.body_required else body | None
+    if not operation.body_required:
+        endpoint.__defaults__ = (None,)
+    router.add_api_route(
+        f"/{{call_sid}}/{operation.name}",
+        endpoint,
+        methods=["POST"],
+        name=operation.carry.__name__,
+        description=inspect.getdoc(operation.carry),
+        response_model=operation.answer,
     )
 
 
-async def _carry_out(services: Services, call_sid: str, command: Command) -> CallAnswer:
-    return CallAnswer.of(await services.calls.carry_out(CallSid(call_sid), command))
-
-
-def _who(actor: Actor, body: OperationRequest | None) -> tuple[Identity, DeviceId | None, str]:
-    """As whom an operation is done, and the extended data it carries."""
-    body = body or OperationRequest()
-    return *actor.acting_as(body.identity, body.device_id), body.extended_data
-
-
-def _who_or_server(
-    actor: Actor, body: InviteMoreRequest | MessageRequest | OperationRequest
-) -> tuple[Identity | None, DeviceId | None]:
-    """As whom an operation is done that a server may do on nobody's behalf."""
-    if actor.is_server and body.identity is None:
-        return None, None
-    return actor.acting_as(body.identity, body.device_id)
+for _operation in CALL_OPERATIONS.values():
+    _describe(_operation)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 
+from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from push.metrics import Metrics
@@ -17,6 +18,7 @@ class Counted:
         self._app = app
         self._metrics = metrics
         self._clock = clock
+        self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request (ASGI)."""
@@ -37,5 +39,17 @@ class Counted:
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             method = scope["method"] if route != "unmatched" else "any"
-            self._metrics.requests.labels(method, route, status).inc()
-            self._metrics.request_seconds.labels(method, route).observe(self._clock() - started)
+            seconds = self._clock() - started
+            requests, request_seconds = self._counters(method, route, status)
+            requests.inc()
+            request_seconds.observe(seconds)
+
+    def _counters(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+        """Looked up once: their labels are few, and looking them up costs more than counting."""
+        key = (method, route, status)
+        if key not in self._known:
+            self._known[key] = (
+                self._metrics.requests.labels(*key),
+                self._metrics.request_seconds.labels(method, route),
+            )
+        return self._known[key]
