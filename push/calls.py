@@ -31,6 +31,7 @@ from push.store.call_rows import (
 )
 from push.store.database import Database
 from push.store.feedback_rows import put_feedback
+from push.store.prepared import pipelined
 from signaling.calls import Call, CallState
 from signaling.commands import Command, Expire, InviteMore, NewCall, Say
 from signaling.errors import CallNotFound, Conflict, Forbidden
@@ -219,21 +220,24 @@ class Calls:
         if repeated is not None:
             return repeated, Owed()
         new = invite.request
-        reach = find_reach(connection, invite.to, new.caller, invite.parameters)
-        reach.must_reach_somebody()
-        outcome = create_call(replace(new, invitees=reach.invitees, unreachable=reach.unreachable))
-        insert_call(connection, outcome.call)
-        if invite.idempotency_key is not None:
-            keep_idempotent(
-                connection,
-                invite.actor.name,
-                invite.idempotency_key,
-                invite.fingerprint,
-                outcome.call.call_sid,
-                to_ms(new.at),
+        with pipelined(connection):
+            reach = find_reach(connection, invite.to, new.caller, invite.parameters)
+            reach.must_reach_somebody()
+            outcome = create_call(
+                replace(new, invitees=reach.invitees, unreachable=reach.unreachable)
             )
-        owed = self._deliveries.owe(connection, outcome.call, outcome.notices, reach.devices)
-        return Created(outcome.call), owed
+            insert_call(connection, outcome.call)
+            if invite.idempotency_key is not None:
+                keep_idempotent(
+                    connection,
+                    invite.actor.name,
+                    invite.idempotency_key,
+                    invite.fingerprint,
+                    outcome.call.call_sid,
+                    to_ms(new.at),
+                )
+            owed = self._deliveries.owe(connection, outcome.call, outcome.notices, reach.devices)
+            return Created(outcome.call), owed
 
     def _repeated(self, connection: Connection, invite: Invite) -> Created | None:
         key = invite.idempotency_key
@@ -251,14 +255,15 @@ class Calls:
     def _carry_out(
         self, connection: Connection, call_sid: CallSid, command: Command
     ) -> tuple[Call, Owed]:
-        call = load_call(connection, call_sid, for_update=True)
-        if call is None:
-            raise CallNotFound(f"there is no call {call_sid}")
-        if isinstance(command, Say) and _is_repeated(connection, call_sid, command):
-            return call, Owed()
-        if isinstance(command, InviteMore):
-            command = _with_reach(connection, call, command)
-        return self.move(connection, call, command)
+        with pipelined(connection):
+            call = load_call(connection, call_sid, for_update=True)
+            if call is None:
+                raise CallNotFound(f"there is no call {call_sid}")
+            if isinstance(command, Say) and _is_repeated(connection, call_sid, command):
+                return call, Owed()
+            if isinstance(command, InviteMore):
+                command = _with_reach(connection, call, command)
+            return self.move(connection, call, command)
 
     def _count(self, before: Call, outcome: Outcome) -> None:
         for new in outcome.call.users:

@@ -5,7 +5,7 @@ reads a stream (WebSocket) gets the event appended to its stream. Both leave wit
 change is committed.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -100,8 +100,8 @@ class Deliveries:
                             channel.token,
                         )
                     )
-        kept = owe(connection, deliveries, self._outbox.leased_until_ms)
-        return Owed(tuple(kept), frozenset(append_events(connection, events)))
+        owe(connection, deliveries, self._outbox.leased_until_ms)
+        return Owed(tuple(deliveries), frozenset(append_events(connection, events)))
 
     def owe_live_invites(self, connection: Connection, device_id: DeviceId, kind: str) -> Owed:
         """Keeps, for a device that has come online, the invites of its identity that are alive."""
@@ -126,7 +126,7 @@ class Deliveries:
             frozenset(device for part in owed for device in part.streams),
         )
 
-    def withdraw(self, connection: Connection, event_ids: Collection[str]) -> None:
+    def withdraw(self, connection: Connection, event_ids: Sequence[str]) -> None:
         """Takes back events that no longer matter, such as an invite that is over, where they have
         not yet reached their devices."""
         if event_ids:

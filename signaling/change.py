@@ -120,9 +120,12 @@ class Change:
         self.call = call
         self.at = at
         self._notices: list[Notice] = []
+        self._events = call.events
 
     def outcome(self) -> Outcome:
         """What came of it."""
+        if self._events != self.call.events:
+            self.call = replace(self.call, events=self._events)
         return Outcome(self.call, tuple(self._notices))
 
     def member(self, identity: Identity | None) -> User:
@@ -268,9 +271,8 @@ class Change:
         )
 
     def _next_id(self) -> str:
-        number = self.call.events + 1
-        self.call = replace(self.call, events=number)
-        return f"{self.call.call_sid}-{number}"
+        self._events += 1
+        return f"{self.call.call_sid}-{self._events}"
 
     def _open_by(self, operation: Operation) -> None:
         if operation in (Operation.ACCEPT, Operation.JOIN):

@@ -6,22 +6,35 @@ from datetime import UTC, datetime
 from pydantic import TypeAdapter
 from sqlalchemy import Connection, Select, bindparam, delete, insert, select, update
 
+from push.store.prepared import Prepared
 from push.store.tables import call_users, calls, idempotency_keys
 from signaling.calls import Call, CallState
 from signaling.identifiers import CallSid, Identity
 
 _DOCUMENT: TypeAdapter[Call] = TypeAdapter(Call)
 
-_LOAD = select(calls.c.document).where(calls.c.call_sid == bindparam("sid"))
-_LOAD_TO_CHANGE = _LOAD.with_for_update()
-_INSERT = insert(calls).returning(calls.c.number)
-_INSERT_USERS = insert(call_users)
-_SAVE = (
+_SELECT = select(calls.c.document).where(calls.c.call_sid == bindparam("sid"))
+_LOAD = Prepared(_SELECT)
+_LOAD_TO_CHANGE = Prepared(_SELECT.with_for_update())
+_INSERT = Prepared(
+    insert(calls).returning(calls.c.number), ("call_sid", "state", "deadline_ms", "document")
+)
+_INSERT_USERS = Prepared(insert(call_users), ("identity", "call_number"))
+_SAVE = Prepared(
     update(calls)
     .where(calls.c.call_sid == bindparam("sid"))
     .values(
         state=bindparam("new_state"), deadline_ms=bindparam("deadline"), document=bindparam("doc")
     )
+)
+_NUMBER_OF = Prepared(select(calls.c.number).where(calls.c.call_sid == bindparam("sid")))
+_FIND_KEY = Prepared(
+    select(idempotency_keys.c.fingerprint, idempotency_keys.c.call_sid).where(
+        idempotency_keys.c.actor == bindparam("actor"), idempotency_keys.c.key == bindparam("key")
+    )
+)
+_KEEP_KEY = Prepared(
+    insert(idempotency_keys), ("actor", "key", "fingerprint", "call_sid", "created_at_ms")
 )
 
 
@@ -37,22 +50,19 @@ def from_ms(ms: int) -> datetime:
 
 def insert_call(connection: Connection, call: Call) -> None:
     """Keeps a new call."""
-    number = connection.execute(
-        _INSERT,
-        {
-            "call_sid": call.call_sid,
-            "state": call.state,
-            "deadline_ms": _deadline(call),
-            "document": _DOCUMENT.dump_json(call).decode(),
-        },
-    ).scalar_one()
+    ((number,),) = _INSERT.rows(
+        connection,
+        call_sid=call.call_sid,
+        state=call.state,
+        deadline_ms=_deadline(call),
+        document=_DOCUMENT.dump_json(call).decode(),
+    )
     _insert_users(connection, number, [user.identity for user in call.users])
 
 
 def _insert_users(connection: Connection, number: int, identities: Sequence[Identity]) -> None:
-    connection.execute(
-        _INSERT_USERS,
-        [{"identity": identity, "call_number": number} for identity in identities],
+    _INSERT_USERS.each(
+        connection, [{"identity": identity, "call_number": number} for identity in identities]
     )
 
 
@@ -60,26 +70,21 @@ def load_call(
     connection: Connection, call_sid: CallSid, *, for_update: bool = False
 ) -> Call | None:
     """The call with this SID, or None; held against other writers until the transaction ends."""
-    query = _LOAD_TO_CHANGE if for_update else _LOAD
-    document = connection.execute(query, {"sid": call_sid}).scalar_one_or_none()
-    return None if document is None else _DOCUMENT.validate_json(document)
+    row = (_LOAD_TO_CHANGE if for_update else _LOAD).one(connection, sid=call_sid)
+    return None if row is None else _DOCUMENT.validate_json(row[0])
 
 
 def save_call(connection: Connection, call: Call, joined: Sequence[Identity] = ()) -> None:
     """Keeps a call that has changed; `joined` are the identities that it did not have before."""
-    connection.execute(
-        _SAVE,
-        {
-            "sid": call.call_sid,
-            "new_state": call.state,
-            "deadline": _deadline(call),
-            "doc": _DOCUMENT.dump_json(call).decode(),
-        },
+    _SAVE.run(
+        connection,
+        sid=call.call_sid,
+        new_state=call.state,
+        deadline=_deadline(call),
+        doc=_DOCUMENT.dump_json(call).decode(),
     )
     if joined:
-        number = connection.execute(
-            select(calls.c.number).where(calls.c.call_sid == call.call_sid)
-        ).scalar_one()
+        ((number,),) = _NUMBER_OF.rows(connection, sid=call.call_sid)
         _insert_users(connection, number, joined)
 
 
@@ -142,27 +147,20 @@ def all_deadlines(connection: Connection) -> Iterable[tuple[CallSid, int]]:
 
 def find_idempotent(connection: Connection, actor: str, key: str) -> Sequence[str] | None:
     """The fingerprint and call SID that were kept under an actor's key, or None."""
-    row = connection.execute(
-        select(idempotency_keys.c.fingerprint, idempotency_keys.c.call_sid).where(
-            idempotency_keys.c.actor == actor, idempotency_keys.c.key == key
-        )
-    ).one_or_none()
-    return None if row is None else (row.fingerprint, row.call_sid)
+    return _FIND_KEY.one(connection, actor=actor, key=key)
 
 
 def keep_idempotent(
     connection: Connection, actor: str, key: str, fingerprint: str, call_sid: CallSid, at_ms: int
 ) -> None:
     """Keeps what a request under an actor's key made."""
-    connection.execute(
-        insert(idempotency_keys),
-        {
-            "actor": actor,
-            "key": key,
-            "fingerprint": fingerprint,
-            "call_sid": call_sid,
-            "created_at_ms": at_ms,
-        },
+    _KEEP_KEY.run(
+        connection,
+        actor=actor,
+        key=key,
+        fingerprint=fingerprint,
+        call_sid=call_sid,
+        created_at_ms=at_ms,
     )
 
 

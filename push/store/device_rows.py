@@ -1,11 +1,12 @@
 """Devices and their channels as rows."""
 
-from collections.abc import Collection, Sequence
+import itertools
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
+from push.store.prepared import Prepared, Row, in_parts
 from push.store.tables import channels, connections, devices
 from signaling.identifiers import DeviceId, Identity
 
@@ -42,24 +43,28 @@ _SELECT = (
     .select_from(devices.outerjoin(channels))
     .order_by(devices.c.device_id, channels.c.kind)
 )
-_OF_IDENTITIES = _SELECT.where(devices.c.identity.in_(bindparam("identities", expanding=True)))
-_OF_ID = _SELECT.where(devices.c.device_id == bindparam("device"))
+_ALL = Prepared(_SELECT)
+_OF_IDENTITIES = Prepared(
+    _SELECT.where(devices.c.identity.in_(bindparam("identities", expanding=True)))
+)
+_OF_ID = Prepared(_SELECT.where(devices.c.device_id == bindparam("device")))
 
 
 def devices_of(connection: Connection, identities: Collection[Identity]) -> list[DeviceRow]:
     """All devices of some identities."""
-    return _devices(connection.execute(_OF_IDENTITIES, {"identities": list(identities)}).all())
+    rows = (_OF_IDENTITIES.rows(connection, identities=part) for part in in_parts([*identities]))
+    return _devices(itertools.chain.from_iterable(rows))
 
 
 def find_device(connection: Connection, device: DeviceId) -> DeviceRow | None:
     """The device with this id, or None."""
-    found = _devices(connection.execute(_OF_ID, {"device": device}).all())
+    found = _devices(_OF_ID.rows(connection, device=device))
     return found[0] if found else None
 
 
 def all_devices(connection: Connection) -> list[DeviceRow]:
     """All devices, by id."""
-    return _devices(connection.execute(_SELECT).all())
+    return _devices(_ALL.rows(connection))
 
 
 def put_device(connection: Connection, device: DeviceRow, at_ms: int) -> None:
@@ -146,16 +151,14 @@ def delete_device(connection: Connection, device: DeviceId) -> bool:
     return connection.execute(delete(devices).where(devices.c.device_id == device)).rowcount > 0
 
 
-def _devices(rows: Sequence[Any]) -> list[DeviceRow]:
+def _devices(rows: Iterable[Row]) -> list[DeviceRow]:
     found: dict[str, DeviceRow] = {}
-    for row in rows:
-        channel = (
-            () if row.kind is None else (ChannelRow(row.kind, row.app, row.environment, row.token),)
-        )
-        known = found.get(row.device_id)
-        found[row.device_id] = DeviceRow(
-            DeviceId(row.device_id),
-            Identity(row.identity),
+    for device, identity, kind, app, environment, token in rows:
+        channel = () if kind is None else (ChannelRow(kind, app, environment, token),)
+        known = found.get(device)
+        found[device] = DeviceRow(
+            DeviceId(device),
+            Identity(identity),
             channel if known is None else known.channels + channel,
         )
     return list(found.values())

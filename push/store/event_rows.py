@@ -9,21 +9,27 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
+from push.store.prepared import Prepared, in_parts
 from push.store.tables import device_events, devices
 from signaling.identifiers import DeviceId
 
-_ADVANCE = (
+_ADVANCE = Prepared(
     update(devices)
     .where(devices.c.device_id == bindparam("device"))
     .values(sequence=devices.c.sequence + bindparam("count"))
     .returning(devices.c.sequence)
 )
-_FORGET = delete(device_events).where(
-    device_events.c.event_id.in_(bindparam("events", expanding=True))
+_APPEND = Prepared(
+    insert(device_events), ("device_id", "sequence", "event_id", "document", "expires_at_ms")
 )
-_KNOWN = select(device_events.c.event_id).where(
-    device_events.c.device_id == bindparam("device"),
-    device_events.c.event_id.in_(bindparam("events", expanding=True)),
+_FORGET = Prepared(
+    delete(device_events).where(device_events.c.event_id.in_(bindparam("events", expanding=True)))
+)
+_KNOWN = Prepared(
+    select(device_events.c.event_id).where(
+        device_events.c.device_id == bindparam("device"),
+        device_events.c.event_id.in_(bindparam("events", expanding=True)),
+    )
 )
 
 
@@ -50,14 +56,16 @@ def append_events(connection: Connection, events: Collection[StreamEvent]) -> se
 
 
 def _append(connection: Connection, device: DeviceId, events: Sequence[StreamEvent]) -> bool:
-    last = connection.execute(_ADVANCE, {"device": device, "count": len(events)}).scalar()
-    if last is None:
+    advanced = _ADVANCE.one(connection, device=device, count=len(events))
+    if advanced is None:
         return False
-    known = set(
-        connection.execute(
-            _KNOWN, {"device": device, "events": [event.event_id for event in events]}
-        ).scalars()
-    )
+    (last,) = advanced
+    ids = [event.event_id for event in events]
+    known = {
+        event_id
+        for part in in_parts(ids)
+        for (event_id,) in _KNOWN.rows(connection, device=device, events=part)
+    }
     rows = [
         {
             "device_id": device,
@@ -70,7 +78,7 @@ def _append(connection: Connection, device: DeviceId, events: Sequence[StreamEve
         if event.event_id not in known
     ]
     if rows:
-        connection.execute(insert(device_events), rows)
+        _APPEND.each(connection, rows)
     return bool(rows)
 
 
@@ -113,9 +121,10 @@ def forget_read(connection: Connection, device: DeviceId, sequence: int) -> None
     )
 
 
-def forget_stream_events(connection: Connection, event_ids: Collection[str]) -> None:
+def forget_stream_events(connection: Connection, event_ids: Sequence[str]) -> None:
     """Forgets events that nobody need read any more."""
-    connection.execute(_FORGET, {"events": list(event_ids)})
+    for part in in_parts(event_ids):
+        _FORGET.run(connection, events=part)
 
 
 def forget_expired(connection: Connection, now_ms: int) -> None:

@@ -2,23 +2,25 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, insert, select
 
+from push.store.prepared import Prepared
 from push.store.tables import group_members, groups
 from signaling.identifiers import Identity
+
+_KNOWN = Prepared(select(groups.c.name).where(groups.c.name == bindparam("group")))
+_MEMBERS = Prepared(
+    select(group_members.c.identity)
+    .where(group_members.c.name == bindparam("group"))
+    .order_by(group_members.c.position)
+)
 
 
 def members_of(connection: Connection, name: str) -> tuple[Identity, ...] | None:
     """The members of a group in their order, None where there is no such group."""
-    known = connection.execute(select(groups.c.name).where(groups.c.name == name)).scalar()
-    if known is None:
+    if _KNOWN.one(connection, group=name) is None:
         return None
-    rows = connection.execute(
-        select(group_members.c.identity)
-        .where(group_members.c.name == name)
-        .order_by(group_members.c.position)
-    )
-    return tuple(Identity(identity) for identity in rows.scalars())
+    return tuple(Identity(identity) for (identity,) in _MEMBERS.rows(connection, group=name))
 
 
 def all_groups(connection: Connection) -> dict[str, tuple[Identity, ...]]:

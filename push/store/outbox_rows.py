@@ -4,25 +4,45 @@
 that dies while trying loses nothing: when its lease is over, another takes the row.
 """
 
+import itertools
+import secrets
+import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select, update
 
 from push.store.connection_rows import is_online
+from push.store.prepared import Prepared, in_parts
 from push.store.tables import channels, outbox
 from signaling.identifiers import DeviceId
 
-_INSERT = insert(outbox).returning(outbox.c.delivery_id, sort_by_parameter_order=True)
+_NUMBER_BITS = 20
+_INSERT = Prepared(
+    insert(outbox),
+    (
+        "delivery_id",
+        "event_id",
+        "call_sid",
+        "device_id",
+        "kind",
+        "app",
+        "payload",
+        "expires_at_ms",
+        "due_ms",
+    ),
+)
 # Who has a row locked is about to delete it, or to send it: waiting could end in a deadlock.
-_FORGET = delete(outbox).where(
-    outbox.c.delivery_id.in_(
-        select(outbox.c.delivery_id)
-        .where(outbox.c.event_id.in_(bindparam("events", expanding=True)))
-        .with_for_update(skip_locked=True)
+_FORGET = Prepared(
+    delete(outbox).where(
+        outbox.c.delivery_id.in_(
+            select(outbox.c.delivery_id)
+            .where(outbox.c.event_id.in_(bindparam("events", expanding=True)))
+            .with_for_update(skip_locked=True)
+        )
     )
 )
-_DELETE = delete(outbox).where(outbox.c.delivery_id.in_(bindparam("ids", expanding=True)))
+_DELETE = Prepared(delete(outbox).where(outbox.c.delivery_id.in_(bindparam("ids", expanding=True))))
 _DUE = (
     select(outbox, channels.c.environment, channels.c.token, channels.c.kind.label("way"))
     .select_from(
@@ -42,11 +62,21 @@ _DUE = (
 )
 
 
+_numbers = itertools.count(secrets.randbits(_NUMBER_BITS))
+
+
+def _new_id() -> int:
+    """An id in the order of time. Two processes that make the same one, which is rare, collide in
+    the database, and one of them tries again."""
+    number = next(_numbers) & ((1 << _NUMBER_BITS) - 1)
+    return (time.time_ns() // 1_000_000 << _NUMBER_BITS) | number
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """One event on its way to one device over one kind of channel; to a webhook where `device_id` is
     empty. `app` is the push channel's app, or the webhook's name. `delivery_id` 0: not kept yet.
-    `gone`: the device no longer has this channel."""
+    `gone`: the device no longer has this channel. Not kept yet, it has an id already."""
 
     event_id: str
     device_id: DeviceId
@@ -59,20 +89,19 @@ class Delivery:
     token: str | None = None
     attempts: int = 0
     reason: str | None = None
-    delivery_id: int = 0
+    delivery_id: int = field(default_factory=_new_id)
     gone: bool = False
 
 
-def owe(
-    connection: Connection, deliveries: Sequence[Delivery], leased_until_ms: int
-) -> list[Delivery]:
+def owe(connection: Connection, deliveries: Sequence[Delivery], leased_until_ms: int) -> None:
     """Keeps new deliveries, leased to the process that is about to try them."""
     if not deliveries:
-        return []
-    ids = connection.execute(
-        _INSERT,
+        return
+    _INSERT.each(
+        connection,
         [
             {
+                "delivery_id": delivery.delivery_id,
                 "event_id": delivery.event_id,
                 "call_sid": delivery.call_sid,
                 "device_id": delivery.device_id or None,
@@ -84,11 +113,7 @@ def owe(
             }
             for delivery in deliveries
         ],
-    ).scalars()
-    return [
-        replace(delivery, delivery_id=delivery_id)
-        for delivery, delivery_id in zip(deliveries, ids, strict=True)
-    ]
+    )
 
 
 def owed_already(
@@ -137,15 +162,17 @@ def take_due(
     ]
 
 
-def forget_events(connection: Connection, event_ids: Iterable[str]) -> None:
+def forget_events(connection: Connection, event_ids: Sequence[str]) -> None:
     """Forgets the deliveries of events that are no longer wanted: what has failed so far, and what a
     process that died did not come to send. One that is being sent arrives all the same."""
-    connection.execute(_FORGET, {"events": list(event_ids)})
+    for part in in_parts(event_ids):
+        _FORGET.run(connection, events=part)
 
 
 def settle(connection: Connection, delivery_ids: Sequence[int]) -> None:
     """Forgets deliveries that were made, or that are too late to make."""
-    connection.execute(_DELETE, {"ids": list(delivery_ids)})
+    for part in in_parts(delivery_ids):
+        _DELETE.run(connection, ids=part)
 
 
 def put_off_until_there(

@@ -3,11 +3,12 @@ connections, in a thread of its own; what collides with another's is tried again
 
 import asyncio
 import random
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from sqlalchemy import URL, Engine, create_engine
+from sqlalchemy import URL, Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 
 from push.store.database import Work
@@ -16,7 +17,8 @@ from signaling.errors import Unavailable
 
 T = TypeVar("T")
 
-_CONNECTIONS = 8
+_WRITERS = 8
+_READERS = 4
 _ATTEMPTS = 6
 _COLLISIONS = ("40001", "40P01")
 """Serialization failure and deadlock (PostgreSQL, appendix A)."""
@@ -34,13 +36,16 @@ class PostgresDatabase:
     def __init__(self, url: URL) -> None:
         self._engine = create_engine(
             url.set(drivername="postgresql+psycopg"),
-            pool_size=_CONNECTIONS,
+            pool_size=_WRITERS + _READERS,
             max_overflow=0,
-            pool_pre_ping=True,
             connect_args={"connect_timeout": 5, "application_name": "bellwire-relay"},
         )
-        self._reading = self._engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._threads = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="postgres")
+        self._writers = _Workers(self._engine, _WRITERS, "postgres-writer")
+        self._readers = _Workers(
+            self._engine.execution_options(isolation_level="AUTOCOMMIT"),
+            _READERS,
+            "postgres-reader",
+        )
         self._closed = False
         try:
             migrate(self._engine)
@@ -53,7 +58,7 @@ class PostgresDatabase:
         Raises:
             Unavailable: the server is away, or the database has been closed.
         """
-        return await self._run(self._engine, work)
+        return await self._run(self._writers, work)
 
     async def read(self, work: Work[T]) -> T:
         """See `Database.read`.
@@ -61,35 +66,70 @@ class PostgresDatabase:
         Raises:
             Unavailable: as `write`.
         """
-        return await self._run(self._reading, work)
+        return await self._run(self._readers, work)
 
     async def close(self) -> None:
         """See `Database.close`."""
         if self._closed:
             return
         self._closed = True
-        await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self._writers.close)
+        await asyncio.to_thread(self._readers.close)
         self._engine.dispose()
 
-    async def _run(self, engine: Engine, work: Work[T]) -> T:
+    async def _run(self, workers: "_Workers", work: Work[T]) -> T:
         if self._closed:
             raise Unavailable("the relay is stopping")
-        loop = asyncio.get_running_loop()
-        return await asyncio.shield(loop.run_in_executor(self._threads, _attempt, engine, work))
+        return await asyncio.shield(workers.run(work))
 
 
-def _attempt(engine: Engine, work: Work[T]) -> T:
-    for left in reversed(range(_ATTEMPTS)):
-        try:
-            with engine.begin() as connection:
-                return work(connection)
-        except DBAPIError as error:
-            if not (left and _collided(error)):
-                if isinstance(error, OperationalError | InterfaceError):
-                    raise Unavailable(f"the database is away: {_reason(error)}") from error
-                raise
-        time.sleep(random.uniform(0, 0.01 * 2 ** (_ATTEMPTS - left)))  # noqa: S311 - jitter, no secret
-    raise AssertionError("unreachable")
+class _Workers:
+    """Threads that each keep a connection, so that none has to be fetched and tried for each piece
+    of work; one that turns out to be broken is opened again, and the work is begun again."""
+
+    def __init__(self, engine: Engine, count: int, name: str) -> None:
+        self._engine = engine
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix=name)
+        self._own = threading.local()
+        self._all: list[Connection] = []
+
+    def run(self, work: Work[T]) -> asyncio.Future[T]:
+        """The result of work that a thread is about to do."""
+        return asyncio.get_running_loop().run_in_executor(self._threads, self._do, work)
+
+    def close(self) -> None:
+        """Finishes what was accepted, then closes."""
+        self._threads.shutdown()
+        for connection in self._all:
+            connection.close()
+
+    def _connection(self) -> Connection:
+        connection: Connection | None = getattr(self._own, "connection", None)
+        if connection is None:
+            connection = self._own.connection = self._engine.connect()
+            self._all.append(connection)
+        return connection
+
+    def _do(self, work: Work[T]) -> T:
+        for left in reversed(range(_ATTEMPTS)):
+            worked = False
+            try:
+                connection = self._connection()
+                with connection.begin():
+                    result = work(connection)
+                    worked = True
+                return result
+            except DBAPIError as error:
+                # Of a connection that breaks while it commits, nobody knows whether it has.
+                stale = error.connection_invalidated and not worked
+                if not (left and (stale or _collided(error))):
+                    if isinstance(error, OperationalError | InterfaceError):
+                        raise Unavailable(f"the database is away: {_reason(error)}") from error
+                    raise
+                if stale:
+                    continue
+            time.sleep(random.uniform(0, 0.01 * 2 ** (_ATTEMPTS - left)))  # noqa: S311 - jitter, no secret
+        raise AssertionError("unreachable")
 
 
 def _collided(error: DBAPIError) -> bool:

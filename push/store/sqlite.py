@@ -9,9 +9,11 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import OperationalError
@@ -75,10 +77,11 @@ class SqliteDatabase:
         """
         if self._closed:
             raise Unavailable("the relay is stopping")
-        item: _Item = _Item(work)
-        self._accepted.put(item)
-        result: T = await asyncio.shield(asyncio.wrap_future(item.done))
-        return result
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+        self._accepted.put(_Item(work, done, loop))
+        # A caller that is cancelled does not undo what was accepted: `done` has nobody to hear it then.
+        return await done
 
     async def read(self, work: Work[T]) -> T:
         """See `Database.read`."""
@@ -123,12 +126,13 @@ class SqliteDatabase:
         return group, False
 
 
+@dataclass(frozen=True, slots=True)
 class _Item:
-    """A piece of work and the promise of its result."""
+    """A piece of work, the promise of its result, and the loop that waits for it."""
 
-    def __init__(self, work: Callable[[Connection], Any]) -> None:
-        self.work = work
-        self.done: Future[Any] = Future()
+    work: Callable[[Connection], Any]
+    done: asyncio.Future[Any]
+    loop: asyncio.AbstractEventLoop
 
 
 def _commit(connection: Connection, group: list[_Item]) -> None:
@@ -138,23 +142,37 @@ def _commit(connection: Connection, group: list[_Item]) -> None:
     failures: list[tuple[_Item, BaseException]] = []
     try:
         with connection.begin():
+            driver = cast("sqlite3.Connection", connection.connection.driver_connection)
             for item in group:
-                connection.exec_driver_sql("SAVEPOINT command")
+                driver.execute("SAVEPOINT command")
                 try:
                     results.append((item, item.work(connection)))
                 except OperationalError:
                     raise
                 except Exception as error:  # noqa: BLE001 - it is the asker's, and is raised there
-                    connection.exec_driver_sql("ROLLBACK TO command")
+                    driver.execute("ROLLBACK TO command")
                     failures.append((item, error))
-                connection.exec_driver_sql("RELEASE command")
-    except OperationalError as error:
-        away = Unavailable(f"the database cannot be written: {error.orig}")
+                driver.execute("RELEASE command")
+    except (OperationalError, sqlite3.OperationalError) as error:
+        away = Unavailable(f"the database cannot be written: {getattr(error, 'orig', error)}")
         failures, results = [(item, away) for item in group], []
     except Exception as error:  # noqa: BLE001 - nothing of the group was kept; each asker is told
         failures = [(item, error) for item in group]
         results = []
+    for loop in {item.loop for item in group}:
+        with suppress(RuntimeError):  # The loop has ended: nobody waits on it any more.
+            loop.call_soon_threadsafe(_tell, loop, results, failures)
+
+
+def _tell(
+    loop: asyncio.AbstractEventLoop,
+    results: list[tuple[_Item, Any]],
+    failures: list[tuple[_Item, BaseException]],
+) -> None:
+    """Tells those who wait on this loop, at once for a group: waking a loop costs more than that."""
     for item, result in results:
-        item.done.set_result(result)
+        if item.loop is loop and not item.done.done():
+            item.done.set_result(result)
     for item, failure in failures:
-        item.done.set_exception(failure)
+        if item.loop is loop and not item.done.done():
+            item.done.set_exception(failure)

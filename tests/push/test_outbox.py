@@ -78,7 +78,8 @@ class Scene:
         expires_ms = to_ms(self.clock.now() + timedelta(seconds=life_s))
         new = [Delivery(event, DESK, "mqtt", f"payload of {event}", expires_ms) for event in events]
         leased_ms = self.outbox.leased_until_ms
-        return await self.database.write(lambda c: owe(c, new, leased_ms))
+        await self.database.write(lambda c: owe(c, new, leased_ms))
+        return new
 
     async def owed(self) -> int:
         return await self.database.read(count_owed)
