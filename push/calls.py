@@ -33,9 +33,11 @@ from push.store.database import Database
 from push.store.feedback_rows import put_feedback
 from push.store.prepared import pipelined
 from signaling.calls import Call, CallState
+from signaling.change import Change
 from signaling.commands import Command, Expire, InviteMore, NewCall, Say
 from signaling.errors import CallNotFound, Conflict, Forbidden
 from signaling.identifiers import CallSid, DeviceId, Identity, new_call_sid
+from signaling.invite import check_inviter
 from signaling.requests import FeedbackFields
 from signaling.rules import Outcome, apply, create_call
 
@@ -262,6 +264,7 @@ class Calls:
             if isinstance(command, Say) and _is_repeated(connection, call_sid, command):
                 return call, Owed()
             if isinstance(command, InviteMore):
+                check_inviter(Change(call, command.at), command)
                 command = _with_reach(connection, call, command)
             return self.move(connection, call, command)
 

@@ -102,20 +102,30 @@ def _invited(call: Call, invitee: Invitee) -> User:
     )
 
 
-def invite_more(change: Change, command: InviteMore) -> None:
-    """Invites those who are neither in the call nor invited.
+def check_inviter(change: Change, command: InviteMore) -> None:
+    """Lets only who is in a call in advanced mode, or a server, invite more.
 
     Raises:
-        OperationRefused: the call is in common mode, or the inviter is not in it.
-        InvalidInput: there is no room for so many.
+        Forbidden: the inviter is nobody of the call.
+        OperationRefused: the call is in common mode or over, or the inviter is not in it.
     """
-    call = change.call
     inviter = None if command.identity is None else change.member(command.identity)
     change.refuse_unless_advanced(Operation.INVITE, inviter)
     if inviter is not None and inviter.state is not UserState.ACCEPTED:
         raise OperationRefused(
             Operation.INVITE, inviter.state, f"{inviter.identity} is not in the call"
         )
+
+
+def invite_more(change: Change, command: InviteMore) -> None:
+    """Invites those who are neither in the call nor invited.
+
+    Raises:
+        Forbidden, OperationRefused: as `check_inviter`.
+        InvalidInput: there is no room for so many.
+    """
+    check_inviter(change, command)
+    call = change.call
     known = {user.identity for user in call.users}
     new = [i.identity for i in command.invitees if i.identity not in known]
     check_room([i.identity for i in command.invitees], others=0)

@@ -17,9 +17,8 @@ _Arguments = Callable[[dict[str, Any]], Sequence[Any]]
 
 class Prepared:
     """A statement that is run often, in a transaction that has begun. Its parameters are named by
-    `bindparam`, or by `columns` where
-    it is an insert; one that is a list (`expanding`) is filled up to a power of two with its last
-    element, so that few lengths are ever written."""
+    `bindparam`, or by `columns` where it is an insert; one that is a list (`expanding`) is filled up
+    to a power of two with its last element, so that few lengths are ever written."""
 
     def __init__(self, statement: ClauseElement, columns: Sequence[str] | None = None) -> None:
         self._statement = statement

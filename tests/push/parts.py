@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from broker.address import BrokerAddress
 from broker.session import Session
 from push.calls import Calls
+from push.channels.mqtt import MqttChannel
 from push.connections import Connections
 from push.deliveries import Deliveries
 from push.device_operations import DeviceOperations
@@ -30,9 +31,11 @@ class Parts:
 def parts_on(database: Database, clock: Clock) -> Parts:
     """The parts of a relay on a database, by a clock."""
     metrics = Metrics()
-    streams = Streams(Session(BrokerAddress("127.0.0.1", 1), "no-broker"), alone=True)
-    outbox = Outbox(database, {}, metrics, now=clock.now, sleep=clock.sleep)
-    deliveries = Deliveries(outbox, {}, streams, now=clock.now)
+    session = Session(BrokerAddress("127.0.0.1", 1), "no-broker")
+    streams = Streams(session, alone=True)
+    channels = {"mqtt": MqttChannel(session)}
+    outbox = Outbox(database, channels, metrics, now=clock.now, sleep=clock.sleep)
+    deliveries = Deliveries(outbox, channels, streams, now=clock.now)
     calls = Calls(database, deliveries, metrics, now=clock.now)
     connections = Connections(database, calls, deliveries, now=clock.now, sleep=clock.sleep)
     operations = DeviceOperations(calls, metrics, check_after_s=5)
