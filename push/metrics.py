@@ -51,6 +51,12 @@ class Metrics:
             buckets=_LATENCY_S,
             registry=self.registry,
         )
+        self.push_app_fault = Gauge(
+            "bellwire_push_app_fault",
+            "1 while a push service refuses an app's credentials, until its next success",
+            ("channel", "app"),
+            registry=self.registry,
+        )
         self.ringing = Gauge(
             "bellwire_calls_with_open_invitations",
             "Calls that somebody has yet to answer",

@@ -6,6 +6,7 @@ the database; last the broker, if it is the relay's own child.
 
 import asyncio
 import fcntl
+import hashlib
 import json
 import secrets
 import socket
@@ -27,7 +28,10 @@ from push.api.app import served_app
 from push.api.services import Services
 from push.auth import open_access_tokens, open_api_keys
 from push.calls import Calls
+from push.channels.apns import ApnsChannel
+from push.channels.channel import Channel
 from push.channels.mqtt import MqttChannel
+from push.channels.push_payload import PushPayload
 from push.connections import Connections
 from push.deliveries import STREAM, Deliveries
 from push.device_operations import LIMIT_BYTES, DeviceOperations
@@ -103,7 +107,15 @@ async def _serve(
     metrics = Metrics()
     session = Session(address, f"bellwire-relay-{secrets.token_hex(6)}")
     provisioner = DynamicSecurity(session)
-    channels = {"mqtt": MqttChannel(session)}
+    tokens = await open_access_tokens(database, settings.issuer, now)
+    payload = PushPayload(
+        settings.account_sid or _account_sid(settings.issuer), tokens.connect_token
+    )
+    # It reads key files.
+    apns = await asyncio.to_thread(lambda: ApnsChannel(settings.apns, payload, metrics, now=now))
+    channels: dict[str, Channel] = {"mqtt": MqttChannel(session)}
+    if settings.apns:
+        channels["apns"] = apns
     streams = Streams(session, alone=not database.shared)
     outbox = Outbox(database, channels, metrics, now=now)
     deliveries = Deliveries(outbox, channels, streams, now=now)
@@ -138,7 +150,7 @@ async def _serve(
             connections=connections,
             event_stream=EventStream(connections, streams, operations, now=now),
             api_keys=await open_api_keys(database, settings.data / "api-key", now),
-            tokens=await open_access_tokens(database, settings.issuer, now),
+            tokens=tokens,
             metrics=metrics,
         )
     )
@@ -160,6 +172,7 @@ async def _serve(
         loops = [
             tasks.create_task(session.run()),
             tasks.create_task(requests.run()),
+            tasks.create_task(apns.run()),
             tasks.create_task(outbox.run()),
             tasks.create_task(streams.run()),
             tasks.create_task(connections.run()),
@@ -174,6 +187,11 @@ async def _serve(
         log.info("relay stopping")
         for task in (stopping, *loops):
             task.cancel()
+
+
+def _account_sid(issuer: str) -> str:
+    """`twi_account_sid` where none is set: the same for all relays of one issuer."""
+    return f"AC{hashlib.sha256(issuer.encode()).hexdigest()[:32]}"
 
 
 async def _announce(data: Path, url: str, session: Session, ready: Callable[[str], None]) -> None:
