@@ -19,6 +19,7 @@ from push.store.device_rows import ChannelRow, DeviceRow, devices_of, find_devic
 from push.store.event_rows import StreamEvent, append_events, forget_stream_events
 from push.store.outbox_rows import Delivery, forget_events, owe, owed_already
 from push.streams import Streams
+from push.webhooks import Webhooks
 from signaling.calls import Call
 from signaling.events import CallReceived
 from signaling.identifiers import DeviceId
@@ -48,7 +49,9 @@ class Deliveries:
         streams: Streams,
         *,
         now: Callable[[], datetime],
+        webhooks: Webhooks | None = None,
     ) -> None:
+        self._webhooks = webhooks
         self._outbox = outbox
         self._channels = channels
         self._streams = streams
@@ -100,6 +103,8 @@ class Deliveries:
                             channel.token,
                         )
                     )
+        if kinds is None and self._webhooks is not None:
+            deliveries += self._webhooks.deliveries(connection, notices)
         owe(connection, deliveries, self._outbox.leased_until_ms)
         return Owed(tuple(deliveries), frozenset(append_events(connection, events)))
 

@@ -11,7 +11,7 @@ import json
 import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from push.channels.apns import ApnsChannel
 from push.channels.channel import Channel
 from push.channels.mqtt import MqttChannel
 from push.channels.push_payload import PushPayload
+from push.channels.webhook import WebhookChannel
 from push.connections import Connections
 from push.deliveries import STREAM, Deliveries
 from push.device_operations import LIMIT_BYTES, DeviceOperations
@@ -47,6 +48,7 @@ from push.store.event_rows import forget_expired
 from push.store.opening import open_database
 from push.store.outbox_rows import make_all_due
 from push.streams import Streams
+from push.webhooks import Webhooks
 from signaling.errors import InvalidInput, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -117,8 +119,11 @@ async def _serve(
     if settings.apns:
         channels["apns"] = apns
     streams = Streams(session, alone=not database.shared)
-    outbox = Outbox(database, channels, metrics, now=now)
-    deliveries = Deliveries(outbox, channels, streams, now=now)
+    webhooks = Webhooks(settings.webhooks, now=now)
+    webhook_channel = WebhookChannel(settings.webhooks, now=now)
+    # No device has this kind of channel, so it is not among those that devices may register.
+    outbox = Outbox(database, {**channels, webhook_channel.kind: webhook_channel}, metrics, now=now)
+    deliveries = Deliveries(outbox, channels, streams, now=now, webhooks=webhooks)
     calls = Calls(database, deliveries, metrics, now=now)
     devices = Devices(
         database,
@@ -152,6 +157,8 @@ async def _serve(
             api_keys=await open_api_keys(database, settings.data / "api-key", now),
             tokens=tokens,
             metrics=metrics,
+            webhooks=webhooks,
+            webhook_channel=webhook_channel,
         )
     )
     server = _Server(
@@ -168,7 +175,7 @@ async def _serve(
             server_header=False,
         )
     )
-    async with asyncio.TaskGroup() as tasks:
+    async with aclosing(webhook_channel), asyncio.TaskGroup() as tasks:
         loops = [
             tasks.create_task(session.run()),
             tasks.create_task(requests.run()),
@@ -177,7 +184,7 @@ async def _serve(
             tasks.create_task(streams.run()),
             tasks.create_task(connections.run()),
             tasks.create_task(calls.deadlines.run()),
-            tasks.create_task(_keep_house(database, calls, settings, now)),
+            tasks.create_task(_keep_house(database, calls, webhooks, settings, now)),
             tasks.create_task(_announce(settings.data, url, session, ready)),
         ]
         if database.shared:
@@ -223,6 +230,7 @@ async def _take_over_deadlines(
 async def _keep_house(
     database: Database,
     calls: Calls,
+    webhooks: Webhooks,
     settings: RelaySettings,
     now: Callable[[], datetime],
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -231,6 +239,7 @@ async def _keep_house(
         try:
             await calls.forget_old(timedelta(seconds=settings.idempotency_keep_s))
             await database.write(lambda c: forget_expired(c, to_ms(now())))
+            await database.write(webhooks.forget_old)
         except Unavailable as error:
             log.warning("old rows not removed", error=str(error))
         await sleep(_HOUSEKEEPING_S)

@@ -154,10 +154,9 @@ class Change:
             )
 
     def tell(self, recipients: Iterable[Recipient], event: Callable[[str], CallEvent]) -> None:
-        """Owes an event to some; `event` makes it under the call's next event id."""
-        recipients = tuple(recipients)
-        if recipients:
-            self._notices.append(Notice(event(self._next_id()), recipients))
+        """Owes an event to some, or to no device at all: webhooks hear of it all the same. `event`
+        makes it under the call's next event id."""
+        self._notices.append(Notice(event(self._next_id()), tuple(recipients)))
 
     def tell_as_it_is(self, recipients: tuple[Recipient, ...], event: CallEvent) -> None:
         """Owes an event that has an id of its own and moves nothing."""

@@ -10,12 +10,14 @@ from broker.session import Session
 from config.relay import RelaySettings
 from push.auth import API_KEY_PREFIX, AccessTokens, Actor, ApiKeys
 from push.calls import Calls
+from push.channels.webhook import WebhookChannel
 from push.connections import Connections
 from push.devices import Devices
 from push.event_stream import EventStream
 from push.groups import Groups
 from push.metrics import Metrics
 from push.store.database import Database
+from push.webhooks import Webhooks
 from signaling.errors import Forbidden, Unauthenticated
 
 
@@ -37,6 +39,8 @@ class Services:
         api_keys: ApiKeys,
         tokens: AccessTokens,
         metrics: Metrics,
+        webhooks: Webhooks,
+        webhook_channel: WebhookChannel,
     ) -> None:
         self.settings = settings
         self.database = database
@@ -50,6 +54,8 @@ class Services:
         self.api_keys = api_keys
         self.tokens = tokens
         self.metrics = metrics
+        self.webhooks = webhooks
+        self.webhook_channel = webhook_channel
 
 
 _bearer = HTTPBearer(

@@ -37,7 +37,10 @@ _FORGET = Prepared(
     delete(outbox).where(
         outbox.c.delivery_id.in_(
             select(outbox.c.delivery_id)
-            .where(outbox.c.event_id.in_(bindparam("events", expanding=True)))
+            .where(
+                outbox.c.event_id.in_(bindparam("events", expanding=True)),
+                outbox.c.device_id.is_not(None),
+            )
             .with_for_update(skip_locked=True)
         )
     )
@@ -163,8 +166,9 @@ def take_due(
 
 
 def forget_events(connection: Connection, event_ids: Sequence[str]) -> None:
-    """Forgets the deliveries of events that are no longer wanted: what has failed so far, and what a
-    process that died did not come to send. One that is being sent arrives all the same."""
+    """Forgets the deliveries to devices of events that are no longer wanted: what has failed so far,
+    and what a process that died did not come to send. One that is being sent arrives all the same,
+    as does what is owed to webhooks, which are told of everything."""
     for part in in_parts(event_ids):
         _FORGET.run(connection, events=part)
 

@@ -116,6 +116,18 @@ delivery_results = Table(
     Column("received_at_ms", BigInteger, comment="when the device confirmed, naming this channel"),
 )
 
+webhook_events = Table(
+    "webhook_events",
+    metadata,
+    Column("number", _Number, primary_key=True, autoincrement=True),
+    Column("event_id", String(80), nullable=False, unique=True),
+    Column("event", String(64), nullable=False),
+    Column("call_sid", String(34), nullable=False, index=True, comment="empty where about none"),
+    Column("at_ms", BigInteger, nullable=False, index=True),
+    Column("document", Text, nullable=False, comment="the body that is sent"),
+    sqlite_autoincrement=True,
+)
+
 device_events = Table(
     "device_events",
     metadata,
