@@ -137,7 +137,11 @@ async def load(url: str, key: str, seconds: float, lanes: int, measured: Measure
 async def loaded_relay(folder: Path, database: str | None) -> AsyncIterator[RelayProcess]:
     """A relay whose devices have a listener each, so that what it sends arrives."""
     arguments = () if database is None else ("--database", database)
-    async with RelayProcess(folder, arguments=(*arguments, "--log-level", "warning")) as relay:
+    async with RelayProcess(
+        folder,
+        arguments=(*arguments, "--log-level", "warning"),
+        environment={"BELLWIRE_DEVICE_INVITES_PER_S": "1000000"},
+    ) as relay:
         with RelayClient(relay.access) as client:
             for number in range(_PAIRS):
                 for name in (f"caller-{number}", f"callee-{number}"):

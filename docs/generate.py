@@ -27,7 +27,7 @@ from signaling import answers, errors, requests, topics
 from signaling.calls import UserState
 from signaling.device_operations import DeviceOperation
 from signaling.errors import OperationRefused, Refusal
-from signaling.events import CallEvent
+from signaling.events import CallEvent, DeviceChannelRemoved
 from signaling.identifiers import DeviceId
 from signaling.rules import TRANSITIONS
 
@@ -212,6 +212,7 @@ def bodies() -> str:
     models = (
         requests.InviteRequest,
         requests.OperationRequest,
+        requests.ReceivedRequest,
         requests.RejectRequest,
         requests.InviteMoreRequest,
         requests.MessageRequest,
@@ -229,6 +230,8 @@ def replies() -> str:
         answers.CallAnswer,
         answers.CallListAnswer,
         answers.MessageAnswer,
+        answers.CallDeliveriesAnswer,
+        answers.DeliveryAnswer,
         answers.GroupAnswer,
         answers.GroupListAnswer,
         answers.DeviceAnswer,
@@ -252,6 +255,15 @@ def events() -> str:
     return sections(
         (_tag(model, "event"), model, sent(model, common, missing="may be absent"))
         for model in _members(CallEvent)
+    )
+
+
+def device_events() -> str:
+    """The events of a device that are of no call, beside `event`, `id` and `at`."""
+    models = (DeviceChannelRemoved,)
+    return sections(
+        (_tag(model, "event"), model, sent(model, {"event", "id", "at"}, missing="may be absent"))
+        for model in models
     )
 
 
@@ -334,6 +346,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "rights": rights,
     "operations": operations,
     "events": events,
+    "device-events": device_events,
     "wiring": wiring,
 }
 FILES: dict[str, Callable[[], str]] = {"docs/cli.md": command_line, "docs/openapi.json": openapi}

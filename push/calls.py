@@ -15,8 +15,10 @@ from sqlalchemy import Connection
 from push.auth import Actor
 from push.deadlines import Deadlines
 from push.deliveries import Deliveries, Owed
+from push.flood_limits import FloodLimits
 from push.metrics import Metrics
 from push.reach import find_reach
+from push.receipts import Receipt, keep_receipt
 from push.store.call_rows import (
     all_deadlines,
     find_idempotent,
@@ -30,11 +32,12 @@ from push.store.call_rows import (
     to_ms,
 )
 from push.store.database import Database
+from push.store.device_rows import DeviceRow
 from push.store.feedback_rows import put_feedback
 from push.store.prepared import pipelined
 from signaling.calls import Call, CallState
 from signaling.change import Change
-from signaling.commands import Command, Expire, InviteMore, NewCall, Say
+from signaling.commands import Command, Expire, InviteMore, NewCall, Received, Say
 from signaling.errors import CallNotFound, Conflict, Forbidden
 from signaling.identifiers import CallSid, DeviceId, Identity, new_call_sid
 from signaling.invite import check_inviter
@@ -75,10 +78,12 @@ class Calls:
         database: Database,
         deliveries: Deliveries,
         metrics: Metrics,
+        floods: FloodLimits,
         *,
         now: Callable[[], datetime],
     ) -> None:
         self._database = database
+        self._floods = floods
         self._deliveries = deliveries
         self._metrics = metrics
         self._now = now
@@ -112,6 +117,7 @@ class Calls:
             InvalidInput: as `signaling.rules.create_call`.
             TooLarge: the invite is over a channel's limit.
             Conflict: the Idempotency-Key was used with another request.
+            TooManyRequests: an app or a device of the invitees is invited too often.
         """
         created, owed = await self._database.write(partial(self._create, invite=invite))
         self._after(created.call, owed)
@@ -133,12 +139,15 @@ class Calls:
             CallNotFound: there is no such call.
             NobodyToCall: none of those who are to be invited more has a device.
             Conflict: another message was said under this message's SID.
+            TooManyRequests: an app or a device of those who are to be invited more is invited too often.
             OperationRefused, Forbidden, InvalidInput: as `signaling.rules.apply`.
         """
-        call, owed = await self._database.write(
+        call, owed, receipt = await self._database.write(
             partial(self._carry_out, call_sid=call_sid, command=command)
         )
         self._after(call, owed)
+        if receipt is not None:
+            self._metrics.invite_received_seconds.labels(receipt.kind).observe(receipt.latency_s)
         return call
 
     async def expire(self, call_sid: CallSid) -> None:
@@ -228,18 +237,28 @@ class Calls:
             outcome = create_call(
                 replace(new, invitees=reach.invitees, unreachable=reach.unreachable)
             )
-            insert_call(connection, outcome.call)
-            if invite.idempotency_key is not None:
-                keep_idempotent(
-                    connection,
-                    invite.actor.name,
-                    invite.idempotency_key,
-                    invite.fingerprint,
-                    outcome.call.call_sid,
-                    to_ms(new.at),
-                )
-            owed = self._deliveries.owe(connection, outcome.call, outcome.notices, reach.devices)
-            return Created(outcome.call), owed
+            with self._floods.taken([d for d in reach.devices if d.identity != new.caller]):
+                return self._keep(connection, invite, outcome, reach.devices)
+
+    def _keep(
+        self,
+        connection: Connection,
+        invite: Invite,
+        outcome: Outcome,
+        devices: tuple[DeviceRow, ...],
+    ) -> tuple[Created, Owed]:
+        insert_call(connection, outcome.call)
+        if invite.idempotency_key is not None:
+            keep_idempotent(
+                connection,
+                invite.actor.name,
+                invite.idempotency_key,
+                invite.fingerprint,
+                outcome.call.call_sid,
+                to_ms(invite.request.at),
+            )
+        owed = self._deliveries.owe(connection, outcome.call, outcome.notices, devices)
+        return Created(outcome.call), owed
 
     def _repeated(self, connection: Connection, invite: Invite) -> Created | None:
         key = invite.idempotency_key
@@ -256,17 +275,23 @@ class Calls:
 
     def _carry_out(
         self, connection: Connection, call_sid: CallSid, command: Command
-    ) -> tuple[Call, Owed]:
+    ) -> tuple[Call, Owed, Receipt | None]:
         with pipelined(connection):
             call = load_call(connection, call_sid, for_update=True)
             if call is None:
                 raise CallNotFound(f"there is no call {call_sid}")
             if isinstance(command, Say) and _is_repeated(connection, call_sid, command):
-                return call, Owed()
+                return call, Owed(), None
             if isinstance(command, InviteMore):
                 check_inviter(Change(call, command.at), command)
-                command = _with_reach(connection, call, command)
-            return self.move(connection, call, command)
+                command, invited = _with_reach(connection, call, command)
+                with self._floods.taken(invited):
+                    return *self.move(connection, call, command), None
+            moved, owed = self.move(connection, call, command)
+            receipt = None
+            if isinstance(command, Received):
+                receipt = keep_receipt(connection, call, command)
+            return moved, owed, receipt
 
     def _count(self, before: Call, outcome: Outcome) -> None:
         for new in outcome.call.users:
@@ -316,9 +341,11 @@ def _visible(connection: Connection, call_sid: CallSid, identity: Identity | Non
     return call
 
 
-def _with_reach(connection: Connection, call: Call, command: InviteMore) -> InviteMore:
-    """The command with who of the invited can be called. Who is in the call, or invited, already
-    needs no device."""
+def _with_reach(
+    connection: Connection, call: Call, command: InviteMore
+) -> tuple[InviteMore, list[DeviceRow]]:
+    """The command with who of the invited can be called, and the devices that are to ring. Who is in
+    the call, or invited, already needs no device, and is not rung."""
     wanted = tuple(invitee.identity for invitee in command.invitees)
     reach = find_reach(connection, wanted, None, {})
     here = {user.identity for user in (*call.pending, *call.accepted)}
@@ -326,8 +353,8 @@ def _with_reach(connection: Connection, call: Call, command: InviteMore) -> Invi
     known = {identity for identity, _ in reach.unreachable} - {pair[0] for pair in unreachable}
     if not known:
         reach.must_reach_somebody()
-    return replace(
-        command,
-        invitees=(*reach.invitees, *(i for i in command.invitees if i.identity in known)),
-        unreachable=unreachable,
+    invitees = (*reach.invitees, *(i for i in command.invitees if i.identity in known))
+    return (
+        replace(command, invitees=invitees, unreachable=unreachable),
+        [device for device in reach.devices if device.identity not in here],
     )

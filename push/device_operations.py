@@ -44,7 +44,7 @@ from signaling.device_operations import (
     parse_device_operation,
 )
 from signaling.errors import Refusal, TooLarge
-from signaling.identifiers import CallSid
+from signaling.identifiers import CallSid, ChannelKind
 
 LIMIT_BYTES = 16 * 1024
 
@@ -63,8 +63,8 @@ class DeviceOperations:
         self._metrics = metrics
         self._check_after_s = check_after_s
 
-    async def answer(self, document: bytes, actor: Actor) -> DeviceResponse:
-        """The answer to one document, of whatever kind and quality."""
+    async def answer(self, document: bytes, actor: Actor, over: ChannelKind) -> DeviceResponse:
+        """The answer to one document, of whatever kind and quality, that came over a live connection."""
         name = "unknown"
         try:
             if len(document) > LIMIT_BYTES:
@@ -75,7 +75,7 @@ class DeviceOperations:
                 )
             operation = parse_device_operation(document)
             name = operation.operation
-            response = await self._carry_out(operation, actor)
+            response = await self._carry_out(operation, actor, over)
         except ValidationError as error:
             response = _refused(problem_of_validation(error))
         except Refusal as refusal:
@@ -83,7 +83,9 @@ class DeviceOperations:
         self._metrics.device_requests.labels(name, response.status).inc()
         return response
 
-    async def _carry_out(self, operation: DeviceOperation, actor: Actor) -> DeviceResponse:
+    async def _carry_out(
+        self, operation: DeviceOperation, actor: Actor, over: ChannelKind
+    ) -> DeviceResponse:
         command: Command | None = None
         actor.may_reach(getattr(operation, "call_sid", None))
         match operation:
@@ -98,7 +100,7 @@ class DeviceOperations:
             case DeviceList():
                 return await self._list(operation, actor)
             case _:
-                command = _command(operation, actor, self._calls.now())
+                command = _command(operation, actor, self._calls.now(), over)
                 call = await self._calls.carry_out(CallSid(operation.call_sid), command)
         said = command.voice_event_sid if isinstance(command, Say) else None
         return DeviceResponse(status=200, call=CallAnswer.of(call), voice_event_sid=said)
@@ -123,10 +125,6 @@ class DeviceOperations:
         return DeviceResponse(status=200, calls=tuple(map(CallAnswer.of, found)), next=following)
 
 
-_WITHOUT_DATA: dict[type[CallOperation], type[Received | Ignore]] = {
-    DeviceReceived: Received,
-    DeviceIgnore: Ignore,
-}
 _WITH_DATA: dict[type[CallOperation], type[Accept | Join | Quit | End]] = {
     DeviceAccept: Accept,
     DeviceJoin: Join,
@@ -135,11 +133,13 @@ _WITH_DATA: dict[type[CallOperation], type[Accept | Join | Quit | End]] = {
 }
 
 
-def _command(operation: CallOperation, actor: Actor, at: datetime) -> Command:
+def _command(operation: CallOperation, actor: Actor, at: datetime, over: ChannelKind) -> Command:
     identity, device = actor.acting_as(None, None)
     match operation:
-        case DeviceReceived() | DeviceIgnore():
-            return _WITHOUT_DATA[type(operation)](identity, device, at)
+        case DeviceReceived(channel=channel, app=app):
+            return Received(identity, device, at, channel or over, app or "")
+        case DeviceIgnore():
+            return Ignore(identity, device, at)
         case DeviceReject(status=status, extended_data=data):
             return Reject(identity, device, at, status, data)
         case DeviceCancel(extended_data=data):

@@ -121,7 +121,7 @@ class DeviceRequests:
         except Refusal as refusal:
             problem = problem_of(refusal)
             return DeviceResponse(status=problem.status, problem=problem)
-        return await self._operations.answer(message.payload, actor)
+        return await self._operations.answer(message.payload, actor, "mqtt")
 
     async def _actor(self, device: DeviceId) -> Actor:
         identity = await self._devices.identity_of(device)

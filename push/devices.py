@@ -20,11 +20,9 @@ from push.streams import Streams
 from signaling.answers import BrokerAccess, ChannelAnswer, DeviceAnswer
 from signaling.errors import InvalidInput, NotFound
 from signaling.identifiers import DeviceId, Identity
-from signaling.requests import ChannelRequest, DeviceRequest
+from signaling.requests import PUSH_KINDS, ChannelRequest, DeviceRequest
 
 log = structlog.get_logger(__name__)
-
-_PUSHES = ("apns", "fcm")
 
 
 class Devices:
@@ -63,7 +61,7 @@ class Devices:
                 raise InvalidInput(
                     f"channel kind {channel.kind} is not served here, only {', '.join(self._kinds)}"
                 )
-            if channel.kind in _PUSHES and channel.app not in self._apps[channel.kind]:
+            if channel.kind in PUSH_KINDS and channel.app not in self._apps[channel.kind]:
                 raise InvalidInput(
                     f"the app {channel.app} is not among the relay's {channel.kind} apps:"
                     f" {', '.join(sorted(self._apps[channel.kind]))}"
@@ -126,12 +124,13 @@ class Devices:
 
 
 def _channel_row(channel: ChannelRequest) -> ChannelRow:
-    if channel.kind not in _PUSHES:
+    if channel.kind not in PUSH_KINDS:
         return ChannelRow(channel.kind)
-    environment = None
+    environment, token = None, channel.token or ""
     if channel.kind == "apns":
         environment = channel.environment or "production"
-    return ChannelRow(channel.kind, channel.app or "", environment, channel.token)
+        token = token.lower()  # hex digits: written in either case it is the same one
+    return ChannelRow(channel.kind, channel.app or "", environment, token)
 
 
 def _has_mqtt(device: DeviceRow) -> bool:

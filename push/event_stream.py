@@ -124,7 +124,7 @@ class EventStream:
             if not await self._is_open(stream):
                 alarm.ring()  # and `_send` closes it: nothing is done for who is no longer there
                 continue
-            response = await self._operations.answer(request.document, actor)
+            response = await self._operations.answer(request.document, actor, "websocket")
             answered = StreamResponse(
                 **response.model_dump(exclude_none=True), request_id=request.request_id
             )

@@ -5,6 +5,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 _LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
+_RECEIVED_S = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 15.0, 30.0, 60.0)
+
+
 class Metrics:
     """The relay's counters."""
 
@@ -55,6 +58,19 @@ class Metrics:
             "bellwire_push_app_fault",
             "1 while a push service refuses an app's credentials, until its next success",
             ("channel", "app"),
+            registry=self.registry,
+        )
+        self.invite_received_seconds = Histogram(
+            "bellwire_invite_received_seconds",
+            "Time from an invite until a device first confirmed it, by the channel it came over",
+            ("channel",),
+            buckets=_RECEIVED_S,
+            registry=self.registry,
+        )
+        self.tokens_removed = Counter(
+            "bellwire_tokens_removed_total",
+            "Push tokens removed since they were dead, by channel and reason",
+            ("channel", "reason"),
             registry=self.registry,
         )
         self.ringing = Gauge(

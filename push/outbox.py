@@ -58,7 +58,17 @@ _AWAY_S = 30.0
 
 
 class Outbox:
-    """Sends deliveries over their channels. `run` must be running for anything to move."""
+    """Sends deliveries over their channels. `run` must be running for anything to move.
+
+    Args:
+        database: Where deliveries are owed.
+        channels: The ways to send them, by kind.
+        metrics: Counts the attempts.
+        now: Tells the time.
+        sleep: Waits.
+        on_dead_token: Told of each token that is dead; raises DeliveryFailed where the device has
+            been registered again since, so that the delivery is tried with what is registered now.
+    """
 
     def __init__(
         self,
@@ -143,11 +153,23 @@ class Outbox:
                 channel=delivery.kind,
                 reason=str(error),
             )
-            if isinstance(error, TokenDead) and self._on_dead_token is not None:
-                await self._on_dead_token(delivery, error)
-            self._done_with(delivery, "refused", str(error))
+            await self._refused(delivery, error)
         else:
             self._done_with(delivery, "sent", detail)
+
+    async def _refused(self, delivery: Delivery, error: DeliveryRefused) -> None:
+        if isinstance(error, TokenDead) and self._on_dead_token is not None:
+            try:
+                await self._on_dead_token(delivery, error)
+            except DeliveryFailed as registered_again:
+                self._metrics.deliveries.labels(delivery.kind, "failed").inc()
+                await self._put_off(delivery, registered_again)
+                return
+            except Unavailable as away:
+                log.warning("dead token not removed, trying again", error=str(away))
+                return  # its lease ends, and the token is found dead once more
+            self._alarm.ring()  # what the report owes is due
+        self._done_with(delivery, "refused", str(error))
 
     async def _put_off(self, delivery: Delivery, error: DeliveryFailed) -> None:
         reason, away = str(error), isinstance(error, DeviceAway)

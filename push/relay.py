@@ -34,11 +34,13 @@ from push.channels.mqtt import MqttChannel
 from push.channels.push_payload import PushPayload
 from push.channels.webhook import WebhookChannel
 from push.connections import Connections
+from push.dead_tokens import DeadTokens
 from push.deliveries import STREAM, Deliveries
 from push.device_operations import LIMIT_BYTES, DeviceOperations
 from push.device_requests import DeviceRequests
 from push.devices import Devices
 from push.event_stream import EventStream
+from push.flood_limits import FloodLimits
 from push.groups import Groups
 from push.metrics import Metrics
 from push.outbox import Outbox
@@ -47,6 +49,7 @@ from push.store.database import Database
 from push.store.event_rows import forget_expired
 from push.store.opening import open_database
 from push.store.outbox_rows import make_all_due
+from push.store.result_rows import forget_results
 from push.streams import Streams
 from push.webhooks import Webhooks
 from signaling.errors import InvalidInput, Unavailable
@@ -55,6 +58,7 @@ log = structlog.get_logger(__name__)
 
 _HOUSEKEEPING_S = 3600.0
 _GRACE_S = 5
+_RESULTS_KEPT = timedelta(days=7)
 _OVERDUE_BY = timedelta(seconds=0.25)
 _OVERDUE_EVERY_S = 0.4
 _OVERDUE_AT_ONCE = 500
@@ -121,10 +125,18 @@ async def _serve(
     streams = Streams(session, alone=not database.shared)
     webhooks = Webhooks(settings.webhooks, now=now)
     webhook_channel = WebhookChannel(settings.webhooks, now=now)
-    # No device has this kind of channel, so it is not among those that devices may register.
-    outbox = Outbox(database, {**channels, webhook_channel.kind: webhook_channel}, metrics, now=now)
+    dead_tokens = DeadTokens(database, streams, metrics, now=now, on_event=webhooks.event)
+    outbox = Outbox(
+        database,
+        # No device has a webhook, so that is not among the kinds that devices may register.
+        {**channels, webhook_channel.kind: webhook_channel},
+        metrics,
+        now=now,
+        on_dead_token=dead_tokens.report,
+    )
     deliveries = Deliveries(outbox, channels, streams, now=now, webhooks=webhooks)
-    calls = Calls(database, deliveries, metrics, now=now)
+    floods = FloodLimits(settings.app_invites_per_s, settings.device_invites_per_s)
+    calls = Calls(database, deliveries, metrics, floods, now=now)
     devices = Devices(
         database,
         provisioner,
@@ -240,6 +252,7 @@ async def _keep_house(
             await calls.forget_old(timedelta(seconds=settings.idempotency_keep_s))
             await database.write(lambda c: forget_expired(c, to_ms(now())))
             await database.write(webhooks.forget_old)
+            await database.write(lambda c: forget_results(c, to_ms(now() - _RESULTS_KEPT)))
         except Unavailable as error:
             log.warning("old rows not removed", error=str(error))
         await sleep(_HOUSEKEEPING_S)

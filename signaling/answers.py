@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from signaling.calls import Call, CallState, CallType, Mode, UserState
 from signaling.events import ErrorInvitee, Moment
+from signaling.identifiers import ChannelKind
 
 
 class _Answer(BaseModel):
@@ -96,7 +97,7 @@ class BrokerAccess(_Answer):
 class ChannelAnswer(_Answer):
     """One way to reach a device; tokens are not shown."""
 
-    kind: Literal["apns", "fcm", "mqtt", "websocket"]
+    kind: ChannelKind
     app: str | None = None
     environment: str | None = None
 
@@ -114,6 +115,34 @@ class DeviceListAnswer(_Answer):
     """All registered devices, by id."""
 
     devices: tuple[DeviceAnswer, ...]
+
+
+class DeliveryAnswer(_Answer):
+    """What became of one event on its way to one device over one of its channels. `owed`: it is tried
+    again until it expires; `detail` is why the last attempt failed, `attempts` how many have.
+    `sent`: the channel took it over, and calls it `detail`. `refused`, `expired`: `detail` is why.
+    `received`: the device has confirmed it, `latency_ms` after it was invited."""
+
+    device_id: str
+    identity: str | None = None
+    channel: ChannelKind
+    app: str | None = None
+    event_id: str
+    state: Literal["owed", "sent", "refused", "expired", "received"]
+    detail: str = ""
+    attempts: int | None = None
+    at: Moment | None = None
+    received_at: Moment | None = None
+    latency_ms: int | None = None
+
+
+class CallDeliveriesAnswer(_Answer):
+    """What became of a call's deliveries, by device and channel: of pushes always; over the other
+    channels those that are owed, failed or were confirmed. A device that was
+    deleted, or given to somebody else, has no `identity`."""
+
+    call_sid: str
+    deliveries: tuple[DeliveryAnswer, ...]
 
 
 class GroupAnswer(_Answer):

@@ -11,7 +11,7 @@ from datetime import datetime
 from pydantic import JsonValue
 
 from signaling.calls import CallType, Mode, PushText, RejectStatus, Unreachable
-from signaling.identifiers import CallSid, DeviceId, Identity
+from signaling.identifiers import CallSid, ChannelKind, DeviceId, Identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +44,13 @@ class NewCall:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A device confirms that the invite arrived."""
+    """A device confirms that the invite arrived: over `channel` (of `app`, for a push), where it says so."""
 
     identity: Identity
     device: DeviceId | None
     at: datetime
+    channel: ChannelKind | None = None
+    app: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from signaling.requests import (
     InviteMoreFields,
     InviteRequest,
     MessageFields,
+    ReceivedFields,
     Request,
 )
 
@@ -36,8 +37,9 @@ class DeviceInvite(InviteRequest):
     idempotency_key: IdempotencyKey | None = None
 
 
-class DeviceReceived(_OfCall):
-    """A device confirms an invite."""
+class DeviceReceived(_OfCall, ReceivedFields):
+    """A device confirms an invite. It arrived over this connection, unless `channel` names another
+    (with `app`, for a push)."""
 
     operation: Literal["received"]
 

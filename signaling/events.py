@@ -126,6 +126,22 @@ class CallMessage(_Event):
     voice_event_sid: str
 
 
+class DeviceChannelRemoved(BaseModel):
+    """To the device's own stream, where it has one, and to webhooks: a push channel was removed, since
+    the push service says that its token is dead. Register the device again, with a new one."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    event: Literal["device.channel_removed"] = "device.channel_removed"
+    id: str
+    at: Moment
+    device_id: str
+    identity: str
+    kind: Literal["apns", "fcm"]
+    app: str
+    reason: str
+
+
 CallEvent = (
     CallCreated
     | CallReceived
@@ -158,6 +174,6 @@ def what_to_shorten(event: CallEvent) -> str:
             return "extended_data"
 
 
-def event_document(event: CallEvent) -> str:
+def event_document(event: CallEvent | DeviceChannelRemoved) -> str:
     """The event as its JSON document."""
     return event.model_dump_json(by_alias=True, exclude_none=True)

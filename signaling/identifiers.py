@@ -2,7 +2,7 @@
 Bellwire and `client:alice` on the wire, as Twilio writes it."""
 
 import re
-from typing import Annotated, NewType
+from typing import Annotated, Literal, NewType
 
 from pydantic import AfterValidator, Field
 
@@ -11,6 +11,8 @@ from signaling.errors import InvalidInput
 Identity = NewType("Identity", str)
 DeviceId = NewType("DeviceId", str)
 CallSid = NewType("CallSid", str)
+
+ChannelKind = Literal["apns", "fcm", "mqtt", "websocket"]
 
 IDENTITY_MAX_LENGTH = 121
 _DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

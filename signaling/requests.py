@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from signaling.calls import MAX_USERS, CallType, Mode, RejectStatus
-from signaling.identifiers import DeviceIdField, GroupNameField, IdentityField
+from signaling.identifiers import ChannelKind, DeviceIdField, GroupNameField, IdentityField
 from signaling.params import CustomParameters
 
 DEFAULT_TIMEOUT_S = 60
@@ -31,6 +31,10 @@ _APNS_TOKEN = re.compile(r"[0-9A-Fa-f]{32,200}")
 
 MAX_GROUP_MEMBERS = 256
 
+PUSH_KINDS = ("apns", "fcm")
+"""Kinds of channels that name an app."""
+
+App = Annotated[str, Field(max_length=256)]
 ExtendedData = Annotated[str, Field(max_length=EXTENDED_DATA_MAX_LENGTH)]
 Timeout = Annotated[float, Field(strict=True, ge=1, le=600, description="seconds")]
 VoiceEventSid = Annotated[
@@ -121,6 +125,26 @@ class OperationRequest(_AsWhom):
     """An operation on a call, and the data that it carries to those who learn of it."""
 
     extended_data: ExtendedData = ""
+
+
+class ReceivedFields(Request):
+    """Which of the device's channels the invite arrived over; a push channel (`apns`, `fcm`) names
+    its app too. It tells how long invites take."""
+
+    channel: ChannelKind | None = None
+    app: App | None = None
+
+    @model_validator(mode="after")
+    def _name_one_channel(self) -> Self:
+        if self.channel in PUSH_KINDS and not self.app:
+            raise ValueError(f"a channel of kind {self.channel} needs its app")
+        if self.channel not in PUSH_KINDS and self.app is not None:
+            raise ValueError("an app is named with a channel of kind apns or fcm")
+        return self
+
+
+class ReceivedRequest(ReceivedFields, OperationRequest):
+    """See `ReceivedFields`."""
 
 
 class RejectRequest(OperationRequest):
@@ -218,14 +242,14 @@ class ChannelRequest(Request):
     """One way to reach a device. A push channel (`apns`, `fcm`) names its app, which the relay's
     settings must hold, and the token that the push service gave this installation of it."""
 
-    kind: Literal["apns", "fcm", "mqtt", "websocket"]
+    kind: ChannelKind
     token: Annotated[str, Field(max_length=4096)] | None = None
-    app: Annotated[str, Field(max_length=256)] | None = None
+    app: App | None = None
     environment: Literal["production", "sandbox"] | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if self.kind not in ("apns", "fcm"):
+        if self.kind not in PUSH_KINDS:
             return self
         if not self.token or not self.app:
             raise ValueError(f"a channel of kind {self.kind} needs its token and its app")
@@ -245,7 +269,7 @@ class DeviceRequest(Request):
     @field_validator("channels", mode="after")
     @classmethod
     def _one_of_a_kind(cls, channels: list[ChannelRequest]) -> list[ChannelRequest]:
-        ways = {(c.kind, c.app or "" if c.kind in ("apns", "fcm") else "") for c in channels}
+        ways = {(c.kind, c.app or "" if c.kind in PUSH_KINDS else "") for c in channels}
         if len(ways) < len(channels):
             raise ValueError("a kind of channel stands twice, for a push channel for one app")
         return channels

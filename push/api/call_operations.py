@@ -28,6 +28,7 @@ from signaling.requests import (
     InviteMoreRequest,
     MessageRequest,
     OperationRequest,
+    ReceivedRequest,
     RejectRequest,
 )
 
@@ -94,11 +95,12 @@ def _operation(
     return keep
 
 
-@_operation("received")
-async def received(asked: Asked, body: OperationRequest) -> CallAnswer:
-    """A device confirms that the invite arrived."""
+@_operation("received", ReceivedRequest)
+async def received(asked: Asked, body: ReceivedRequest) -> CallAnswer:
+    """A device confirms that the invite arrived; the first to name its channel tells how long it took."""
     identity, device = asked.actor.acting_as(body.identity, body.device_id)
-    return await asked.carry_out(Received(identity, device, asked.services.calls.now()))
+    now = asked.services.calls.now()
+    return await asked.carry_out(Received(identity, device, now, body.channel, body.app or ""))
 
 
 @_operation("accept")

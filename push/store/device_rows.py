@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
+from push.store.outbox_rows import make_failed_due
 from push.store.prepared import Prepared, Row, in_parts
+from push.store.result_rows import refuse_owed
 from push.store.tables import channels, connections, devices
 from signaling.identifiers import DeviceId, Identity
 
@@ -30,6 +32,8 @@ class DeviceRow:
     identity: Identity
     channels: tuple[ChannelRow, ...]
 
+
+_TAKEN_OVER = "another device has registered this token"
 
 _SELECT = (
     select(
@@ -69,7 +73,9 @@ def all_devices(connection: Connection) -> list[DeviceRow]:
 
 def put_device(connection: Connection, device: DeviceRow, at_ms: int) -> None:
     """Registers a device, in place of what was registered under its id. What was on its way to
-    another identity's device of this id is not for this one."""
+    another identity's device of this id is not for this one; what was on its way to this one stays
+    so, and what has failed is tried again with the new token. Every channel counts as registered
+    now: a token that died before, and came to life again, is good."""
     known = find_device(connection, device.device_id)
     if known is not None and known.identity != device.identity:
         delete_device(connection, device.device_id)
@@ -92,13 +98,16 @@ def put_device(connection: Connection, device: DeviceRow, at_ms: int) -> None:
             .values(identity=device.identity, registered_at_ms=at_ms)
         )
         connection.execute(delete(channels).where(channels.c.device_id == device.device_id))
+        for channel in device.channels:
+            if channel.token is not None and channel not in known.channels:
+                make_failed_due(connection, channel.kind, at_ms, device.device_id)
         kinds = [channel.kind for channel in device.channels]
         connection.execute(
             delete(connections).where(
                 connections.c.device_id == device.device_id, connections.c.kind.not_in(kinds)
             )
         )
-    _take_over_tokens(connection, device)
+    _take_over_tokens(connection, device, at_ms)
     if device.channels:
         connection.execute(
             insert(channels),
@@ -116,18 +125,23 @@ def put_device(connection: Connection, device: DeviceRow, at_ms: int) -> None:
         )
 
 
-def _take_over_tokens(connection: Connection, device: DeviceRow) -> None:
-    """A push token is one installation of an app: whichever device had it before has it no longer."""
+def _take_over_tokens(connection: Connection, device: DeviceRow, at_ms: int) -> None:
+    """A push token is one installation of an app: whichever device had it before has it no longer,
+    and is owed nothing over it any more."""
     for channel in device.channels:
         if channel.token is not None:
-            connection.execute(
-                delete(channels).where(
+            before = connection.execute(
+                delete(channels)
+                .where(
                     channels.c.token == channel.token,
                     channels.c.kind == channel.kind,
                     channels.c.app == channel.app,
                     channels.c.device_id != device.device_id,
                 )
-            )
+                .returning(channels.c.device_id)
+            ).scalars()
+            for owner in before.all():
+                refuse_owed(connection, owner, channel.kind, channel.app, _TAKEN_OVER, at_ms)
 
 
 def remove_channel(

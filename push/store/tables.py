@@ -75,7 +75,7 @@ channels = Table(
     Column("environment", String(16)),
     Column("token", Text),
     Column("registered_at_ms", BigInteger, nullable=False, server_default="0"),
-    Index(None, "token"),
+    Index(None, "token", "kind", "app", unique=True),
 )
 
 outbox = Table(

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from signaling.answers import (
     CallAnswer,
+    CallDeliveriesAnswer,
     DeviceAnswer,
     DeviceResponse,
     GroupAnswer,
@@ -30,6 +31,7 @@ from tests.docs.documents import Block, all_blocks
 EXAMPLES = all_blocks("json")
 ANSWERS: dict[frozenset[str], type[BaseModel]] = {
     frozenset({"call_sid", "users"}): CallAnswer,
+    frozenset({"call_sid", "deliveries"}): CallDeliveriesAnswer,
     frozenset({"device_id", "channels"}): DeviceAnswer,
     frozenset({"token", "expires_at"}): TokenAnswer,
     frozenset({"name", "members"}): GroupAnswer,

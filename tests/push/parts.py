@@ -11,6 +11,7 @@ from push.connections import Connections
 from push.deliveries import Deliveries
 from push.device_operations import DeviceOperations
 from push.event_stream import EventStream
+from push.flood_limits import FloodLimits
 from push.metrics import Metrics
 from push.outbox import Outbox
 from push.store.database import Database
@@ -36,7 +37,7 @@ def parts_on(database: Database, clock: Clock) -> Parts:
     channels = {"mqtt": MqttChannel(session)}
     outbox = Outbox(database, channels, metrics, now=clock.now, sleep=clock.sleep)
     deliveries = Deliveries(outbox, channels, streams, now=clock.now)
-    calls = Calls(database, deliveries, metrics, now=clock.now)
+    calls = Calls(database, deliveries, metrics, FloodLimits(1000, 1000), now=clock.now)
     connections = Connections(database, calls, deliveries, now=clock.now, sleep=clock.sleep)
     operations = DeviceOperations(calls, metrics, check_after_s=5)
     event_stream = EventStream(connections, streams, operations, now=clock.now, sleep=clock.sleep)

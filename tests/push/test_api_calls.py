@@ -25,6 +25,11 @@ CALL_FIELDS = {
 RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 
 
+@pytest.fixture(scope="module")
+def settings() -> dict[str, str]:
+    return {"BELLWIRE_DEVICE_INVITES_PER_S": "1000"}  # one test calls somebody a hundred times
+
+
 async def test_a_call_made_by_json_has_exactly_the_shape_that_clients_rely_on(
     running: Running,
 ) -> None:

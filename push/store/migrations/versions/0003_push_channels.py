@@ -12,11 +12,15 @@ depends_on: Sequence[str] | None = None
 
 
 def upgrade() -> None:
+    # Tokens of channels that have none were kept as they came; now a token has one owner.
+    op.execute("UPDATE channels SET token = NULL WHERE kind NOT IN ('apns', 'fcm')")
     with op.batch_alter_table("channels") as channels:
         channels.add_column(
             sa.Column("registered_at_ms", sa.BigInteger(), server_default="0", nullable=False)
         )
-        channels.create_index(op.f("ix_channels_token"), ["token"])
+        channels.create_index(
+            op.f("ix_channels_token_kind_app"), ["token", "kind", "app"], unique=True
+        )
     with op.batch_alter_table("outbox", table_kwargs={"sqlite_autoincrement": True}) as outbox:
         outbox.add_column(
             sa.Column("call_sid", sa.String(length=34), server_default="", nullable=False)
