@@ -49,7 +49,8 @@ def configure_logs(
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    for chatty in ("httpx", "httpcore", "alembic", "uvicorn"):
+    # hpack would write every header in the clear, authorization among them.
+    for chatty in ("httpx", "httpcore", "hpack", "alembic", "uvicorn"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 

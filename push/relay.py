@@ -6,7 +6,6 @@ the database; last the broker, if it is the relay's own child.
 
 import asyncio
 import fcntl
-import hashlib
 import json
 import secrets
 import socket
@@ -28,10 +27,9 @@ from push.api.app import served_app
 from push.api.services import Services
 from push.auth import open_access_tokens, open_api_keys
 from push.calls import Calls
-from push.channels.apns import ApnsChannel
 from push.channels.channel import Channel
 from push.channels.mqtt import MqttChannel
-from push.channels.push_payload import PushPayload
+from push.channels.opening import open_push_channels
 from push.channels.webhook import WebhookChannel
 from push.connections import Connections
 from push.dead_tokens import DeadTokens
@@ -51,6 +49,7 @@ from push.store.opening import open_database
 from push.store.outbox_rows import make_all_due
 from push.store.result_rows import forget_results
 from push.streams import Streams
+from push.twilio_notifications import TwilioNotifications, read_auth_token
 from push.webhooks import Webhooks
 from signaling.errors import InvalidInput, Unavailable
 
@@ -114,14 +113,11 @@ async def _serve(
     session = Session(address, f"bellwire-relay-{secrets.token_hex(6)}")
     provisioner = DynamicSecurity(session)
     tokens = await open_access_tokens(database, settings.issuer, now)
-    payload = PushPayload(
-        settings.account_sid or _account_sid(settings.issuer), tokens.connect_token
-    )
-    # It reads key files.
-    apns = await asyncio.to_thread(lambda: ApnsChannel(settings.apns, payload, metrics, now=now))
-    channels: dict[str, Channel] = {"mqtt": MqttChannel(session)}
-    if settings.apns:
-        channels["apns"] = apns
+    pushes = await open_push_channels(settings, tokens, metrics, now=now)
+    channels: dict[str, Channel] = {"mqtt": MqttChannel(session), **pushes}
+    auth_token = None
+    if settings.twilio_auth_token_file is not None:
+        auth_token = await asyncio.to_thread(read_auth_token, settings.twilio_auth_token_file)
     streams = Streams(session, alone=not database.shared)
     webhooks = Webhooks(settings.webhooks, now=now)
     webhook_channel = WebhookChannel(settings.webhooks, now=now)
@@ -171,6 +167,7 @@ async def _serve(
             metrics=metrics,
             webhooks=webhooks,
             webhook_channel=webhook_channel,
+            twilio=TwilioNotifications(database, outbox, channels, auth_token, now=now),
         )
     )
     server = _Server(
@@ -191,9 +188,9 @@ async def _serve(
         loops = [
             tasks.create_task(session.run()),
             tasks.create_task(requests.run()),
-            tasks.create_task(apns.run()),
             tasks.create_task(outbox.run()),
             tasks.create_task(streams.run()),
+            *(tasks.create_task(channel.run()) for channel in pushes.values()),
             tasks.create_task(connections.run()),
             tasks.create_task(calls.deadlines.run()),
             tasks.create_task(_keep_house(database, calls, webhooks, settings, now)),
@@ -206,11 +203,6 @@ async def _serve(
         log.info("relay stopping")
         for task in (stopping, *loops):
             task.cancel()
-
-
-def _account_sid(issuer: str) -> str:
-    """`twi_account_sid` where none is set: the same for all relays of one issuer."""
-    return f"AC{hashlib.sha256(issuer.encode()).hexdigest()[:32]}"
 
 
 async def _announce(data: Path, url: str, session: Session, ready: Callable[[str], None]) -> None:

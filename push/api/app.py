@@ -12,7 +12,17 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from push.api import call_deliveries, calls, devices, events, groups, health, tokens, webhooks
+from push.api import (
+    call_deliveries,
+    calls,
+    devices,
+    events,
+    groups,
+    health,
+    tokens,
+    twilio,
+    webhooks,
+)
 from push.api.body_limit import BodyLimit
 from push.api.call_requests import CallRequests, is_call_request
 from push.api.counted import Counted
@@ -69,7 +79,7 @@ def build_app(services: Services | None = None) -> FastAPI:
         description=_DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
-    for module in (calls, call_deliveries, devices, groups, tokens, webhooks):
+    for module in (calls, call_deliveries, devices, groups, tokens, webhooks, twilio):
         app.include_router(module.router, responses=_REFUSALS)
     app.include_router(events.router)
     app.include_router(health.router, responses={503: _REFUSALS[503]})

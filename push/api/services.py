@@ -17,6 +17,7 @@ from push.event_stream import EventStream
 from push.groups import Groups
 from push.metrics import Metrics
 from push.store.database import Database
+from push.twilio_notifications import TwilioNotifications
 from push.webhooks import Webhooks
 from signaling.errors import Forbidden, Unauthenticated
 
@@ -41,6 +42,7 @@ class Services:
         metrics: Metrics,
         webhooks: Webhooks,
         webhook_channel: WebhookChannel,
+        twilio: TwilioNotifications,
     ) -> None:
         self.settings = settings
         self.database = database
@@ -56,6 +58,7 @@ class Services:
         self.metrics = metrics
         self.webhooks = webhooks
         self.webhook_channel = webhook_channel
+        self.twilio = twilio
 
 
 _bearer = HTTPBearer(
