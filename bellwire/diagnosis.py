@@ -10,20 +10,21 @@ class Verdict(Enum):
     GOOD = "good"
     BAD = "bad"
     UNKNOWN = "unknown"
+    WARNING = "warning"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing examined. `mend` says what to do where it is not good."""
+    """One thing examined. `mend` says what to do where it is not good, or may yet turn out not to be."""
 
     verdict: Verdict
     what: str
     mend: str = ""
 
 
-def good(what: str) -> Finding:
-    """It is well."""
-    return Finding(Verdict.GOOD, what)
+def good(what: str, should_it_not_be: str = "") -> Finding:
+    """It is well, as far as can be seen from here."""
+    return Finding(Verdict.GOOD, what, should_it_not_be)
 
 
 def bad(what: str, mend: str) -> Finding:
@@ -34,3 +35,8 @@ def bad(what: str, mend: str) -> Finding:
 def unknown(what: str, mend: str = "") -> Finding:
     """It could not be found out."""
     return Finding(Verdict.UNKNOWN, what, mend)
+
+
+def warning(what: str, mend: str) -> Finding:
+    """It is well now, and will not stay so unless this is done."""
+    return Finding(Verdict.WARNING, what, mend)

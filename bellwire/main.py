@@ -15,6 +15,7 @@ from bellwire import (
     token_command,
 )
 from bellwire.devices_command import devices
+from bellwire.push_command import push
 
 app = typer.Typer(
     name="bellwire",
@@ -34,6 +35,7 @@ app.command("call", epilog="Example: `bellwire call desk --from lobby --param re
     call_command.call
 )
 app.add_typer(devices, name="devices")
+app.add_typer(push, name="push")
 app.command("token", epilog="Example: `bellwire token alice --ttl 3600`")(token_command.token)
 app.command("doctor", epilog="Example: `bellwire doctor --config desk.toml`")(doctor_command.doctor)
 app.command("demo", epilog="Example: `bellwire demo --once`")(demo_command.demo)

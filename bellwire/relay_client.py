@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from config.relay import default_data_folder
 from signaling.answers import (
     CallAnswer,
+    CallDeliveriesAnswer,
     CallListAnswer,
     DeviceAnswer,
     DeviceListAnswer,
@@ -145,6 +146,10 @@ class RelayClient:
         """The newest calls."""
         return self._ask(CallListAnswer, "GET", f"/v1/calls?count={count}")
 
+    def deliveries(self, call_sid: str) -> CallDeliveriesAnswer:
+        """What became of a call's deliveries."""
+        return self._ask(CallDeliveriesAnswer, "GET", f"/v1/calls/{call_sid}/deliveries")
+
     def operate(self, call_sid: str, operation: str, body: Mapping[str, Any]) -> CallAnswer:
         """Does an operation to a call."""
         return self._ask(CallAnswer, "POST", f"/v1/calls/{call_sid}/{operation}", body=body)
@@ -152,6 +157,10 @@ class RelayClient:
     def put_device(self, device_id: str, request: DeviceRequest) -> DeviceAnswer:
         """Registers a device."""
         return self._ask(DeviceAnswer, "PUT", f"/v1/devices/{device_id}", body=request)
+
+    def device(self, device_id: str) -> DeviceAnswer:
+        """A device."""
+        return self._ask(DeviceAnswer, "GET", f"/v1/devices/{device_id}")
 
     def devices(self) -> DeviceListAnswer:
         """All devices."""

@@ -18,7 +18,9 @@ from pydantic.fields import FieldInfo
 
 from bellwire.main import app
 from config.agent import default_panel
+from config.push_apps import ApnsApp, FcmApp, WebhookTarget
 from config.relay import RelaySettings
+from docs import push_examples
 from docs.tables import inline, paragraphs, sections, sent, table, taken
 from push.api.app import build_app
 from push.metrics import Metrics
@@ -122,6 +124,8 @@ def _purpose(name: str, field: FieldInfo) -> str:
 
 
 def _default(field: FieldInfo) -> str:
+    if field.default_factory is dict:
+        return ""
     if field.default_factory is not None:
         return "`~/.local/share/bellwire`"
     if field.default is None or isinstance(field.default, SecretStr):
@@ -276,6 +280,16 @@ def _tag(model: type[BaseModel], name: str) -> str:
     return tag
 
 
+def push_settings() -> str:
+    """What a relay can be told of push apps and webhooks."""
+    heads: dict[str, type[BaseModel]] = {
+        '[apns."BUNDLE ID"]': ApnsApp,
+        '[fcm."PACKAGE NAME"]': FcmApp,
+        "[webhooks.NAME]": WebhookTarget,
+    }
+    return sections((f"`{head}`", model, taken(model)) for head, model in heads.items())
+
+
 def wiring() -> str:
     """The pins of the panel that `bellwire devices add` writes."""
     purposes = {
@@ -348,6 +362,14 @@ PARTS: dict[str, Callable[[], str]] = {
     "events": events,
     "device-events": device_events,
     "wiring": wiring,
+    "push-settings": push_settings,
+    "push-keys": push_examples.push_keys,
+    "apns-call": push_examples.apns_call,
+    "fcm-call": push_examples.fcm_call,
+    "push-cancel": push_examples.push_cancel,
+    "connect-token": push_examples.connect_token,
+    "apns-reasons": lambda: push_examples.reasons("apns"),
+    "fcm-reasons": lambda: push_examples.reasons("fcm"),
 }
 FILES: dict[str, Callable[[], str]] = {"docs/cli.md": command_line, "docs/openapi.json": openapi}
 

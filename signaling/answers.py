@@ -117,6 +117,9 @@ class DeviceListAnswer(_Answer):
     devices: tuple[DeviceAnswer, ...]
 
 
+DeliveryState = Literal["owed", "sent", "refused", "expired", "received"]
+
+
 class DeliveryAnswer(_Answer):
     """What became of one event on its way to one device over one of its channels. `owed`: it is tried
     again until it expires; `detail` is why the last attempt failed, `attempts` how many have.
@@ -128,7 +131,7 @@ class DeliveryAnswer(_Answer):
     channel: ChannelKind
     app: str | None = None
     event_id: str
-    state: Literal["owed", "sent", "refused", "expired", "received"]
+    state: DeliveryState
     detail: str = ""
     attempts: int | None = None
     at: Moment | None = None
