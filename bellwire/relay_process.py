@@ -72,16 +72,14 @@ class RelayProcess:
         Raises:
             Unavailable: it did not; says what its log says.
         """
-        with tempfile.TemporaryDirectory(prefix="bellwire-ready-") as folder:
-            ready = _Ready()
-            transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
-                lambda: ready, local_addr=f"{folder}/notify", family=socket.AF_UNIX
-            )
-            try:
-                self._process = await self._spawn(f"{folder}/notify")
-                await self._wait_ready(self._process, ready.said)
-            finally:
-                transport.close()
+        with (
+            tempfile.TemporaryDirectory(prefix="bellwire-ready-") as folder,
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified,
+        ):
+            notified.setblocking(False)
+            notified.bind(f"{folder}/notify")
+            self._process = await self._spawn(f"{folder}/notify")
+            await self._wait_ready(self._process, notified)
 
     async def stop(self) -> None:
         """Asks it to stop, as systemd does, and waits until it has."""
@@ -111,17 +109,17 @@ class RelayProcess:
                 start_new_session=True,  # Ctrl-C is for whoever started it, who stops it in order
             )
 
-    async def _wait_ready(self, process: Process, said: asyncio.Event) -> None:
-        ready = asyncio.ensure_future(said.wait())
+    async def _wait_ready(self, process: Process, notified: socket.socket) -> None:
+        ready = asyncio.ensure_future(_hear_ready(notified))
         gone = asyncio.ensure_future(process.wait())
         try:
-            await asyncio.wait(
+            done, _ = await asyncio.wait(
                 {ready, gone}, timeout=_START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
             )
         finally:
             ready.cancel()
             gone.cancel()
-        if not said.is_set():
+        if ready not in done:
             await self.kill()
             raise Unavailable(f"the relay did not start; it says:\n{self.log_tail()}")
 
@@ -130,13 +128,7 @@ class RelayProcess:
         return self.log_path.read_text(errors="replace")[-characters:]
 
 
-class _Ready(asyncio.DatagramProtocol):
-    """Hears READY=1."""
-
-    def __init__(self) -> None:
-        self.said = asyncio.Event()
-
-    def datagram_received(self, data: bytes, addr: object) -> None:
-        del addr
-        if b"READY=1" in data.splitlines():
-            self.said.set()
+async def _hear_ready(notified: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    while b"READY=1" not in (await loop.sock_recv(notified, 4096)).splitlines():
+        pass
