@@ -56,7 +56,9 @@ def invite_from_json(
         parameters={},
         actor=actor,
         idempotency_key=idempotency_key,
-        fingerprint=_fingerprint(request.model_dump_json().encode()),
+        fingerprint=(
+            "" if idempotency_key is None else _fingerprint(request.model_dump_json().encode())
+        ),
     )
 
 

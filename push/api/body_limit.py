@@ -41,6 +41,10 @@ class BodyLimit:
                 await _drain(receive)
             await self._refuse(scope, receive, send)
             return
+        if b"content-length" in headers and b"transfer-encoding" not in headers:
+            # The server reads no more than was declared (RFC 9112, 6.3).
+            await self._app(scope, receive, send)
+            return
         body = _Bounded(receive, self._limit)
         answer = _Held(send, body)
         with suppress(_BodyTooLarge):

@@ -5,7 +5,6 @@ delays no other.
 """
 
 import asyncio
-import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -14,6 +13,7 @@ from uuid import UUID, uuid5
 
 import structlog
 from aioapns.common import APNS_RESPONSE_CODE
+from pydantic_core import to_json
 
 from config.push_apps import ApnsApp
 from push.alarm import Sleep
@@ -124,8 +124,8 @@ class ApnsChannel:
         Raises:
             TooLarge: it is over Apple's limit.
         """
-        body = json.dumps({"aps": {}, **keys}, ensure_ascii=False, separators=(",", ":"))
-        size = len(body.encode())
+        body = to_json({"aps": {}, **keys})
+        size = len(body)
         if size > LIMIT_BYTES:
             raise TooLarge(
                 f"{what} {size} bytes over APNs, and the limit is {LIMIT_BYTES}: shorten {shorten}",
@@ -133,7 +133,7 @@ class ApnsChannel:
                 limit=LIMIT_BYTES,
                 channel=self.kind,
             )
-        return body
+        return body.decode()
 
     async def send(self, delivery: Delivery, left_s: float) -> str:
         """See `Channel.send`. The apns-id is the same at every attempt."""
