@@ -78,9 +78,11 @@ class Outbox:
         *,
         now: Callable[[], datetime],
         sleep: Sleep = asyncio.sleep,
+        settle_after_s: float = 0.0,
         on_dead_token: Callable[[Delivery, TokenDead], Awaitable[None]] | None = None,
     ) -> None:
         self._on_dead_token = on_dead_token
+        self._settle_after_s = settle_after_s
         self._database = database
         self._channels = channels
         self._metrics = metrics
@@ -121,6 +123,8 @@ class Outbox:
                 await self._sweep()
             finally:
                 self._tasks = None
+                with suppress(Unavailable):  # then some arrive twice, under the same id
+                    await self._settle_now()
 
     async def _try(self, delivery: Delivery) -> None:
         try:
@@ -203,20 +207,31 @@ class Outbox:
         self._done_wake.set()
 
     async def _settle(self) -> None:
-        """Deletes what was delivered, in one write for all that came up during the last."""
+        """Deletes what was delivered, in one write for all that comes up in a while: nobody waits for
+        it, and a command that came behind it would."""
         while True:
             await self._done_wake.wait()
+            if self._settle_after_s:
+                await self._sleep(self._settle_after_s)
             self._done_wake.clear()
-            done, self._done = self._done, []
-            results, self._results = self._results, []
             try:
-                await self._database.write(partial(_keep, delivery_ids=done, results=results))
+                await self._settle_now()
             except Unavailable as error:
                 log.warning("deliveries not settled, trying again", error=str(error))
-                self._done += done
-                self._results = results + self._results
                 await self._sleep(_DATABASE_AWAY_S)
                 self._done_wake.set()
+
+    async def _settle_now(self) -> None:
+        done, self._done = self._done, []
+        results, self._results = self._results, []
+        if not done:
+            return
+        try:
+            await self._database.write(partial(_keep, delivery_ids=done, results=results))
+        except Unavailable:
+            self._done = done + self._done
+            self._results = results + self._results
+            raise
 
     async def _sweep(self) -> None:
         while True:

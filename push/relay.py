@@ -55,6 +55,7 @@ from signaling.errors import InvalidInput, Unavailable
 
 log = structlog.get_logger(__name__)
 
+_SETTLE_AFTER_S = 0.05
 _HOUSEKEEPING_S = 3600.0
 _GRACE_S = 5
 _RESULTS_KEPT = timedelta(days=7)
@@ -128,6 +129,7 @@ async def _serve(
         {**channels, webhook_channel.kind: webhook_channel},
         metrics,
         now=now,
+        settle_after_s=_SETTLE_AFTER_S,
         on_dead_token=dead_tokens.report,
     )
     deliveries = Deliveries(outbox, channels, streams, now=now, webhooks=webhooks)
