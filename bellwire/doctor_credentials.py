@@ -8,9 +8,11 @@ import binascii
 import json
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -39,13 +41,28 @@ class _Unreadable(Exception):
         self.finding = finding
 
 
+_Arguments = ParamSpec("_Arguments")
+
+
+def _reporting(
+    examine: Callable[_Arguments, Iterator[Finding]],
+) -> Callable[_Arguments, Iterator[Finding]]:
+    """Lets an examination end with the finding that its file cannot be read."""
+
+    @wraps(examine)
+    def report(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Iterator[Finding]:
+        try:
+            yield from examine(*args, **kwargs)
+        except _Unreadable as error:
+            yield error.finding
+
+    return report
+
+
+@_reporting
 def examine_token_key(path: Path, key_id: str | None) -> Iterator[Finding]:
     """An APNs key: P-256, as ES256 needs it (Apple, "Establishing a token-based connection")."""
-    try:
-        pem = _read(path)
-    except _Unreadable as error:
-        yield error.finding
-        return
+    pem = _read(path)
     yield from _privacy(path)
     key = _private_key(pem)
     if not (isinstance(key, EllipticCurvePrivateKey) and isinstance(key.curve, SECP256R1)):
@@ -62,13 +79,10 @@ def examine_token_key(path: Path, key_id: str | None) -> Iterator[Finding]:
     yield good(f"{path} is an APNs key")
 
 
+@_reporting
 def examine_voip_certificate(path: Path, bundle_id: str, now: datetime) -> Iterator[Finding]:
     """A VoIP certificate with its key, both in one PEM file, and how long it is still good."""
-    try:
-        pem = _read(path)
-    except _Unreadable as error:
-        yield error.finding
-        return
+    pem = _read(path)
     yield from _privacy(path)
     try:
         certificate, *_ = x509.load_pem_x509_certificates(pem)
@@ -89,13 +103,10 @@ def examine_voip_certificate(path: Path, bundle_id: str, now: datetime) -> Itera
     yield _expiry(path, certificate, now)
 
 
+@_reporting
 def examine_service_account(path: Path, project_id: str | None) -> Iterator[Finding]:
     """A service account's key, as Firebase's console gives it."""
-    try:
-        text = _read(path)
-    except _Unreadable as error:
-        yield error.finding
-        return
+    text = _read(path)
     yield from _privacy(path)
     try:
         account = json.loads(text)
@@ -123,13 +134,10 @@ def examine_service_account(path: Path, project_id: str | None) -> Iterator[Find
     yield good(f"{path} is the account {account['client_email']} of {account['project_id']}")
 
 
+@_reporting
 def examine_webhook_secrets(path: Path) -> Iterator[Finding]:
     """Secrets of Standard Webhooks, one a line: `whsec_` and 24 to 64 bytes in base64."""
-    try:
-        lines = _read(path).decode(errors="replace").split()
-    except _Unreadable as error:
-        yield error.finding
-        return
+    lines = _read(path).decode(errors="replace").split()
     yield from _privacy(path)
     make = f"make one: (umask 077; echo whsec_$(openssl rand -base64 32) > {path})"
     if not lines:
@@ -153,13 +161,10 @@ def _wrong_with_secret(secret: str) -> str | None:
     return None if 24 <= length <= 64 else f"has {length} bytes, not 24 to 64"
 
 
+@_reporting
 def examine_text_secret(path: Path, what: str, pattern: str) -> Iterator[Finding]:
     """A file with nothing but a secret of a known form in it."""
-    try:
-        secret = _read(path).decode(errors="replace").strip()
-    except _Unreadable as error:
-        yield error.finding
-        return
+    secret = _read(path).decode(errors="replace").strip()
     yield from _privacy(path)
     if re.fullmatch(pattern, secret):
         yield good(f"{path} holds {what}")
@@ -167,12 +172,11 @@ def examine_text_secret(path: Path, what: str, pattern: str) -> Iterator[Finding
         yield bad(f"{path} does not hold {what}", "write it into the file, and nothing else")
 
 
+@_reporting
 def examine_ca_file(path: Path) -> Iterator[Finding]:
     """Certificates to trust, in PEM."""
     try:
         x509.load_pem_x509_certificates(_read(path))
-    except _Unreadable as error:
-        yield error.finding
     except ValueError:
         yield bad(f"{path} holds no certificate in PEM", "name the CA's own file in ca_file")
 

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from bellwire.relay_client import RelayClient
 from bellwire.relay_process import RelayProcess
 from bench.bare_database import postgres_calls_per_s, sqlite_calls_per_s
 from bench.http_connection import HttpConnection
-from bench.measures import percentile, print_result
+from bench.measures import Measured, percentile, print_result
 from bench.postgres_cluster import postgres_cluster
 from push.store.call_rows import insert_call, to_ms
 from push.store.database import Database
@@ -41,19 +41,6 @@ from signaling.rules import create_call
 
 _PAIRS = 50
 _BATCH = 2_000
-
-
-@dataclass
-class Measured:
-    """One thing under load: calls per second of each round, and milliseconds of each request."""
-
-    per_s: list[float] = field(default_factory=list)
-    request_ms: list[float] = field(default_factory=list)
-
-    @property
-    def best_estimate(self) -> float:
-        """The median of the rounds."""
-        return percentile(self.per_s, 0.5)
 
 
 async def fill(url: str | None, folder: Path, ringing: int) -> None:
@@ -123,7 +110,7 @@ async def load(url: str, key: str, seconds: float, lanes: int, measured: Measure
         nonlocal done
         http = HttpConnection(url, key)
         while time.perf_counter() < until:
-            await whole_call(http, number % _PAIRS, measured.request_ms)
+            await whole_call(http, number % _PAIRS, measured.took_ms)
             done += 1
         http.close()
 
@@ -232,12 +219,12 @@ async def measure(arguments: argparse.Namespace, folder: Path, postgres: str) ->
                 await load(fastapi, "", seconds, lanes, results["fastapi"])
                 for name, run in blocking.items():
                     results[name].per_s.append(await asyncio.to_thread(run))
-    rate = {name: measured.best_estimate for name, measured in results.items()}
+    rate = {name: measured.rate for name, measured in results.items()}
     for name, value in rate.items():
         say(f"{name:>14}: {value:8.1f} calls/s")
     print_result(
         f"Each request of a whole call, {lanes} at once, {arguments.ringing:,} ringing",
-        {name: results[name].request_ms for name in ("sqlite", "postgres", "fastapi")},
+        {name: results[name].took_ms for name in ("sqlite", "postgres", "fastapi")},
         {
             "sqlite_per_s": rate["sqlite"],
             "postgres_per_s": rate["postgres"],
@@ -247,10 +234,10 @@ async def measure(arguments: argparse.Namespace, folder: Path, postgres: str) ->
             "fastapi_per_s": rate["fastapi"],
             "bare_sqlite_per_s": rate["bare sqlite"],
             "bare_postgres_per_s": rate["bare postgres"],
-            "sqlite_p50_ms": percentile(results["sqlite"].request_ms, 0.5),
-            "sqlite_p99_ms": percentile(results["sqlite"].request_ms, 0.99),
-            "postgres_p50_ms": percentile(results["postgres"].request_ms, 0.5),
-            "postgres_p99_ms": percentile(results["postgres"].request_ms, 0.99),
+            "sqlite_p50_ms": percentile(results["sqlite"].took_ms, 0.5),
+            "sqlite_p99_ms": percentile(results["sqlite"].took_ms, 0.99),
+            "postgres_p50_ms": percentile(results["postgres"].took_ms, 0.5),
+            "postgres_p99_ms": percentile(results["postgres"].took_ms, 0.99),
         },
     )
 

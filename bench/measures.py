@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +18,24 @@ def percentile(values: Sequence[float], share: float) -> float:
         raise ValueError("nothing was measured")
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+@dataclass
+class Measured:
+    """One thing under load: how many per second in each round, and milliseconds of each."""
+
+    per_s: list[float] = field(default_factory=list)
+    took_ms: list[float] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        """The median of the rounds."""
+        return percentile(self.per_s, 0.5)
+
+    @property
+    def p99_ms(self) -> float:
+        """Of all rounds."""
+        return percentile(self.took_ms, 0.99)
 
 
 def print_result(

@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvloop
@@ -24,7 +23,7 @@ from bellwire.relay_client import RelayClient
 from bellwire.relay_process import RelayProcess
 from bench.apns_server import ApnsServer
 from bench.http_connection import HttpConnection
-from bench.measures import percentile, print_result
+from bench.measures import Measured, print_result
 from bench.postgres_cluster import postgres_cluster
 from signaling.requests import ChannelRequest, DeviceRequest
 from tests.push.apns_server import Authority, write_team_key
@@ -36,24 +35,6 @@ _PHONES = 90
 _IN_FLIGHT = (1, 50, 200)
 _RING_S = 600
 """Longer than the bench: no invite ends meanwhile."""
-
-
-@dataclass
-class Measured:
-    """Pushes per second of each round, and milliseconds of each invite."""
-
-    per_s: list[float] = field(default_factory=list)
-    took_ms: list[float] = field(default_factory=list)
-
-    @property
-    def rate(self) -> float:
-        """The median of the rounds."""
-        return percentile(self.per_s, 0.5)
-
-    @property
-    def p99_ms(self) -> float:
-        """Of all rounds."""
-        return percentile(self.took_ms, 0.99)
 
 
 class Bench:
