@@ -32,6 +32,10 @@ class NobodyListensError(MqttError):
     """The broker has taken a message and thrown it away: nobody has subscribed to its topic."""
 
 
+class ConnectionGoneError(MqttError):
+    """The connection is lost, and what runs it is about to learn so."""
+
+
 class Client(AiomqttClient):
     """See `aiomqtt.Client`."""
 
@@ -46,9 +50,12 @@ class Client(AiomqttClient):
         what it says instead, or with the connection.
 
         Raises:
-            MqttError: there is no connection.
+            ConnectionGoneError: the connection is lost, though its owner may not know yet.
+            MqttError: it cannot be published for another reason.
         """
         sent = self._client.publish(topic, payload, 1, retain, properties)
+        if sent.rc in (MQTTErrorCode.MQTT_ERR_NO_CONN, MQTTErrorCode.MQTT_ERR_CONN_LOST):
+            raise ConnectionGoneError("the connection is lost")
         if sent.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             raise MqttError(f"not published: {error_string(sent.rc)}")
         confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()

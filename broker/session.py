@@ -22,7 +22,13 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from broker.address import BrokerAddress
-from broker.client import Client, NobodyListensError, PublishRefusedError, client_of
+from broker.client import (
+    Client,
+    ConnectionGoneError,
+    NobodyListensError,
+    PublishRefusedError,
+    client_of,
+)
 from signaling.errors import Unauthenticated
 
 log = structlog.get_logger(__name__)
@@ -214,6 +220,12 @@ class Session:
         except NobodyListensError as error:
             if to_somebody:
                 raise NobodyListens(f"nobody listens on {topic}") from error
+        except ConnectionGoneError as error:
+            # Who tries again once it is connected must not think that it is, nor keep the loop from
+            # those that will find out.
+            self._up.clear()
+            await asyncio.sleep(0)
+            raise NotConnected(f"no connection to the broker {self.address.url}") from error
         except MqttError as error:
             raise NotConnected(f"the broker did not confirm: {error}") from error
 

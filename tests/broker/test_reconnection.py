@@ -1,6 +1,7 @@
 """A session whose broker, or the way to it, goes away and comes back."""
 
 import asyncio
+import os
 import signal
 from dataclasses import replace
 
@@ -12,6 +13,11 @@ from tests.broker.running import Inbox, RunningBroker, Wire, held, soon
 from tests.conftest import PATIENCE_S
 
 TOPIC = "bellwire/v1/test"
+
+
+def kill_and_wait(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 def longest_s(attempt: int) -> float:
@@ -209,3 +215,38 @@ async def test_a_session_that_was_let_in_before_goes_on_trying(broker: RunningBr
         assert not session.connected
         session.address = broker.address
         await asyncio.wait_for(session.wait_connected(), PATIENCE_S)
+
+
+async def test_who_publishes_again_at_once_when_the_broker_is_lost_neither_spins_nor_blocks(
+    broker: RunningBroker,
+) -> None:
+    tries = 0
+
+    async def publish_until_confirmed() -> None:
+        nonlocal tries
+        while True:
+            await session.wait_connected()
+            tries += 1
+            try:
+                await session.publish(TOPIC, b"again")
+            except NotConnected:
+                continue
+            return
+
+    session = Session(broker.address, "tries-again", sleep=soon)
+    lost = asyncio.Event()
+    session.on_disconnected(lost.set)
+    async with held(session), asyncio.timeout(PATIENCE_S):
+        await session.wait_connected()
+        pid = broker.pid
+        assert pid is not None
+        # The loop stands still until it is dead, so that writing finds the socket broken before the
+        # loop is told that it is.
+        kill_and_wait(pid)
+        async with asyncio.TaskGroup() as tasks:
+            publishing = [tasks.create_task(publish_until_confirmed()) for _ in range(5)]
+            await lost.wait()
+            await broker.kill()
+            await broker.start()
+    assert all(task.done() for task in publishing)
+    assert tries <= 5 * 4
