@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -17,7 +18,8 @@ TOPIC = "bellwire/v1/test"
 
 def kill_and_wait(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    with suppress(ChildProcessError):  # it is dead, and whose child it was knows
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 def longest_s(attempt: int) -> float:

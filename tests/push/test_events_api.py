@@ -48,6 +48,7 @@ async def test_a_stream_opens_with_its_cursor_and_brings_the_documents_that_mqtt
             "heartbeat_s": HEARTBEAT_S,
         }
         sid = await running.called(bob, **{"from": fresh("alice")})
+        await stream.until("call.received", sid)  # unread, it would be taken back by the cancel
         await running.do(sid, "received", identity=bob)
         await running.do(sid, "cancel")
         await stream.until("call.cancelled", sid)

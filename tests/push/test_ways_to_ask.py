@@ -174,7 +174,7 @@ async def test_what_is_refused_is_refused_alike_and_changes_nothing(scene: Scene
         (bob, "end", sid, {}, 409, "operation-refused"),
         (bob, "join", sid, {}, 409, "operation-refused"),
         (bob, "cancel", sid, {}, 403, "forbidden"),
-        (bob, "invite_more", sid, {"to": ["carol"]}, 404, "nobody-to-call"),
+        (bob, "invite_more", sid, {"to": ["carol"]}, 409, "operation-refused"),
         (bob, "invite_more", sid, {"to": [scene.carol.name]}, 409, "operation-refused"),
         (alice, "invite_more", common, {"to": [bob.identity]}, 409, "operation-refused"),
         (alice, "accept", sid, {}, 409, "operation-refused"),

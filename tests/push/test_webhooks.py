@@ -19,6 +19,7 @@ from push.auth import Actor
 from push.calls import Calls, Invite
 from push.channels.webhook import LIFE_S, WebhookChannel
 from push.deliveries import Deliveries
+from push.flood_limits import FloodLimits
 from push.metrics import Metrics
 from push.outbox import LEASE_S, Outbox
 from push.store.call_rows import to_ms
@@ -53,7 +54,8 @@ class Scene:
         self.outbox = Outbox(database, channels, self.metrics, now=clock.now, sleep=clock.sleep)
         streams = Streams(Session(BrokerAddress("127.0.0.1", 1), "no-broker"), alone=True)
         deliveries = Deliveries(self.outbox, {}, streams, now=clock.now, webhooks=self.webhooks)
-        self.calls = Calls(database, deliveries, self.metrics, now=clock.now)
+        floods = FloodLimits(1000, 1000)
+        self.calls = Calls(database, deliveries, self.metrics, floods, now=clock.now)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
