@@ -83,6 +83,8 @@ class Connections:
 
     async def session_came(self, device: DeviceId) -> None:
         """A device has come online at the broker."""
+        # One that has just had an invite and lost it again is owed it anew.
+        await self._deliveries.settle()
         owed = await self._database.write(partial(self._session_came, device=device))
         self._deliveries.send(owed)
         await self._deliveries.retry(device, _MQTT)

@@ -138,6 +138,10 @@ class Deliveries:
             forget_events(connection, event_ids)
             forget_stream_events(connection, event_ids)
 
+    async def settle(self) -> None:
+        """Counts as delivered, from now on, what this relay has delivered so far."""
+        await self._outbox.settle()
+
     async def retry(self, device_id: DeviceId, kind: str) -> None:
         """Tries again what did not reach a device while it was away."""
         await self._outbox.retry_now(kind, device_id)

@@ -94,6 +94,7 @@ class Outbox:
         self._done: list[int] = []
         self._results: list[DeliveryResult] = []
         self._done_wake = asyncio.Event()
+        self._settling = asyncio.Lock()
 
     @property
     def leased_until_ms(self) -> int:
@@ -114,6 +115,24 @@ class Outbox:
         await self._database.write(lambda c: make_failed_due(c, kind, to_ms(self._now()), device))
         self._alarm.ring()
 
+    async def settle(self) -> None:
+        """Deletes what was delivered so far: on return nothing of it counts as owed any more.
+
+        Raises:
+            Unavailable: the database is away; they are settled later.
+        """
+        async with self._settling:
+            done, self._done = self._done, []
+            results, self._results = self._results, []
+            if not done:
+                return
+            try:
+                await self._database.write(partial(_keep, delivery_ids=done, results=results))
+            except Unavailable:
+                self._done = done + self._done
+                self._results = results + self._results
+                raise
+
     async def run(self) -> None:
         """Sends, sweeps and settles until cancelled."""
         async with asyncio.TaskGroup() as tasks:
@@ -124,7 +143,7 @@ class Outbox:
             finally:
                 self._tasks = None
                 with suppress(Unavailable):  # then some arrive twice, under the same id
-                    await self._settle_now()
+                    await self.settle()
 
     async def _try(self, delivery: Delivery) -> None:
         try:
@@ -215,23 +234,11 @@ class Outbox:
                 await self._sleep(self._settle_after_s)
             self._done_wake.clear()
             try:
-                await self._settle_now()
+                await self.settle()
             except Unavailable as error:
                 log.warning("deliveries not settled, trying again", error=str(error))
                 await self._sleep(_DATABASE_AWAY_S)
                 self._done_wake.set()
-
-    async def _settle_now(self) -> None:
-        done, self._done = self._done, []
-        results, self._results = self._results, []
-        if not done:
-            return
-        try:
-            await self._database.write(partial(_keep, delivery_ids=done, results=results))
-        except Unavailable:
-            self._done = done + self._done
-            self._results = results + self._results
-            raise
 
     async def _sweep(self) -> None:
         while True:

@@ -53,11 +53,11 @@ async def test_an_invite_that_comes_twice_has_one_id_and_one_call(running: Runni
     bob = fresh("bob")
     async with listening(running, bob) as at_bob:
         sid = await running.called(bob)
-        await at_bob.until("call.received", sid)
-        await come_online(at_bob)
-        await at_bob.until("call.received", sid)
-        first, again = at_bob.events
-        assert first == again
+        first = await at_bob.until("call.received", sid)
+        for _ in range(5):  # at once, while the relay still holds what it has just sent
+            await come_online(at_bob)
+            assert await at_bob.until("call.received", sid) == first
+        assert len(at_bob.events) == 6
 
 
 async def test_a_stream_that_is_opened_anew_begins_with_the_live_invites(running: Running) -> None:

@@ -134,6 +134,27 @@ async def test_what_is_dispatched_is_sent_at_once_and_then_forgotten(scene: Scen
     assert scene.wire.tried.empty()
 
 
+async def test_what_was_sent_counts_as_owed_no_more_once_settled(scene: Scene) -> None:
+    clock = scene.clock
+    scene.outbox = Outbox(
+        scene.database,
+        {"mqtt": scene.wire},
+        scene.metrics,
+        now=clock.now,
+        sleep=clock.sleep,
+        settle_after_s=3600,  # longer than a device takes to lose what it was sent, and be back
+    )
+    deliveries = await scene.owe("event-1")
+    async with scene.running():
+        await asyncio.sleep(0)
+        scene.outbox.dispatch(deliveries)
+        await scene.wire.next()
+        await clock.until_asleep()
+        assert await scene.owed() == 1
+        await scene.outbox.settle()
+        assert await scene.owed() == 0
+
+
 async def test_what_a_dead_process_left_is_taken_when_its_lease_is_over(scene: Scene) -> None:
     await scene.owe("event-1")  # and the process dies before it sends
     async with scene.running():
