@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
+from config.audio import AudioSettings
 from config.panel import (
     ButtonSettings,
     CallButtonSettings,
@@ -38,6 +39,7 @@ class AgentSettings(_Settings):
     identity: IdentityField
     broker: BrokerSettings
     panel: PanelSettings = Field(default_factory=PanelSettings)
+    audio: AudioSettings = Field(default_factory=AudioSettings)
     call_timeout_s: Annotated[float, Field(ge=1, le=600)] = 60
     """How long this device's own calls ring."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -1,0 +1,1 @@
+"""Sound between this device and the others of a call, over WebRTC."""
