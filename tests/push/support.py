@@ -157,6 +157,12 @@ class Device:
                         return document
                 await self._take()
 
+    async def until_seen(self, event: str, call_sid: str) -> None:
+        """Waits until an event of a call has come, whether before or after what was waited for."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not self.seen(event, call_sid):
+                await self._take()
+
     async def ask(self, document: object) -> dict[str, Any]:
         """Sends a request (bytes as they are) and returns its answer."""
         request = document if isinstance(document, bytes) else json.dumps(document).encode()
