@@ -8,6 +8,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from config.audio import AudioSettings
+from config.behaviour import BehaviourSettings
 from config.panel import (
     ButtonSettings,
     CallButtonSettings,
@@ -40,6 +41,7 @@ class AgentSettings(_Settings):
     broker: BrokerSettings
     panel: PanelSettings = Field(default_factory=PanelSettings)
     audio: AudioSettings = Field(default_factory=AudioSettings)
+    behaviour: BehaviourSettings = Field(default_factory=BehaviourSettings)
     call_timeout_s: Annotated[float, Field(ge=1, le=600)] = 60
     """How long this device's own calls ring."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
