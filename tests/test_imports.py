@@ -23,7 +23,7 @@ OF_THE_SERVER = frozenset(
     {"alembic", "fastapi", "httptools", "jwt", "prometheus_client", "sqlalchemy", "starlette"}
     | {"uvicorn", "uvloop"}
 )
-OF_THE_PI = frozenset({"gpiozero", "lgpio", "pyaudio", "wrtc"})
+OF_THE_PI = frozenset({"gpiozero", "lgpio", "pyaudio", "webrtc", "wrtc"})
 
 FORBIDDEN: dict[str, frozenset[str]] = {
     "signaling": OF_THE_SERVER | OF_THE_PI,

@@ -51,7 +51,8 @@ class PeerState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MediaStats:
-    """Totals since the connection began (W3C webrtc-stats). Times in seconds; None: not yet known.
+    """Totals since the connection began (W3C webrtc-stats). Times in seconds, `timestamp_s` since 1970; None:
+    not yet known.
     `packets_lost` is what we missed of theirs; `remote_*` is what they say of ours."""
 
     timestamp_s: float
@@ -96,7 +97,7 @@ class PeerConnection(Protocol):
         ...
 
     async def accept_answer(self, sdp: str) -> None:
-        """Takes the other side's answer. 53402, 53404."""
+        """Takes the other side's answer. 53400, 53402, 53404."""
         ...
 
     async def add_candidate(self, candidate: IceCandidate) -> None:
@@ -108,11 +109,12 @@ class PeerConnection(Protocol):
         ...
 
     async def insert_dtmf(self, tones: str, duration_ms: int = 100, gap_ms: int = 70) -> None:
-        """Sends tones (`0-9*#`, RFC 4733), and returns when they are sent. 53405 where it cannot."""
+        """Sends tones (`0-9*#`, RFC 4733), and returns when they are sent; `send` goes on meanwhile.
+        53405 where it cannot; ValueError for other characters."""
         ...
 
     async def stats(self) -> MediaStats:
-        """What it counts."""
+        """What it counts; after `close`, what it last counted."""
         ...
 
     async def close(self) -> None:
