@@ -32,6 +32,7 @@ _SIGNS = {
 
 @reported
 def doctor(
+    context: typer.Context,
     config: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="Examine this agent, or this relay's settings, too."),
@@ -48,6 +49,8 @@ def doctor(
     Each line is one thing that can be wrong: ✓ it is well, ✗ it is not, with how to mend it, ! it
     will not be well for long, ? it could not be found out. The exit code is 1 if anything is wrong.
     """
+    if context.invoked_subcommand is not None:
+        return
     configure_logs("error")
     console = Console(soft_wrap=True)
     of_relays = {file: found for file in config or [] if (found := _relay_settings_in(file))}

@@ -15,6 +15,7 @@ from bellwire import (
     token_command,
 )
 from bellwire.devices_command import devices
+from bellwire.doctor_audio import audio, doctor_audio_epilog
 from bellwire.push_command import push
 
 app = typer.Typer(
@@ -37,7 +38,12 @@ app.command("call", epilog="Example: `bellwire call desk --from lobby --param re
 app.add_typer(devices, name="devices")
 app.add_typer(push, name="push")
 app.command("token", epilog="Example: `bellwire token alice --ttl 3600`")(token_command.token)
-app.command("doctor", epilog="Example: `bellwire doctor --config desk.toml`")(doctor_command.doctor)
+doctor = typer.Typer()
+doctor.callback(
+    invoke_without_command=True, epilog="Example: `bellwire doctor --config desk.toml`"
+)(doctor_command.doctor)
+doctor.command("audio", epilog=doctor_audio_epilog)(audio)
+app.add_typer(doctor, name="doctor")
 app.command("demo", epilog="Example: `bellwire demo --once`")(demo_command.demo)
 
 

@@ -9,15 +9,20 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from hardware.audio.block import BLOCK_FRAMES, SAMPLE_RATE_HZ, Block
 
-SAMPLE_RATE_HZ = 48_000
-BLOCK_FRAMES = 480
-"""Frames of one block: 10 ms."""
-
-Block = NDArray[np.int16]
-"""One block of sound, shape (BLOCK_FRAMES,)."""
+__all__ = [
+    "BLOCK_FRAMES",
+    "SAMPLE_RATE_HZ",
+    "Block",
+    "IceCandidate",
+    "IceServer",
+    "MediaEngine",
+    "MediaStats",
+    "PeerConnection",
+    "PeerListeners",
+    "PeerState",
+]
 
 
 @dataclass(frozen=True, slots=True)
