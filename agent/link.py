@@ -20,8 +20,14 @@ from broker.session import (
     Session,
     Sleep,
 )
-from signaling.answers import CallAnswer, DeviceResponse, Problem
-from signaling.device_operations import DeviceOperation
+from signaling.answers import (
+    CallAnswer,
+    DeviceResponse,
+    IceServersAnswer,
+    KeySetAnswer,
+    Problem,
+)
+from signaling.device_operations import DeviceIceServers, DeviceKeys, DeviceOperation
 from signaling.errors import CallError
 from signaling.events import CallEvent, parse_event
 from signaling.identifiers import DeviceId
@@ -34,6 +40,7 @@ _SESSION_EXPIRY_S = 24 * 3600
 _WILL_DELAY_S = 3
 _REQUEST_TIMEOUT_S = 3.0
 _EVENTS_REMEMBERED = 512
+_KEYS_WITHIN = timedelta(seconds=10)
 
 
 class RequestRefused(Exception):
@@ -109,8 +116,15 @@ class Link:
 
         Raises:
             RequestRefused: the relay refused.
-            CallError: 31408, no answer came in time.
+            CallError: 31408, no answer came in time; 31502, it is not understood.
         """
+        response = await self.request(operation, within=within)
+        if response.call is None:
+            raise CallError(31502, "the relay's answer holds neither a call nor a problem")
+        return response.call
+
+    async def request(self, operation: DeviceOperation, *, within: timedelta) -> DeviceResponse:
+        """See `ask`, for an answer that is no call."""
         document = operation.model_dump_json(by_alias=True, exclude_none=True).encode()
         loop = asyncio.get_running_loop()
         until = loop.time() + within.total_seconds()
@@ -126,8 +140,31 @@ class Link:
             except (NotConnected, RequestTimeout, TimeoutError) as error:
                 log.warning("request not answered", operation=operation.operation, error=str(error))
                 continue
-            return _call_in(answer)
+            return _response_in(answer)
         raise CallError(31408, f"{operation.operation}: the relay did not answer in time")
+
+    async def keys(self) -> KeySetAnswer:
+        """The relay's public keys.
+
+        Raises:
+            CallError: it does not tell them (in time).
+        """
+        operation = DeviceKeys(operation="keys")
+        try:
+            response = await self.request(operation, within=_KEYS_WITHIN)
+        except RequestRefused as refused:
+            raise CallError(31502, str(refused)) from refused
+        return KeySetAnswer(keys=response.keys or ())
+
+    async def ice_servers(self, *, within: timedelta) -> IceServersAnswer:
+        """The STUN and TURN servers to connect a call by; ask for each call anew.
+
+        Raises:
+            RequestRefused, CallError: as `ask`.
+        """
+        operation = DeviceIceServers(operation="ice_servers")
+        response = await self.request(operation, within=within)
+        return IceServersAnswer(ice_servers=response.ice_servers or (), ttl=response.ttl or 0)
 
     async def _say_online(self) -> None:
         await self._session.publish(
@@ -158,13 +195,11 @@ def _client_id(address: BrokerAddress, device: DeviceId) -> str:
     return f"{device}-{secret[:16]}"
 
 
-def _call_in(answer: bytes) -> CallAnswer:
+def _response_in(answer: bytes) -> DeviceResponse:
     try:
         response = DeviceResponse.model_validate_json(answer)
     except ValidationError as error:
         raise CallError(31502, "the relay's answer is not understood", str(error)) from error
     if response.problem is not None:
         raise RequestRefused(response.problem)
-    if response.call is None:
-        raise CallError(31502, "the relay's answer holds neither a call nor a problem")
-    return response.call
+    return response

@@ -2,9 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -12,6 +12,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from config.ice_servers import StunUrl, TurnUrl
 from config.push_apps import ApnsApp, FcmApp, WebhookTarget
 from signaling.errors import InvalidInput
 
@@ -79,6 +80,23 @@ class RelaySettings(BaseSettings):
     twilio_auth_token_file: Annotated[
         Path | None, Field(description="holds the auth token that Twilio signs its webhooks with")
     ] = None
+    stun_urls: Annotated[
+        tuple[StunUrl, ...], Field(max_length=8, description="STUN servers, `stun:HOST:PORT`")
+    ] = ()
+    turn_urls: Annotated[
+        tuple[TurnUrl, ...],
+        Field(max_length=8, description="TURN servers, `turn:HOST:PORT?transport=udp`"),
+    ] = ()
+    turn_secret: Annotated[
+        SecretStr | None,
+        Field(description="coturn's `static-auth-secret`: in the environment, never a flag"),
+    ] = None
+    turn_secret_file: Annotated[
+        Path | None, Field(description="holds it instead; mode 600, or 640 for a group")
+    ] = None
+    turn_credentials_life_s: Annotated[
+        int, Field(ge=60, le=86_400, description="how long TURN credentials may be first used")
+    ] = 3600
     app_invites_per_s: Annotated[
         float, Field(gt=0, description="per push app; five times as many at once")
     ] = 1000.0
@@ -89,6 +107,13 @@ class RelaySettings(BaseSettings):
     idempotency_keep_s: Annotated[int, Field(ge=60)] = 24 * 3600
     log_level: LogLevel = "info"
     log_format: LogFormat = "auto"
+
+    @model_validator(mode="after")
+    def _turn_has_one_secret(self) -> Self:
+        secrets = sum(given is not None for given in (self.turn_secret, self.turn_secret_file))
+        if secrets > 1 or (self.turn_urls and not secrets):
+            raise ValueError("turn_urls need turn_secret_file or turn_secret, and not both")
+        return self
 
     @property
     def host(self) -> str:

@@ -128,7 +128,7 @@ def _default(field: FieldInfo) -> str:
         return ""
     if field.default_factory is not None:
         return "`~/.local/share/bellwire`"
-    if field.default is None or isinstance(field.default, SecretStr):
+    if field.default in (None, ()) or isinstance(field.default, SecretStr):
         return ""
     return f"`{field.default}`"
 
@@ -241,6 +241,9 @@ def replies() -> str:
         answers.DeviceAnswer,
         answers.DeviceListAnswer,
         answers.TokenAnswer,
+        answers.IceServersAnswer,
+        answers.IceServerAnswer,
+        answers.KeySetAnswer,
     )
     return sections((model.__name__, model, sent(model, missing="or `null`")) for model in models)
 

@@ -8,7 +8,7 @@ from docs.tables import sent, table
 from push.channels.channel import Addressee
 from push.channels.push_payload import PushPayload
 from push.store.device_rows import ChannelRow, DeviceRow
-from signaling.calls import Call, PushText
+from signaling.calls import Attestation, Call, PushText
 from signaling.commands import Cancel, Invitee, NewCall
 from signaling.events import CallCancelled, CallEvent, CallReceived
 from signaling.identifiers import CallSid, DeviceId, Identity
@@ -29,6 +29,8 @@ _WHAT_KEYS_HOLD = {
     "twi_message_id": "the event's id, the same on every channel and at every retry",
     "twi_params": "the custom parameters as a query string, empty where there are none",
     "twi_bridge_token": "the connect token, for this device and this call",
+    "twi_stir_status": "how sure the relay is of `twi_from`: `A`, the caller's own token or connection"
+    " called; `B`, a server said so; absent where nobody in particular calls",
     "title": "`push.title` of the invite, where it has one",
     "content": "`push.content` of the invite, where it has one",
     "payload": "`push.payload` of the invite, where it has one",
@@ -93,6 +95,7 @@ def _created() -> Outcome:
             _AT,
             timeout_s=60,
             custom_parameters={"reason": "parcel", "floor": "2nd & 3rd"},
+            attestation=Attestation.FULL,
             push=PushText("Somebody is at the door", "A parcel for you", '{"camera": 7}'),
         )
     )

@@ -1,4 +1,5 @@
-"""Who is asking: API keys of servers, and access tokens of identities (EdDSA JWTs).
+"""Who is asking: API keys of servers, and access tokens of identities (EdDSA JWTs). And what the same
+keys sign of who calls.
 
 An API key is 256 random bits, so its SHA-256 is as good a secret as a slow hash would make it; it
 is compared in constant time.
@@ -11,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -21,7 +21,6 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from jwt.algorithms import OKPAlgorithm
 from jwt.utils import base64url_encode
 from pydantic import ValidationError
 from pydantic_core import to_json
@@ -36,9 +35,11 @@ from push.store.key_rows import (
     api_key_hashes,
     signing_key_rows,
 )
+from signaling.answers import KeySetAnswer
 from signaling.errors import Forbidden, Unauthenticated
+from signaling.events import CallerToken, CallReceived
 from signaling.identifiers import CallSid, DeviceId, Identity
-from signaling.tokens import AUDIENCE, AccessTokenClaims
+from signaling.tokens import AUDIENCE, CALLER_AUDIENCE, AccessTokenClaims, Jwk
 
 API_KEY_PREFIX = "bwk_"
 _CONNECT_TOKEN_EXTRA_S = 3600
@@ -179,6 +180,8 @@ class AccessTokens:
         self._issuer = issuer
         self._now = now
         self._reloaded = _Reloaded(now)
+        # Of its own: whoever asks for the keys must not keep a token's new key from being looked for.
+        self._read_again = _Reloaded(now)
         self._signing_kid = keys[0].kid
         self._signing_key = _load(keys[0].private_key)
         header = {"alg": "EdDSA", "kid": self._signing_kid, "typ": "JWT"}
@@ -223,6 +226,24 @@ class AccessTokens:
         signed = b".".join((self._header, base64url_encode(to_json(claims))))
         return b".".join((signed, base64url_encode(self._signing_key.sign(signed)))).decode()
 
+    def signed_invite(self, invite: CallReceived) -> CallReceived:
+        """An invite with the relay's word on who calls, where somebody does. The same invite is signed
+        the same however often it is sent, since Ed25519 adds nothing by chance (RFC 8032)."""
+        if invite.caller_info is None or invite.from_ is None:
+            return invite
+        claims: dict[str, str | int] = {
+            "iss": self._issuer,
+            "aud": CALLER_AUDIENCE,
+            "call_sid": invite.call_sid,
+            "orig": invite.from_,
+            "dest": invite.to,
+            "attest": invite.caller_info.attestation.value,
+            "iat": int(invite.at.timestamp()),
+            "exp": int(invite.expires_at.timestamp()),
+        }
+        info = CallerToken(attestation=invite.caller_info.attestation, token=self._signed(claims))
+        return invite.model_copy(update={"caller_info": info})
+
     async def check(self, token: str) -> Actor:
         """Whom a token stands for.
 
@@ -257,14 +278,16 @@ class AccessTokens:
             self._public = _public_keys(await self._database.read(signing_key_rows))
         return self._public[kid]
 
-    def jwks(self) -> dict[str, Any]:
-        """The public keys as a JSON Web Key Set (RFC 7517)."""
-        return {
-            "keys": [
-                {**OKPAlgorithm.to_jwk(key, as_dict=True), "kid": kid, "use": "sig", "alg": "EdDSA"}
+    async def key_set(self) -> KeySetAnswer:
+        """The public keys, with those that another relay may have made since."""
+        if self._read_again.due():
+            self._public = _public_keys(await self._database.read(signing_key_rows))
+        return KeySetAnswer(
+            keys=tuple(
+                Jwk(kid=kid, x=base64url_encode(key.public_bytes_raw()).decode())
                 for kid, key in self._public.items()
-            ]
-        }
+            )
+        )
 
 
 async def open_access_tokens(
@@ -273,13 +296,18 @@ async def open_access_tokens(
     """The access tokens of a database; makes a signing key where there is none."""
     keys = await database.read(signing_key_rows)
     if not keys:
-        private = Ed25519PrivateKey.generate().private_bytes(
-            Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
-        )
-        made = SigningKeyRow(kid=secrets.token_hex(8), private_key=private.decode())
+        made = new_signing_key()
         await database.write(lambda c: add_signing_key(c, made, to_ms(now())))
         keys = await database.read(signing_key_rows)
     return AccessTokens(database, keys, issuer, now)
+
+
+def new_signing_key() -> SigningKeyRow:
+    """A key that nobody has seen yet."""
+    private = Ed25519PrivateKey.generate().private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    )
+    return SigningKeyRow(kid=secrets.token_hex(8), private_key=private.decode())
 
 
 def _public_keys(keys: list[SigningKeyRow]) -> dict[str, Ed25519PublicKey]:

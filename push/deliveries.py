@@ -40,7 +40,16 @@ class Owed:
 
 
 class Deliveries:
-    """Keeps what is owed, and sends it once it is committed."""
+    """Keeps what is owed, and sends it once it is committed.
+
+    Args:
+        outbox: Sends deliveries.
+        channels: The ways to push, by kind.
+        streams: The streams that are read.
+        now: Tells the time.
+        webhooks: What operators' backends are owed.
+        sign_invite: Puts the relay's word on who calls into an invite.
+    """
 
     def __init__(
         self,
@@ -50,7 +59,9 @@ class Deliveries:
         *,
         now: Callable[[], datetime],
         webhooks: Webhooks | None = None,
+        sign_invite: Callable[[CallReceived], CallReceived] = lambda invite: invite,
     ) -> None:
+        self._sign_invite = sign_invite
         self._webhooks = webhooks
         self._outbox = outbox
         self._channels = channels
@@ -78,7 +89,7 @@ class Deliveries:
             devices = devices_of(connection, identities)
         deliveries: list[Delivery] = []
         events: list[StreamEvent] = []
-        for notice, device, channel in _ways(notices, devices, kinds):
+        for notice, device, channel in _ways(map(self._signed, notices), devices, kinds):
             event, device_id = notice.event, device.device_id
             expires_at_ms = to_ms(_end_of_life(notice))
             if channel.kind == STREAM:
@@ -107,6 +118,12 @@ class Deliveries:
             deliveries += self._webhooks.deliveries(connection, notices)
         owe(connection, deliveries, self._outbox.leased_until_ms)
         return Owed(tuple(deliveries), frozenset(append_events(connection, events)))
+
+    def _signed(self, notice: Notice) -> Notice:
+        event = notice.event
+        if not isinstance(event, CallReceived):
+            return notice
+        return Notice(self._sign_invite(event), notice.recipients)
 
     def owe_live_invites(self, connection: Connection, device_id: DeviceId, kind: str) -> Owed:
         """Keeps, for a device that has come online, the invites of its identity that are alive."""

@@ -3,14 +3,16 @@ out as the device that the connection belongs to."""
 
 from datetime import datetime
 
+import structlog
 from pydantic import ValidationError
 
-from push.auth import Actor
+from push.auth import AccessTokens, Actor
 from push.calls import Calls
+from push.ice_servers import IceServers
 from push.invites import invite_from_json, invite_more_command
 from push.messages import message_command
 from push.metrics import Metrics
-from push.problems import problem_of, problem_of_validation
+from push.problems import problem_of, problem_of_defect, problem_of_validation
 from signaling.answers import CallAnswer, DeviceResponse, Problem
 from signaling.commands import (
     Accept,
@@ -30,10 +32,12 @@ from signaling.device_operations import (
     DeviceCancel,
     DeviceEnd,
     DeviceFeedback,
+    DeviceIceServers,
     DeviceIgnore,
     DeviceInvite,
     DeviceInviteMore,
     DeviceJoin,
+    DeviceKeys,
     DeviceList,
     DeviceMessage,
     DeviceOperation,
@@ -46,6 +50,9 @@ from signaling.device_operations import (
 from signaling.errors import Refusal, TooLarge
 from signaling.identifiers import CallSid, ChannelKind
 
+log = structlog.get_logger(__name__)
+
+
 LIMIT_BYTES = 16 * 1024
 
 
@@ -55,12 +62,24 @@ class DeviceOperations:
     Args:
         calls: The relay's calls.
         metrics: Counts the operations.
+        tokens: Holds the relay's public keys.
+        ice_servers: Tells the servers to connect calls by.
         check_after_s: Seconds until an invite whose delivery is checked counts as not yet received.
     """
 
-    def __init__(self, calls: Calls, metrics: Metrics, *, check_after_s: float) -> None:
+    def __init__(
+        self,
+        calls: Calls,
+        metrics: Metrics,
+        tokens: AccessTokens,
+        ice_servers: IceServers,
+        *,
+        check_after_s: float,
+    ) -> None:
         self._calls = calls
         self._metrics = metrics
+        self._tokens = tokens
+        self._ice_servers = ice_servers
         self._check_after_s = check_after_s
 
     async def answer(self, document: bytes, actor: Actor, over: ChannelKind) -> DeviceResponse:
@@ -80,6 +99,9 @@ class DeviceOperations:
             response = _refused(problem_of_validation(error))
         except Refusal as refusal:
             response = _refused(problem_of(refusal))
+        except Exception:  # a defect: one device's request must not take the relay with it
+            log.exception("request failed", operation=name, device_id=actor.device)
+            response = _refused(problem_of_defect())
         self._metrics.device_requests.labels(name, response.status).inc()
         return response
 
@@ -87,6 +109,13 @@ class DeviceOperations:
         self, operation: DeviceOperation, actor: Actor, over: ChannelKind
     ) -> DeviceResponse:
         command: Command | None = None
+        match operation:
+            case DeviceIceServers():  # of no call, and needed by who has a connect token for one
+                told = self._ice_servers.of(actor)
+                return DeviceResponse(status=200, ice_servers=told.ice_servers, ttl=told.ttl)
+            case DeviceKeys():
+                key_set = await self._tokens.key_set()
+                return DeviceResponse(status=200, keys=key_set.keys)
         actor.may_reach(getattr(operation, "call_sid", None))
         match operation:
             case DeviceInvite():
@@ -145,7 +174,7 @@ def _command(operation: CallOperation, actor: Actor, at: datetime, over: Channel
         case DeviceCancel(extended_data=data):
             return Cancel(identity, at, data)
         case DeviceInviteMore():
-            return invite_more_command(operation, identity, device, at=at)
+            return invite_more_command(operation, actor, identity, device, at=at)
         case DeviceMessage():
             return message_command(operation, actor, identity, device, at=at)
         case _:

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from signaling.answers import Problem
 from signaling.errors import (
+    ERROR_TABLE,
     CallNotFound,
     Conflict,
     Forbidden,
@@ -73,6 +74,18 @@ def invalid_body(errors: list[dict[str, str]]) -> Problem:
         status=HTTPStatus.UNPROCESSABLE_ENTITY,
         detail="; ".join(f"{e['at'] or 'body'}: {e['problem']}" for e in errors[:5]),
         errors=errors[:50],
+    )
+
+
+def problem_of_defect() -> Problem:
+    """The problem document of what should not happen; the relay's log says more."""
+    kind = ERROR_TABLE[31500]
+    return Problem(
+        type=problem_type("internal"),
+        title=kind.description,
+        status=HTTPStatus.INTERNAL_SERVER_ERROR,
+        detail="the relay failed; its log says more",
+        code=kind.code,
     )
 
 

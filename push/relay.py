@@ -40,6 +40,7 @@ from push.devices import Devices
 from push.event_stream import EventStream
 from push.flood_limits import FloodLimits
 from push.groups import Groups
+from push.ice_servers import open_ice_servers
 from push.metrics import Metrics
 from push.outbox import Outbox
 from push.store.call_rows import to_ms
@@ -88,20 +89,42 @@ async def serve(
     """Runs a relay until `stop` is set. `ready` is called with its URL once it serves.
 
     Raises:
-        InvalidInput: a setting is wrong.
+        InvalidInput: a setting is wrong. Those of webhooks, Twilio and TURN are looked at before
+            anything is started.
         Unavailable: the address or the data directory is in use, or mosquitto is missing.
     """
-    listener = _listen(settings)
-    with _data_folder(settings.data), listener:
-        host, port = listener.getsockname()[:2]
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        async with _broker(settings) as address, _database(settings) as database:
-            await _serve(settings, database, address, listener, url, stop, ready, now)
+    async with aclosing(await asyncio.to_thread(_Files, settings, now)) as files:
+        listener = _listen(settings)
+        with _data_folder(settings.data), listener:
+            host, port = listener.getsockname()[:2]
+            url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            async with _broker(settings) as address, _database(settings) as database:
+                await _serve(settings, files, database, address, listener, url, stop, ready, now)
     log.info("relay stopped")
+
+
+class _Files:
+    """What is made of the settings and of the files that they name, and needs nothing else. Making it
+    reads them, and blocks.
+
+    Raises:
+        InvalidInput: a setting is wrong, or its file.
+    """
+
+    def __init__(self, settings: RelaySettings, now: Callable[[], datetime]) -> None:
+        token_file = settings.twilio_auth_token_file
+        self.auth_token = None if token_file is None else read_auth_token(token_file)
+        self.ice_servers = open_ice_servers(settings, now=now)
+        self.webhook_channel = WebhookChannel(settings.webhooks, now=now)
+
+    async def aclose(self) -> None:
+        """Closes the connections of webhooks."""
+        await self.webhook_channel.aclose()
 
 
 async def _serve(
     settings: RelaySettings,
+    files: _Files,
     database: Database,
     address: BrokerAddress,
     listener: socket.socket,
@@ -116,12 +139,9 @@ async def _serve(
     tokens = await open_access_tokens(database, settings.issuer, now)
     pushes = await open_push_channels(settings, tokens, metrics, now=now)
     channels: dict[str, Channel] = {"mqtt": MqttChannel(session), **pushes}
-    auth_token = None
-    if settings.twilio_auth_token_file is not None:
-        auth_token = await asyncio.to_thread(read_auth_token, settings.twilio_auth_token_file)
     streams = Streams(session, alone=not database.shared)
     webhooks = Webhooks(settings.webhooks, now=now)
-    webhook_channel = WebhookChannel(settings.webhooks, now=now)
+    webhook_channel = files.webhook_channel
     dead_tokens = DeadTokens(database, streams, metrics, now=now, on_event=webhooks.event)
     outbox = Outbox(
         database,
@@ -132,7 +152,9 @@ async def _serve(
         settle_after_s=_SETTLE_AFTER_S,
         on_dead_token=dead_tokens.report,
     )
-    deliveries = Deliveries(outbox, channels, streams, now=now, webhooks=webhooks)
+    deliveries = Deliveries(
+        outbox, channels, streams, now=now, webhooks=webhooks, sign_invite=tokens.signed_invite
+    )
     floods = FloodLimits(settings.app_invites_per_s, settings.device_invites_per_s)
     calls = Calls(database, deliveries, metrics, floods, now=now)
     devices = Devices(
@@ -145,7 +167,13 @@ async def _serve(
         now=now,
     )
     connections = Connections(database, calls, deliveries, now=now)
-    operations = DeviceOperations(calls, metrics, check_after_s=settings.not_received_after_s)
+    operations = DeviceOperations(
+        calls,
+        metrics,
+        tokens,
+        files.ice_servers,
+        check_after_s=settings.not_received_after_s,
+    )
     requests = DeviceRequests(session, operations, devices, connections, now=now)
     session.on_connected(lambda: outbox.retry_now("mqtt"))
 
@@ -169,7 +197,10 @@ async def _serve(
             metrics=metrics,
             webhooks=webhooks,
             webhook_channel=webhook_channel,
-            twilio=TwilioNotifications(database, outbox, channels, auth_token, now=now),
+            twilio=TwilioNotifications(
+                database, outbox, channels, files.auth_token, floods, now=now
+            ),
+            ice_servers=files.ice_servers,
         )
     )
     server = _Server(
@@ -186,7 +217,7 @@ async def _serve(
             server_header=False,
         )
     )
-    async with aclosing(webhook_channel), asyncio.TaskGroup() as tasks:
+    async with asyncio.TaskGroup() as tasks:
         loops = [
             tasks.create_task(session.run()),
             tasks.create_task(requests.run()),

@@ -10,8 +10,8 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,10 @@ from urllib.parse import parse_qs, urlsplit, urlunsplit
 import structlog
 from sqlalchemy import Connection, exists, or_, select
 
+from push.channels.channel import refuse_if_too_large
 from push.channels.fcm import compose_data
+from push.channels.push_payload import CANCEL
+from push.flood_limits import FloodLimits
 from push.outbox import Outbox
 from push.store.call_rows import to_ms
 from push.store.database import Database
@@ -41,7 +44,7 @@ _KEY = re.compile(r"twi_[a-z0-9_]{1,60}")
 _KINDS = ("apns", "fcm")
 _LIFE_S = 60
 _LONGEST_LIFE_S = 600
-_SHORTEN = "twi_params"
+_WHAT, _SHORTEN = "Twilio's notification", "twi_params"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,11 @@ class Notification:
     call_sid: CallSid
     event_id: str
     life_s: int
+
+    @property
+    def is_cancel(self) -> bool:
+        """Whether it ends a ringing: that is never too often."""
+        return self.keys["twi_message_type"] == CANCEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,7 @@ class TwilioNotifications:
     Args:
         auth_token: What Twilio signs with; None where none is configured.
         kinds: The kinds of channels that the relay has.
+        floods: How often devices and apps may be rung.
     """
 
     def __init__(
@@ -77,6 +86,7 @@ class TwilioNotifications:
         outbox: Outbox,
         kinds: Collection[str],
         auth_token: str | None,
+        floods: FloodLimits,
         *,
         now: Callable[[], datetime],
     ) -> None:
@@ -84,6 +94,7 @@ class TwilioNotifications:
         self._outbox = outbox
         self._kinds = frozenset(_KINDS).intersection(kinds)
         self._auth_token = auth_token
+        self._floods = floods
         self._now = now
 
     async def forward(self, url: str, signature: str | None, body: bytes) -> Forwarded:
@@ -99,6 +110,7 @@ class TwilioNotifications:
             InvalidInput: it is no such notification.
             TooLarge: its body is, or a push would be.
             NotFound: who is called has no device with a push channel.
+            TooManyRequests: an app or a device of who is called is rung too often.
         """
         if self._auth_token is None:
             raise Forbidden(
@@ -121,31 +133,39 @@ class TwilioNotifications:
     def _owe(self, connection: Connection, notification: Notification) -> list[Delivery] | None:
         if _is_known(connection, notification.event_id):
             return None
-        devices = devices_of(connection, [notification.identity])
-        expires_at_ms = to_ms(self._now()) + notification.life_s * 1000
-        deliveries = list(self._deliveries(notification, devices, expires_at_ms))
-        if not deliveries:
+        devices = list(self._pushed_to(devices_of(connection, [notification.identity])))
+        if not devices:
             raise NotFound(f"{notification.identity} has no device with an apns or fcm channel")
-        owe(connection, deliveries, self._outbox.leased_until_ms)
+        expires_at_ms = to_ms(self._now()) + notification.life_s * 1000
+        with self._floods.taken([] if notification.is_cancel else devices):
+            deliveries = list(_deliveries(notification, devices, expires_at_ms))
+            owe(connection, deliveries, self._outbox.leased_until_ms)
         return deliveries
 
-    def _deliveries(
-        self, notification: Notification, devices: Collection[DeviceRow], expires_at_ms: int
-    ) -> Iterator[Delivery]:
+    def _pushed_to(self, devices: Iterable[DeviceRow]) -> Iterator[DeviceRow]:
+        """The devices that can be pushed to, with these of their channels alone."""
         for device in devices:
-            for channel in device.channels:
-                if channel.kind in self._kinds:
-                    yield Delivery(
-                        notification.event_id,
-                        device.device_id,
-                        channel.kind,
-                        _payload(channel.kind, notification.keys),
-                        expires_at_ms,
-                        notification.call_sid,
-                        channel.app,
-                        channel.environment,
-                        channel.token,
-                    )
+            channels = tuple(c for c in device.channels if c.kind in self._kinds)
+            if channels:
+                yield replace(device, channels=channels)
+
+
+def _deliveries(
+    notification: Notification, devices: Iterable[DeviceRow], expires_at_ms: int
+) -> Iterator[Delivery]:
+    for device in devices:
+        for channel in device.channels:
+            yield Delivery(
+                notification.event_id,
+                device.device_id,
+                channel.kind,
+                _payload(channel.kind, notification.keys),
+                expires_at_ms,
+                notification.call_sid,
+                channel.app,
+                channel.environment,
+                channel.token,
+            )
 
 
 def read_auth_token(path: Path) -> str:
@@ -245,17 +265,11 @@ def _life_s(keys: Mapping[str, str]) -> int:
 
 def _payload(kind: str, keys: Mapping[str, str]) -> str:
     if kind == "fcm":
-        return compose_data(keys, "Twilio's notification", _SHORTEN)
+        return compose_data(keys, _WHAT, _SHORTEN)
     body = json.dumps({"aps": {}, **keys}, ensure_ascii=False, separators=(",", ":"))
-    size = len(body.encode())
-    if size > APNS_LIMIT_BYTES:
-        raise TooLarge(
-            f"Twilio's notification would be {size} bytes over APNs, and the limit is"
-            f" {APNS_LIMIT_BYTES}: shorten {_SHORTEN}",
-            size=size,
-            limit=APNS_LIMIT_BYTES,
-            channel=kind,
-        )
+    refuse_if_too_large(
+        len(body.encode()), APNS_LIMIT_BYTES, what=_WHAT, kind=kind, shorten=_SHORTEN
+    )
     return body
 
 

@@ -1,12 +1,19 @@
 """What the relay answers, over HTTP and MQTT alike. Clients must ignore members they do not know."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from signaling.calls import Call, CallState, CallType, Mode, UserState
 from signaling.events import ErrorInvitee, Moment
 from signaling.identifiers import ChannelKind
+from signaling.tokens import Jwk
 
 
 class _Answer(BaseModel):
@@ -84,6 +91,34 @@ class TokenAnswer(_Answer):
 
     token: str
     expires_at: Moment
+
+
+class KeySetAnswer(_Answer):
+    """The relay's public keys, as a JSON Web Key Set (RFC 7517)."""
+
+    keys: tuple[Jwk, ...]
+
+
+class IceServerAnswer(_Answer):
+    """A STUN or TURN server, as W3C's `RTCIceServer`; a TURN server has credentials."""
+
+    urls: tuple[str, ...]
+    username: str | None = None
+    credential: str | None = Field(default=None, repr=False)
+
+    @model_serializer(mode="wrap")
+    def _without_nulls(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A browser reads `null` as the user name "null" (Web IDL)."""
+        members: dict[str, Any] = serialize(self)
+        return {name: value for name, value in members.items() if value is not None}
+
+
+class IceServersAnswer(_Answer):
+    """The servers to connect calls by, none where the relay's settings name none, and how many seconds
+    their credentials are good for."""
+
+    ice_servers: tuple[IceServerAnswer, ...]
+    ttl: int
 
 
 class BrokerAccess(_Answer):
@@ -178,15 +213,20 @@ class Problem(BaseModel):
 
 class DeviceResponse(_Answer):
     """The answer to a device's request over MQTT or WebSocket: an HTTP status, and the call, the
-    list of calls, or the problem. `voice_event_sid` names the message that was said."""
+    list of calls, the ICE servers, the keys, or the problem. `voice_event_sid` names the message that
+    was said."""
 
     status: int
     call: CallAnswer | None = None
     calls: tuple[CallAnswer, ...] | None = None
     next: int | None = None
     voice_event_sid: str | None = None
+    ice_servers: tuple[IceServerAnswer, ...] | None = None
+    ttl: int | None = None
+    keys: tuple[Jwk, ...] | None = None
     problem: Problem | None = None
 
     def document(self) -> bytes:
         """The response as it travels."""
-        return self.model_dump_json(by_alias=True).encode()
+        absent = {name for name in ("ice_servers", "ttl", "keys") if getattr(self, name) is None}
+        return self.model_dump_json(by_alias=True, exclude=absent).encode()

@@ -25,6 +25,14 @@ class CallType(StrEnum):
     VIDEO = "video"
 
 
+class Attestation(StrEnum):
+    """How sure the relay is of who calls, with the levels of SHAKEN (RFC 8588, 4): the caller's own
+    token or connection said so, or a server did."""
+
+    FULL = "A"
+    PARTIAL = "B"
+
+
 class CallState(StrEnum):
     """The call's own state: nobody has answered, somebody has, it is over."""
 
@@ -88,6 +96,8 @@ class User:
     invited_at: datetime | None = None
     invited_by: Identity | None = None
     """Who invited the user into a call under way; None where the call's own caller did."""
+    attestation: Attestation | None = None
+    """How sure the relay is of who invited the user; None where nobody in particular did."""
     check_at: datetime | None = None
     """When the user counts as not yet received, where delivery is checked and nobody confirmed."""
 

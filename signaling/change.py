@@ -14,6 +14,7 @@ from signaling.errors import Forbidden, OperationRefused
 from signaling.events import (
     CallCancelled,
     CallEnded,
+    CallerToken,
     CallEvent,
     CallReceived,
     CallTimeout,
@@ -110,6 +111,11 @@ def invite_event(call: Call, user: User) -> CallReceived:
         title=call.push.title,
         content=call.push.content,
         payload=call.push.payload,
+        caller_info=(
+            None
+            if inviter is None or user.attestation is None
+            else CallerToken(attestation=user.attestation)
+        ),
     )
 
 

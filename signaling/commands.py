@@ -10,7 +10,7 @@ from datetime import datetime
 
 from pydantic import JsonValue
 
-from signaling.calls import CallType, Mode, PushText, RejectStatus, Unreachable
+from signaling.calls import Attestation, CallType, Mode, PushText, RejectStatus, Unreachable
 from signaling.identifiers import CallSid, ChannelKind, DeviceId, Identity
 
 
@@ -25,7 +25,8 @@ class Invitee:
 
 @dataclass(frozen=True, slots=True)
 class NewCall:
-    """A call to be made. With `check_after_s`, who has not confirmed by then is NotYetReceived."""
+    """A call to be made. With `check_after_s`, who has not confirmed by then is NotYetReceived.
+    `attestation` is how sure it is that `caller` calls."""
 
     call_sid: CallSid
     caller: Identity | None
@@ -40,6 +41,7 @@ class NewCall:
     push: PushText = field(default_factory=PushText)
     unreachable: tuple[tuple[Identity, Unreachable], ...] = ()
     check_after_s: float | None = None
+    attestation: Attestation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,8 @@ class Expire:
 
 @dataclass(frozen=True, slots=True)
 class InviteMore:
-    """A user invites others into the call it is in. Who is in it or invited already stays as it is."""
+    """A user invites others into the call it is in. Who is in it or invited already stays as it is.
+    `attestation` is how sure it is that the user does."""
 
     identity: Identity | None
     device: DeviceId | None
@@ -120,6 +123,7 @@ class InviteMore:
     at: datetime
     timeout_s: float
     unreachable: tuple[tuple[Identity, Unreachable], ...] = ()
+    attestation: Attestation | None = None
 
 
 @dataclass(frozen=True, slots=True)

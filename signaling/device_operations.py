@@ -119,6 +119,18 @@ class DeviceList(Request):
     next: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
 
 
+class DeviceIceServers(Request):
+    """A device asks for the STUN and TURN servers to connect calls by."""
+
+    operation: Literal["ice_servers"]
+
+
+class DeviceKeys(Request):
+    """A device asks for the relay's public keys, with which caller tokens are verified."""
+
+    operation: Literal["keys"]
+
+
 CallOperation = (
     DeviceReceived
     | DeviceAccept
@@ -131,7 +143,15 @@ CallOperation = (
     | DeviceEnd
     | DeviceMessage
 )
-DeviceOperation = CallOperation | DeviceInvite | DeviceFeedback | DeviceShow | DeviceList
+DeviceOperation = (
+    CallOperation
+    | DeviceInvite
+    | DeviceFeedback
+    | DeviceShow
+    | DeviceList
+    | DeviceIceServers
+    | DeviceKeys
+)
 _OPERATION: TypeAdapter[DeviceOperation] = TypeAdapter(
     Annotated[DeviceOperation, Field(discriminator="operation")]
 )

@@ -17,7 +17,7 @@ from pydantic import (
     TypeAdapter,
 )
 
-from signaling.calls import CallType, Mode, RejectStatus, Unreachable, UserState
+from signaling.calls import Attestation, CallType, Mode, RejectStatus, Unreachable, UserState
 from signaling.identifiers import CallSidField
 
 
@@ -63,9 +63,20 @@ class CallCreated(_Event):
     error_invitees: tuple[ErrorInvitee, ...] = ()
 
 
+class CallerToken(BaseModel):
+    """How sure the relay is of who calls: `A`, the caller's own token or connection said so; `B`, a
+    server did. `token` is the relay's signature of it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    attestation: Attestation
+    token: str | None = None
+
+
 class CallReceived(_Event):
     """To each device of each invitee: the call invite. `from` is absent where nobody in particular
-    calls; addresses are written as on Twilio's wire, `client:alice`."""
+    calls; addresses are written as on Twilio's wire, `client:alice`. `caller_info` says how sure the
+    relay is of `from`, with its signature (a JWT) over MQTT and WebSocket."""
 
     event: Literal["call.received"] = "call.received"
     from_: str | None = Field(default=None, alias="from")
@@ -78,6 +89,7 @@ class CallReceived(_Event):
     title: str | None = None
     content: str | None = None
     payload: str | None = None
+    caller_info: CallerToken | None = None
 
 
 class CallUserStateChanged(_Event):

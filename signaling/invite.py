@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import timedelta
 
-from signaling.calls import MAX_USERS, Call, Unreachable, User, UserState
+from signaling.calls import MAX_USERS, Attestation, Call, Unreachable, User, UserState
 from signaling.change import TRANSITIONS, Change, Operation, Outcome, devices_of
 from signaling.commands import Invitee, InviteMore, NewCall
 from signaling.errors import InvalidInput, OperationRefused
@@ -38,7 +38,7 @@ def create_call(new: NewCall) -> Outcome:
         new.at,
     )
     for invitee in new.invitees:
-        change.invite(_invited(change.call, invitee), timeout)
+        change.invite(_invited(change.call, invitee, new.attestation), timeout)
     change.tell(
         [devices_of(user) for user in change.call.accepted],
         lambda id_: CallCreated(
@@ -92,13 +92,14 @@ def _caller(new: NewCall) -> tuple[User, ...]:
     return (User(new.caller, UserState.ACCEPTED, expires_at, new.device, new.extended_data),)
 
 
-def _invited(call: Call, invitee: Invitee) -> User:
+def _invited(call: Call, invitee: Invitee, attestation: Attestation | None) -> User:
     own = invitee.custom_parameters
     return User(
         invitee.identity,
         UserState.INVITING,
         call.created_at,
         custom_parameters=None if own is None or own == call.custom_parameters else dict(own),
+        attestation=attestation,
     )
 
 
@@ -137,7 +138,7 @@ def invite_more(change: Change, command: InviteMore) -> None:
         user = change.call.user(invitee.identity)
         if user is None or (Operation.INVITE, user.state) in TRANSITIONS:
             invited = change.invite(
-                replace(_invited(call, invitee), invited_by=command.identity),
+                replace(_invited(call, invitee, command.attestation), invited_by=command.identity),
                 timedelta(seconds=command.timeout_s),
             )
             change.tell_state_of(invited)

@@ -12,12 +12,14 @@ from pydantic import (
     Field,
     JsonValue,
     Tag,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from signaling.calls import MAX_USERS, CallType, Mode, RejectStatus
 from signaling.identifiers import ChannelKind, DeviceIdField, GroupNameField, IdentityField
+from signaling.media import MEDIA_MESSAGE_TYPE
 from signaling.params import CustomParameters
 
 DEFAULT_TIMEOUT_S = 60
@@ -25,6 +27,9 @@ EXTENDED_DATA_MAX_LENGTH = 4096
 
 MESSAGE_LIMIT_BYTES = 4096
 """Of a message's content as JSON, so that its event fits every channel that carries it."""
+
+MEDIA_LIMIT_BYTES = 8192
+"""Of one of type `media`: room for a session description whose every character JSON escapes."""
 
 _MESSAGE_MAX_DEPTH = 32
 _APNS_TOKEN = re.compile(r"[0-9A-Fa-f]{32,200}")
@@ -180,9 +185,9 @@ class MessageFields(Request):
     """Something to tell the other parties of a call, or those of them in `to`. Repeated under one
     `voice_event_sid`, it is heard once."""
 
-    content: JsonValue
-    content_type: Literal["application/json"] = "application/json"
     message_type: Annotated[str, Field(min_length=1, max_length=64)] = "user-defined-message"
+    content_type: Literal["application/json"] = "application/json"
+    content: JsonValue
     to: Annotated[list[IdentityField], Field(min_length=1, max_length=MAX_USERS)] | None = None
     voice_event_sid: VoiceEventSid | None = None
 
@@ -193,14 +198,16 @@ class MessageFields(Request):
 
     @field_validator("content", mode="after")
     @classmethod
-    def _bound(cls, content: JsonValue) -> JsonValue:
+    def _bound(cls, content: JsonValue, info: ValidationInfo) -> JsonValue:
         if content is None:
             raise ValueError("a message without content says nothing")
         if _depth(content) > _MESSAGE_MAX_DEPTH:
             raise ValueError(f"nested over {_MESSAGE_MAX_DEPTH} deep")
         size = len(json.dumps(content, ensure_ascii=False, allow_nan=False).encode())
-        if size > MESSAGE_LIMIT_BYTES:
-            raise ValueError(f"{size} bytes of JSON are over the limit of {MESSAGE_LIMIT_BYTES}")
+        is_media = info.data.get("message_type") == MEDIA_MESSAGE_TYPE
+        limit = MEDIA_LIMIT_BYTES if is_media else MESSAGE_LIMIT_BYTES
+        if size > limit:
+            raise ValueError(f"{size} bytes of JSON are over the limit of {limit}")
         return content
 
 

@@ -1,10 +1,17 @@
-"""What an access token claims. Signing and checking the signature is the relay's (`push/auth`)."""
+"""What tokens claim. Signing is the relay's (`push/auth`), and so is checking access tokens; what it
+says of callers is checked by who is called (`agent/caller_verification`)."""
+
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from signaling.calls import Attestation
 from signaling.identifiers import CallSidField, DeviceIdField, IdentityField
 
 AUDIENCE = "bellwire"
+CALLER_AUDIENCE = "bellwire-caller"
+"""Of caller tokens: neither kind can stand for the other."""
+
 MAX_TTL_S = 86_400
 DEFAULT_TTL_S = 3_600
 
@@ -24,3 +31,33 @@ class AccessTokenClaims(BaseModel):
     iat: int
     exp: int
     jti: str = Field(min_length=1, max_length=64)
+
+
+class CallerClaims(BaseModel):
+    """Claims of a caller token, named as PASSporT does (RFC 8225, 5; RFC 8588, 4): `orig` calls `dest`,
+    written as in the invite, and `attest` says how sure the relay is of it. `iat` and `exp` are the
+    invite's `at` and `expires_at` in whole Unix seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    iss: str
+    aud: Literal["bellwire-caller"]
+    call_sid: CallSidField
+    orig: str
+    dest: str
+    attest: Attestation
+    iat: int
+    exp: int
+
+
+class Jwk(BaseModel):
+    """A public Ed25519 key (RFC 8037), by its key id."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    kid: str = Field(min_length=1, max_length=64)
+    kty: Literal["OKP"] = "OKP"
+    crv: Literal["Ed25519"] = "Ed25519"
+    x: str = Field(min_length=43, max_length=43)
+    use: Literal["sig"] = "sig"
+    alg: Literal["EdDSA"] = "EdDSA"

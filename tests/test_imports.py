@@ -20,17 +20,18 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 }
 
 OF_THE_SERVER = frozenset(
-    {"alembic", "fastapi", "httptools", "jwt", "prometheus_client", "sqlalchemy", "starlette"}
+    {"alembic", "fastapi", "httptools", "prometheus_client", "sqlalchemy", "starlette"}
     | {"uvicorn", "uvloop"}
 )
+SIGNATURES = frozenset({"cryptography", "jwt"})
 OF_THE_PI = frozenset({"gpiozero", "lgpio", "pyaudio", "webrtc", "wrtc"})
 
 FORBIDDEN: dict[str, frozenset[str]] = {
-    "signaling": OF_THE_SERVER | OF_THE_PI,
-    "config": OF_THE_SERVER | OF_THE_PI,
-    "broker": OF_THE_SERVER | OF_THE_PI,
+    "signaling": OF_THE_SERVER | OF_THE_PI | SIGNATURES,
+    "config": OF_THE_SERVER | OF_THE_PI | SIGNATURES,
+    "broker": OF_THE_SERVER | OF_THE_PI | SIGNATURES,
     "push": OF_THE_PI,
-    "hardware": OF_THE_SERVER,
+    "hardware": OF_THE_SERVER | SIGNATURES,
     "agent": OF_THE_SERVER,
     "bellwire": frozenset(),
 }
@@ -163,7 +164,8 @@ def test_signaling_has_no_clock_and_opens_no_file() -> None:
         ("agent/phone.py", "from push.calls import Calls", "push.calls"),
         ("agent/main.py", "import fastapi", "fastapi"),
         ("agent/main.py", "from sqlalchemy.ext import asyncio", "sqlalchemy.ext"),
-        ("agent/main.py", "import jwt", "jwt"),
+        ("broker/session.py", "import jwt", "jwt"),
+        ("hardware/panel.py", "import jwt", "jwt"),
         ("hardware/panel.py", "import uvicorn", "uvicorn"),
         ("hardware/panel.py", "from signaling import rules", "signaling"),
         ("hardware/panel.py", "import bellwire", "bellwire"),
@@ -203,6 +205,7 @@ def test_forbidden_import_is_caught_with_its_file_and_line(
         ("signaling/twiml.py", "import xml.etree.ElementTree as ET\nimport collections.abc"),
         ("push/channels/apns.py", "import asyncio\nfrom ..store import outbox\nimport fastapi"),
         ("agent/phone.py", "from hardware.panel import Panel\nimport aiomqtt"),
+        ("agent/caller_verification.py", "import jwt"),
         ("bellwire/main.py", "import agent.main\nimport push.app"),
     ],
 )

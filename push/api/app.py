@@ -19,6 +19,7 @@ from push.api import (
     events,
     groups,
     health,
+    ice_servers,
     tokens,
     twilio,
     webhooks,
@@ -28,9 +29,15 @@ from push.api.call_requests import CallRequests, is_call_request
 from push.api.counted import Counted
 from push.api.problem_responses import problem_response, refusal_response
 from push.api.services import Services
-from push.problems import MEDIA_TYPE, invalid_body, problem_of_validation, problem_type
+from push.problems import (
+    MEDIA_TYPE,
+    invalid_body,
+    problem_of_defect,
+    problem_of_validation,
+    problem_type,
+)
 from signaling.answers import Problem
-from signaling.errors import ERROR_TABLE, Refusal
+from signaling.errors import Refusal
 from signaling.requests import InviteRequest
 
 log = structlog.get_logger(__name__)
@@ -79,7 +86,7 @@ def build_app(services: Services | None = None) -> FastAPI:
         description=_DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
-    for module in (calls, call_deliveries, devices, groups, tokens, webhooks, twilio):
+    for module in (calls, call_deliveries, devices, groups, tokens, ice_servers, webhooks, twilio):
         app.include_router(module.router, responses=_REFUSALS)
     app.include_router(events.router)
     app.include_router(health.router, responses={503: _REFUSALS[503]})
@@ -162,15 +169,7 @@ async def _failed(request: Request, error: Exception) -> JSONResponse:
     log.error(
         "request failed", path=request.url.path, error=type(error).__name__
     )  # uvicorn shows where
-    kind = ERROR_TABLE[31500]
-    problem = Problem(
-        type=problem_type("internal"),
-        title=kind.description,
-        status=500,
-        detail="the relay failed; its log says more",
-        code=kind.code,
-    )
-    return problem_response(problem)
+    return problem_response(problem_of_defect())
 
 
 _HANDLERS = {

@@ -136,7 +136,7 @@ async def invite(asked: Asked, body: InviteMoreRequest) -> CallAnswer:
     """Invites more users into a call in advanced mode: who is in it may, and a server."""
     identity, device = _who_or_server(asked.actor, body)
     now = asked.services.calls.now()
-    return await asked.carry_out(invite_more_command(body, identity, device, at=now))
+    return await asked.carry_out(invite_more_command(body, asked.actor, identity, device, at=now))
 
 
 @_operation("join")

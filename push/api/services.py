@@ -15,6 +15,7 @@ from push.connections import Connections
 from push.devices import Devices
 from push.event_stream import EventStream
 from push.groups import Groups
+from push.ice_servers import IceServers
 from push.metrics import Metrics
 from push.store.database import Database
 from push.twilio_notifications import TwilioNotifications
@@ -43,6 +44,7 @@ class Services:
         webhooks: Webhooks,
         webhook_channel: WebhookChannel,
         twilio: TwilioNotifications,
+        ice_servers: IceServers,
     ) -> None:
         self.settings = settings
         self.database = database
@@ -59,6 +61,7 @@ class Services:
         self.webhooks = webhooks
         self.webhook_channel = webhook_channel
         self.twilio = twilio
+        self.ice_servers = ice_servers
 
 
 _bearer = HTTPBearer(
@@ -79,20 +82,31 @@ async def services_of(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(services_of)]
 
 
-async def authenticate(
-    request: Request,
+async def authenticate_any(
     services: ServicesDep,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     header: Annotated[str | None, Depends(_header)],
 ) -> Actor:
-    """Who asks.
+    """Who asks, be it with a connect token for whichever call.
 
     Raises:
         Unauthenticated: no credentials were shown, or no good ones.
     """
-    actor = await authenticate_by(
+    return await authenticate_by(
         services, None, header, None if bearer is None else bearer.credentials
     )
+
+
+AnyActorDep = Annotated[Actor, Depends(authenticate_any)]
+
+
+async def authenticate(request: Request, actor: AnyActorDep) -> Actor:
+    """Who asks.
+
+    Raises:
+        Unauthenticated: no credentials were shown, or no good ones.
+        Forbidden: a connect token was shown, and this is not of its call.
+    """
     actor.may_reach(request.path_params.get("call_sid"))
     return actor
 

@@ -1,11 +1,9 @@
 """`/v1/tokens` and the public keys to check tokens with."""
 
-from typing import Any
-
 from fastapi import APIRouter
 
 from push.api.services import ServerDep, ServicesDep
-from signaling.answers import TokenAnswer
+from signaling.answers import KeySetAnswer, TokenAnswer
 from signaling.identifiers import DeviceId, Identity
 from signaling.requests import TokenRequest
 
@@ -21,6 +19,6 @@ async def issue(body: TokenRequest, services: ServicesDep, _: ServerDep) -> Toke
 
 
 @router.get("/.well-known/jwks.json")
-async def jwks(services: ServicesDep) -> dict[str, Any]:
-    """The keys that sign access tokens, as a JSON Web Key Set (RFC 7517)."""
-    return services.tokens.jwks()
+async def jwks(services: ServicesDep) -> KeySetAnswer:
+    """The keys that sign access tokens and caller tokens, as a JSON Web Key Set (RFC 7517)."""
+    return await services.tokens.key_set()

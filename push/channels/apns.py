@@ -28,11 +28,12 @@ from push.channels.channel import (
     ChannelAtFault,
     DeliveryFailed,
     DeliveryRefused,
+    refuse_if_too_large,
 )
 from push.channels.push_payload import PushPayload
 from push.metrics import Metrics
 from push.store.outbox_rows import Delivery
-from signaling.errors import InvalidInput, TooLarge
+from signaling.errors import InvalidInput
 from signaling.events import CallCancelled, CallEnded, CallEvent, CallReceived, what_to_shorten
 
 log = structlog.get_logger(__name__)
@@ -116,7 +117,7 @@ class ApnsChannel:
         keys = self._payload.keys(event, to)
         if keys is None:
             return None
-        return self.body(keys, f"{event.event} would be", what_to_shorten(event))
+        return self.body(keys, event.event, what_to_shorten(event))
 
     def body(self, keys: Mapping[str, str], what: str, shorten: str) -> str:
         """The body of a push with these keys.
@@ -125,14 +126,7 @@ class ApnsChannel:
             TooLarge: it is over Apple's limit.
         """
         body = to_json({"aps": {}, **keys})
-        size = len(body)
-        if size > LIMIT_BYTES:
-            raise TooLarge(
-                f"{what} {size} bytes over APNs, and the limit is {LIMIT_BYTES}: shorten {shorten}",
-                size=size,
-                limit=LIMIT_BYTES,
-                channel=self.kind,
-            )
+        refuse_if_too_large(len(body), LIMIT_BYTES, what=what, kind=self.kind, shorten=shorten)
         return body.decode()
 
     async def send(self, delivery: Delivery, left_s: float) -> str:

@@ -7,6 +7,7 @@ from typing import Protocol
 from push.store.device_rows import ChannelRow, DeviceRow
 from push.store.outbox_rows import Delivery
 from signaling.calls import Call
+from signaling.errors import TooLarge
 from signaling.events import CallEvent
 
 ATTEMPT_S = 4.0
@@ -42,6 +43,31 @@ class TokenDead(DeliveryRefused):
     def __init__(self, reason: str, since: datetime | None = None) -> None:
         super().__init__(reason)
         self.since = since
+
+
+def refuse_if_too_large(size: int, limit: int, *, what: str, kind: str, shorten: str) -> None:
+    """Lets pass what a channel can carry.
+
+    Args:
+        size: How long it is, and `limit`: may be, in bytes.
+        what: What would be sent.
+        kind: The kind of channel.
+        shorten: What to shorten where it is too long.
+
+    Raises:
+        TooLarge: it is too long; says all that.
+    """
+    if size > limit:
+        raise TooLarge(
+            f"{what} would be {size} bytes over {_SPOKEN[kind]}, and the limit is {limit}:"
+            f" shorten {shorten}",
+            size=size,
+            limit=limit,
+            channel=kind,
+        )
+
+
+_SPOKEN = {"apns": "APNs", "fcm": "FCM", "mqtt": "MQTT", "websocket": "WebSocket"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,12 @@ from datetime import datetime
 
 from config.push_apps import FcmApp
 from push.alarm import Sleep
-from push.channels.channel import Addressee, ChannelAtFault, DeliveryRefused
+from push.channels.channel import Addressee, ChannelAtFault, DeliveryRefused, refuse_if_too_large
 from push.channels.fcm_app import FcmSender
 from push.channels.fcm_fault import Fault
 from push.channels.push_payload import PushPayload
 from push.metrics import Metrics
 from push.store.outbox_rows import Delivery
-from signaling.errors import TooLarge
 from signaling.events import CallEvent, what_to_shorten
 
 LIMIT_BYTES = 4096
@@ -85,11 +84,5 @@ def compose_data(keys: Mapping[str, str], what: str, shorten: str) -> str:
         TooLarge: it is over FCM's limit.
     """
     size = _ENVELOPE_BYTES + sum(len(k.encode()) + len(v.encode()) for k, v in keys.items())
-    if size > LIMIT_BYTES:
-        raise TooLarge(
-            f"{what} would be {size} bytes over FCM, and the limit is {LIMIT_BYTES}: shorten {shorten}",
-            size=size,
-            limit=LIMIT_BYTES,
-            channel=FcmChannel.kind,
-        )
+    refuse_if_too_large(size, LIMIT_BYTES, what=what, kind=FcmChannel.kind, shorten=shorten)
     return json.dumps(keys, ensure_ascii=False, separators=(",", ":"))

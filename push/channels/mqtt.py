@@ -1,14 +1,21 @@
 """MQTT 5 to a device's own topic: QoS 1, never retained, expiring with the event."""
 
 from broker.session import NobodyListens, NotConnected, Session
-from push.channels.channel import Addressee, DeliveryFailed, DeviceAway
+from push.channels.channel import (
+    Addressee,
+    DeliveryFailed,
+    DeviceAway,
+    refuse_if_too_large,
+)
 from push.store.outbox_rows import Delivery
-from signaling.errors import TooLarge
-from signaling.events import CallEvent, event_document, what_to_shorten
+from signaling.events import CallEvent, CallMessage, event_document, what_to_shorten
 from signaling.topics import call_topic
 
 LIMIT_BYTES = 5120
 """As APNs': so that an identity can add a mobile without its invites growing too long."""
+
+MESSAGE_LIMIT_BYTES = 10 * 1024
+"""Messages are never pushed: room for the longest content (`signaling.requests`) and what is around it."""
 
 
 class MqttChannel:
@@ -23,15 +30,13 @@ class MqttChannel:
         """See `Channel.compose`."""
         del to
         document = event_document(event)
-        size = len(document.encode())
-        if size > LIMIT_BYTES:
-            raise TooLarge(
-                f"{event.event} would be {size} bytes over MQTT, and the limit is {LIMIT_BYTES}:"
-                f" shorten {what_to_shorten(event)}",
-                size=size,
-                limit=LIMIT_BYTES,
-                channel=self.kind,
-            )
+        refuse_if_too_large(
+            len(document.encode()),
+            MESSAGE_LIMIT_BYTES if isinstance(event, CallMessage) else LIMIT_BYTES,
+            what=event.event,
+            kind=self.kind,
+            shorten=what_to_shorten(event),
+        )
         return document
 
     async def send(self, delivery: Delivery, left_s: float) -> str:

@@ -13,6 +13,9 @@ ConnectToken = Callable[[Identity, DeviceId, CallSid, datetime], str]
 
 CALL = "twilio.voice.call"
 CANCEL = "twilio.voice.cancel"
+STIR = "twi_stir_status"
+"""What Twilio's SDKs make `callerInfo` of. The signature of it stays out of pushes: they come from
+Apple or Google with the app's own credentials, and its 450 bytes would be taken from the parameters."""
 
 
 class PushPayload:
@@ -48,6 +51,7 @@ class PushPayload:
             **self._common(CALL, event, event.from_, event.to),
             "twi_params": encode_params(event.custom_parameters),
             "twi_bridge_token": token,
+            **({} if event.caller_info is None else {STIR: event.caller_info.attestation.value}),
             **{name: text for name, text in shown.items() if text is not None},
         }
 

@@ -1,6 +1,6 @@
 """The stream of a browser, or of an app in the foreground: the same document as over MQTT."""
 
-from signaling.errors import TooLarge
+from push.channels.channel import refuse_if_too_large
 from signaling.events import CallEvent, event_document, what_to_shorten
 
 LIMIT_BYTES = 16 * 1024
@@ -14,13 +14,11 @@ def compose_stream_event(event: CallEvent) -> str:
         TooLarge: it is over the limit.
     """
     document = event_document(event)
-    size = len(document.encode())
-    if size > LIMIT_BYTES:
-        raise TooLarge(
-            f"{event.event} would be {size} bytes over WebSocket, and the limit is {LIMIT_BYTES}:"
-            f" shorten {what_to_shorten(event)}",
-            size=size,
-            limit=LIMIT_BYTES,
-            channel="websocket",
-        )
+    refuse_if_too_large(
+        len(document.encode()),
+        LIMIT_BYTES,
+        what=event.event,
+        kind="websocket",
+        shorten=what_to_shorten(event),
+    )
     return document

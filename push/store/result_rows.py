@@ -111,29 +111,6 @@ def refuse_owed(
     )
 
 
-def results_of(connection: Connection, call_sid: str) -> list[DeliveryResult]:
-    """What is known of a call's deliveries, oldest first."""
-    rows = connection.execute(
-        select(delivery_results)
-        .where(delivery_results.c.call_sid == call_sid)
-        .order_by(delivery_results.c.at_ms, delivery_results.c.event_id)
-    )
-    return [
-        DeliveryResult(
-            row.event_id,
-            row.device_id,
-            row.kind,
-            row.app,
-            row.call_sid,
-            row.result,
-            row.detail,
-            row.at_ms,
-            row.received_at_ms,
-        )
-        for row in rows
-    ]
-
-
 def forget_results(connection: Connection, before_ms: int) -> None:
     """Forgets what became of deliveries before a moment."""
     connection.execute(delete(delivery_results).where(delivery_results.c.at_ms < before_ms))

@@ -13,6 +13,7 @@ from signaling.answers import (
     DeviceAnswer,
     DeviceResponse,
     GroupAnswer,
+    IceServersAnswer,
     Problem,
     TokenAnswer,
 )
@@ -38,6 +39,7 @@ ANSWERS: dict[frozenset[str], type[BaseModel]] = {
     frozenset({"status", "call", "problem"}): DeviceResponse,
     frozenset({"type", "status", "detail"}): Problem,
     frozenset({"online"}): Presence,
+    frozenset({"ice_servers", "ttl"}): IceServersAnswer,
 }
 STREAM: dict[str, type[BaseModel]] = {
     "stream.opened": StreamOpened,

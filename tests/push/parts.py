@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from broker.address import BrokerAddress
 from broker.session import Session
+from push.auth import AccessTokens, new_signing_key
 from push.calls import Calls
 from push.channels.mqtt import MqttChannel
 from push.connections import Connections
@@ -12,6 +13,7 @@ from push.deliveries import Deliveries
 from push.device_operations import DeviceOperations
 from push.event_stream import EventStream
 from push.flood_limits import FloodLimits
+from push.ice_servers import IceServers
 from push.metrics import Metrics
 from push.outbox import Outbox
 from push.store.database import Database
@@ -39,6 +41,8 @@ def parts_on(database: Database, clock: Clock) -> Parts:
     deliveries = Deliveries(outbox, channels, streams, now=clock.now)
     calls = Calls(database, deliveries, metrics, FloodLimits(1000, 1000), now=clock.now)
     connections = Connections(database, calls, deliveries, now=clock.now, sleep=clock.sleep)
-    operations = DeviceOperations(calls, metrics, check_after_s=5)
+    tokens = AccessTokens(database, [new_signing_key()], "bellwire", clock.now)
+    ice_servers = IceServers((), (), None, 3600, now=clock.now)
+    operations = DeviceOperations(calls, metrics, tokens, ice_servers, check_after_s=5)
     event_stream = EventStream(connections, streams, operations, now=clock.now, sleep=clock.sleep)
     return Parts(database, calls, connections, event_stream)

@@ -111,7 +111,7 @@ async def test_a_token_outlives_the_relay_that_signed_it(
     token, _ = (await open_access_tokens(database, "bellwire", clock.now)).issue(ALICE, None, 60)
     restarted = await open_access_tokens(database, "bellwire", clock.now)
     assert (await restarted.check(token)).identity == ALICE
-    assert len(restarted.jwks()["keys"]) == 1
+    assert len((await restarted.key_set()).keys) == 1
 
 
 async def test_a_token_of_another_relay_is_refused(

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from twilio.request_validator import RequestValidator
 
 from push.api.twilio import url_asked_for
+from push.flood_limits import FloodLimits
 from push.metrics import Metrics
 from push.outbox import Outbox
 from push.store.call_rows import to_ms
@@ -32,7 +33,7 @@ from push.twilio_notifications import (
     parse_notification,
     read_auth_token,
 )
-from signaling.errors import Forbidden, InvalidInput, NotFound, TooLarge
+from signaling.errors import Forbidden, InvalidInput, NotFound, TooLarge, TooManyRequests
 from signaling.identifiers import DeviceId, Identity
 from tests.push.clock import Clock
 from tests.push.fcm_parts import APP, google_in
@@ -280,12 +281,19 @@ async def test_notification_over_a_limit_is_too_large_and_says_what_to_shorten(
 class Scene:
     """The rule alone, on a database, with an outbox that does not run: what is owed stays to be seen."""
 
-    def __init__(self, database: Database, clock: Clock, token: str | None = AUTH_TOKEN) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        token: str | None = AUTH_TOKEN,
+        device_per_s: float = 1000,
+    ) -> None:
         self.database = database
         self.clock = clock
         box = Outbox(database, {}, Metrics(), now=clock.now, sleep=clock.sleep)
+        floods = FloodLimits(1000, device_per_s, clock=lambda: clock.now().timestamp())
         self.rule = TwilioNotifications(
-            database, box, ("mqtt", "apns", "fcm"), token, now=clock.now
+            database, box, ("mqtt", "apns", "fcm"), token, floods, now=clock.now
         )
 
     async def register(self, identity: str, *channels: ChannelRow) -> None:
@@ -471,3 +479,30 @@ def test_auth_token_is_read_from_its_file_and_never_quoted(tmp_path: Path) -> No
     for path in (file, tmp_path, tmp_path / "nothing"):
         with pytest.raises(InvalidInput, match=f"twilio_auth_token_file, {path}, cannot be read"):
             read_auth_token(path)
+
+
+async def test_a_flood_of_calls_is_refused_and_cancels_and_repeats_are_not(
+    each_database: Database, clock: Clock
+) -> None:
+    # Each device three at once, and one each ten seconds.
+    scene = Scene(each_database, clock, device_per_s=0.1)
+    await scene.register("bob", IPHONE)
+    await scene.register("bob", ChannelRow("mqtt"))  # is not pushed to, so not flooded
+    await scene.register("carol", ANDROID)
+    first = keys("bob")
+    for document in (first, keys("bob"), keys("bob")):
+        assert await scene.post(document) == Forwarded(1)
+    owed = len(await scene.owed())
+    with pytest.raises(TooManyRequests, match="a device of bob is called too often") as flood:
+        await scene.post(keys("bob"))
+    assert flood.value.retry_after_s == pytest.approx(10, abs=0.5)
+    assert len(await scene.owed()) == owed
+    assert await scene.post(first) == Forwarded(0, repeated=True)
+    cancel = keys("bob", twi_message_type="twilio.voice.cancel")
+    assert await scene.post(cancel) == Forwarded(1)
+    for _ in range(2):  # what is too long rings nobody, and costs nothing
+        with pytest.raises(TooLarge):
+            await scene.post(keys("carol", twi_params="x" * 5000))
+    assert [await scene.post(keys("carol")) for _ in range(3)] == [Forwarded(1)] * 3
+    clock.advance(10)
+    assert await scene.post(keys("bob")) == Forwarded(1)

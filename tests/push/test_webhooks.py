@@ -26,8 +26,7 @@ from push.store.call_rows import to_ms
 from push.store.database import Database
 from push.store.device_rows import ChannelRow, DeviceRow, put_device
 from push.store.outbox_rows import count_owed, make_all_due, owe
-from push.store.result_rows import results_of
-from push.store.tables import outbox, webhook_events
+from push.store.tables import delivery_results, outbox, webhook_events
 from push.streams import Streams
 from push.webhooks import KEPT, Replayed, Webhooks
 from signaling.calls import Call
@@ -81,6 +80,10 @@ class Scene:
 
     async def owed(self) -> int:
         return await self.database.read(count_owed)
+
+    async def results(self) -> list[Any]:
+        """What is on record of deliveries."""
+        return await self.database.read(lambda c: list(c.execute(select(delivery_results))))
 
     async def until_nothing_is_owed(self) -> None:
         async with asyncio.timeout(PATIENCE_S):
@@ -295,7 +298,8 @@ async def test_an_event_nobody_takes_is_given_up_after_three_days_and_that_is_on
         await scene.until_failed()
         scene.clock.advance(LIFE_S)
         await scene.until_nothing_is_owed()
-    (result,) = await scene.database.read(lambda c: results_of(c, call.call_sid))
+    (result,) = await scene.results()
+    assert result.call_sid == call.call_sid
     assert (result.kind, result.app, result.device_id) == ("webhook", "billing", "")
     assert (result.result, result.detail) == ("expired", "webhook billing: answered 500")
     assert receiver.came.empty()
@@ -310,7 +314,8 @@ async def test_what_a_backend_refuses_for_good_is_not_tried_again(
         call = await scene.call()
         await receiver.next()
         await scene.until_nothing_is_owed()
-    (result,) = await scene.database.read(lambda c: results_of(c, call.call_sid))
+    (result,) = await scene.results()
+    assert result.call_sid == call.call_sid
     assert (result.result, result.detail) == ("refused", "webhook billing: answered 410")
 
 

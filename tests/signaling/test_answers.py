@@ -144,3 +144,4 @@ def test_problem_keeps_what_a_refusal_adds_to_it() -> None:
     assert document["problem"]["operation"] == "join"
     assert document["problem"]["error_invitees"] == []
     assert document["call"] is None
+    assert "keys" not in document

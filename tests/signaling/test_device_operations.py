@@ -14,10 +14,12 @@ from signaling.device_operations import (
     DeviceCancel,
     DeviceEnd,
     DeviceFeedback,
+    DeviceIceServers,
     DeviceIgnore,
     DeviceInvite,
     DeviceInviteMore,
     DeviceJoin,
+    DeviceKeys,
     DeviceList,
     DeviceMessage,
     DeviceOperation,
@@ -96,7 +98,10 @@ UNDERSTOOD: list[tuple[dict[str, object], DeviceOperation]] = [
     ({"operation": "show"}, DeviceShow(operation="show", call_sid=SID)),
     ({"operation": "list", "count": 500}, DeviceList(operation="list", count=500)),
     ({"operation": "list", "next": 7}, DeviceList(operation="list", count=20, next=7)),
+    ({"operation": "ice_servers"}, DeviceIceServers(operation="ice_servers")),
+    ({"operation": "keys"}, DeviceKeys(operation="keys")),
 ]  # fmt: skip
+OF_NO_CALL = ("invite", "list", "ice_servers", "keys")
 
 
 def test_examples_hold_every_operation_of_a_device() -> None:
@@ -112,7 +117,7 @@ def test_examples_hold_every_operation_of_a_device() -> None:
 def test_operation_of_a_device_is_understood(
     document: dict[str, object], expected: DeviceOperation
 ) -> None:
-    if document["operation"] not in ("invite", "list"):
+    if document["operation"] not in OF_NO_CALL:
         document = {**document, "call_sid": SID}
     parsed = parse_device_operation(json.dumps(document).encode())
     assert type(parsed) is type(expected)
@@ -122,7 +127,7 @@ def test_operation_of_a_device_is_understood(
 @pytest.mark.parametrize("document", [document for document, _ in UNDERSTOOD])
 @pytest.mark.parametrize("member", ["identity", "device_id"])
 def test_device_speaks_for_nobody_but_itself(document: dict[str, object], member: str) -> None:
-    if document["operation"] not in ("invite", "list"):
+    if document["operation"] not in OF_NO_CALL:
         document = {**document, "call_sid": SID}
     with pytest.raises(ValidationError) as refused:
         parse_device_operation(json.dumps({**document, member: "mallory"}))

@@ -7,11 +7,13 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from signaling.calls import RejectStatus
+from signaling.media import MEDIA_SDP_MAX_LENGTH, MediaOffer, parse_media
 from signaling.params import MAX_PARAMETERS
 from signaling.requests import (
     DEFAULT_TIMEOUT_S,
     EXTENDED_DATA_MAX_LENGTH,
     MAX_GROUP_MEMBERS,
+    MEDIA_LIMIT_BYTES,
     MESSAGE_LIMIT_BYTES,
     DeviceRequest,
     FeedbackIssue,
@@ -310,3 +312,18 @@ def test_content_that_could_not_travel_is_no_message(content: object) -> None:
 
 def test_content_may_be_nested_as_deep_as_is_said() -> None:
     assert MessageRequest.model_validate({"content": nested(32)})
+
+
+# Each of its characters is two in JSON.
+WORST_SDP = "\r\n" * (MEDIA_SDP_MAX_LENGTH // 2)
+
+
+def test_longest_session_description_is_said_as_media_and_not_otherwise() -> None:
+    offer = MediaOffer(session="s" * 64, device_id="d" * 64, to_device="e" * 64, sdp=WORST_SDP)
+    content = offer.model_dump(mode="json")
+    said = MessageRequest(message_type="media", content=content, to=["bob"])
+    assert parse_media(said.content) == offer
+    with pytest.raises(ValidationError, match=f"over the limit of {MESSAGE_LIMIT_BYTES}"):
+        MessageRequest(content=content, to=["bob"])
+    with pytest.raises(ValidationError, match=f"over the limit of {MEDIA_LIMIT_BYTES}"):
+        MessageRequest(message_type="media", content={"sdp": WORST_SDP + "\n" * 600}, to=["bob"])

@@ -356,3 +356,25 @@ def test_new_call_tells_each_invitee_of_the_invite_and_the_caller_alone_what_is_
     assert told(outcome, CallCreated) == {"alice/tablet"}
     assert len(outcome.notices) == 3
     assert user_of(outcome.call, "alice").main_device == "tablet"
+
+
+# Media: `Say` to one identity. Early, before anybody has accepted, it reaches every device that rings.
+
+
+@pytest.mark.parametrize("state", ["Inviting", "NotYetReceived", "Received"])
+def test_early_media_goes_between_the_caller_and_who_is_still_invited(state: str) -> None:
+    call = in_state(ringing("bob", "carol", device="tablet"), "bob", state)
+    assert told(apply(call, say("alice", "bob")), CallMessage) == all_of("bob")
+    assert told(apply(call, say("bob", "alice")), CallMessage) == {"alice/tablet"}
+
+
+def test_media_of_a_call_goes_between_the_devices_that_carry_it() -> None:
+    call = after(ringing("bob", "carol", device="tablet"), accept("bob", "desk"))
+    assert told(apply(call, say("alice", "bob")), CallMessage) == {"bob/desk"}
+    assert told(apply(call, say("bob", "alice")), CallMessage) == {"alice/tablet"}
+
+
+def test_media_for_who_is_no_longer_there_is_refused() -> None:
+    call = after(ringing("bob", "carol"), reject("bob"))
+    assert_refused(call, say("alice", "bob"))
+    assert_refused(call, say("bob", "alice"))
