@@ -85,6 +85,11 @@ class Link:
         self._session.on_connected(self._say_online)
 
     @property
+    def session(self) -> Session:
+        """The MQTT session, for what is no call: configuration and health."""
+        return self._session
+
+    @property
     def connected(self) -> bool:
         """Whether the broker is there."""
         return self._session.connected

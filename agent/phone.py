@@ -15,6 +15,7 @@ import structlog
 
 from agent.call import Call, CallStatus, Direction, ringing_time_left
 from agent.link import Link, RequestRefused
+from agent.live_settings import LiveSettings
 from broker.session import Incoming
 from config.agent import AgentSettings
 from hardware.panel import (
@@ -72,6 +73,7 @@ class Phone:
         link: Its way to the relay.
         panel: Its buttons, ringer and light.
         now: Tells the time.
+        live: Whom its buttons call, and how long, as the fleet says now.
         sleep: Waits.
     """
 
@@ -82,9 +84,11 @@ class Phone:
         panel: Panel,
         *,
         now: Callable[[], datetime],
+        live: LiveSettings,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._settings = settings
+        self._live = live
         self._link = link
         self._panel = panel
         self._now = now
@@ -159,11 +163,14 @@ class Phone:
         if self._call is not None:
             log.info("call button ignored: this device is in a call", button=button)
             return
-        target = self._settings.panel.call_buttons[button]
+        settings = self._live.now
+        target = settings.panel.call_buttons.get(button)
+        if target is None:
+            return  # pressed just before the panel was rewired
         invite = DeviceInvite(
             operation="invite",
             to=list(target.to) if target.group is None else GroupReference(group=target.group),
-            timeout=self._settings.call_timeout_s,
+            timeout=settings.call_timeout_s,
             custom_parameters=target.custom_parameters,
             idempotency_key=secrets.token_hex(16),
         )
@@ -172,7 +179,7 @@ class Phone:
             direction=Direction.OUTGOING,
             from_=self._settings.identity,
             to=target.to,
-            expires_at=self._now() + timedelta(seconds=self._settings.call_timeout_s),
+            expires_at=self._now() + timedelta(seconds=settings.call_timeout_s),
             status=CallStatus.CONNECTING,
             custom_parameters=target.custom_parameters,
         )
@@ -181,7 +188,7 @@ class Phone:
         self._move(call, CallStatus.CONNECTING)
         # It lives on past a hang-up: only its answer tells which call is to be cancelled.
         self._spawn(self._invite(call, invite))
-        ringing = timedelta(seconds=self._settings.call_timeout_s)
+        ringing = timedelta(seconds=settings.call_timeout_s)
         self._spawn_for_call(self._give_up_after(call, ringing + _NEWS_IS_LATE))
 
     # What the relay says

@@ -11,10 +11,11 @@ import typer
 from rich.console import Console
 
 from bellwire.failures import fail, reported
-from bellwire.logs import configure_logs
+from bellwire.logs import configure_logs, set_log_level
 from bellwire.stopping import run_until_stopped
 from bellwire.systemd import keep_watchdog
 from config.agent import AgentSettings, load_agent_settings
+from config.last_good import state_folder
 from config.relay import LogFormat, LogLevel
 
 if TYPE_CHECKING:
@@ -31,6 +32,13 @@ def agent(
     ] = False,
     log_level: Annotated[LogLevel | None, typer.Option(help="How much to log. [FILE's]")] = None,
     log_format: Annotated[LogFormat, typer.Option(help="console or json.")] = "auto",
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where it keeps the fleet's configuration. [systemd's StateDirectory, or FILE's folder]",
+        ),
+    ] = None,
 ) -> None:
     """Runs the agent of one device: rings it, answers and hangs up by its buttons.
 
@@ -44,12 +52,27 @@ def agent(
     except ImportError as error:
         fail(f"the agent is not installed here ({error}): pip install 'bellwire[agent]'")
     try:
-        run_until_stopped(lambda stop: _run(settings, stop, simulate=simulate))
+        run_until_stopped(
+            lambda stop: _run(
+                settings,
+                stop,
+                simulate=simulate,
+                state=state_folder(config, state),
+                follow_level=log_level is None,
+            )
+        )
     except* PanelError as errors:
         fail(str(errors.exceptions[0]))
 
 
-async def _run(settings: AgentSettings, stop: asyncio.Event, *, simulate: bool) -> None:
+async def _run(
+    settings: AgentSettings,
+    stop: asyncio.Event,
+    *,
+    simulate: bool,
+    state: Path,
+    follow_level: bool,
+) -> None:
     from agent.main import run_agent
 
     up = asyncio.Event()
@@ -63,7 +86,14 @@ async def _run(settings: AgentSettings, stop: asyncio.Event, *, simulate: bool) 
             pins = station.pins
             Console(stderr=True).print(station.legend)
             beside.append(tasks.create_task(_press_by_lines(station, stop)))
-        await run_agent(settings, stop, pin_factory=pins, ready=up.set)
+        await run_agent(
+            settings,
+            stop,
+            pin_factory=pins,
+            ready=up.set,
+            state=state,
+            set_log_level=set_log_level if follow_level else lambda _: None,
+        )
         for task in beside:
             task.cancel()
 

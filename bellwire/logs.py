@@ -30,9 +30,15 @@ def configure_logs(
         else structlog.processors.JSONRenderer()
     )
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        wrapper_class=structlog.make_filtering_bound_logger(
+            "debug"
+        ),  # the root's level counts, and may change
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(stream)
@@ -48,10 +54,15 @@ def configure_logs(
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(level.upper())
+    set_log_level(level)
     # hpack would write every header in the clear, authorization among them.
     for chatty in ("httpx", "httpcore", "hpack", "alembic", "uvicorn"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def set_log_level(level: str) -> None:
+    """Changes how much is logged from now on: `debug`, `info`, `warning` or `error`."""
+    logging.getLogger().setLevel(level.upper())
 
 
 def _hide_secrets(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

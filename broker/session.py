@@ -269,6 +269,21 @@ class Session:
         await client.subscribe(topic_filter, options=SubscribeOptions(qos=1))
         await client.unsubscribe(topic_filter)
 
+    async def ask_retained_again(self, topic_filter: str) -> None:
+        """Has the broker send the retained messages of a filter that `subscribe` was called with, as
+        it does after each connection. It stays subscribed.
+
+        Raises:
+            NotConnected: the broker is not there.
+        """
+        client = self._client
+        if client is None:
+            raise NotConnected(f"no connection to the broker {self.address.url}")
+        try:
+            await client.subscribe(topic_filter, options=SubscribeOptions(qos=1))
+        except MqttError as error:
+            raise NotConnected(f"the broker did not confirm: {error}") from error
+
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Client]:
         client = client_of(

@@ -1,14 +1,17 @@
-"""Settings of one device's agent: the file that `bellwire devices add` writes."""
+"""Settings of one device's agent: the file that `bellwire devices add` writes, and the part of them
+that the fleet's layers may change."""
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr, ValidationError
 
 from config.audio import AudioSettings
 from config.behaviour import BehaviourSettings
+from config.ice import IceServerSettings
+from config.local_only import SCHEMA_KEY, local_only_places, split_local_only
 from config.panel import (
     ButtonSettings,
     CallButtonSettings,
@@ -16,8 +19,9 @@ from config.panel import (
     RingerSettings,
     StatusLightSettings,
 )
+from config.telemetry import TelemetrySettings
 from signaling.errors import InvalidInput
-from signaling.identifiers import DeviceIdField, IdentityField
+from signaling.identifiers import DeviceIdField, GroupNameField, IdentityField
 
 
 class _Settings(BaseModel):
@@ -33,18 +37,98 @@ class BrokerSettings(_Settings):
     ca_file: Path | None = None
 
 
-class AgentSettings(_Settings):
-    """Everything one agent needs to be told."""
+SettingPath = Annotated[str, Field(pattern=r"^[^.]+(\.[^.]+)*$", max_length=256)]
+"""A place in the settings, dotted: `panel.door`. It means everything below it, too."""
 
-    device_id: DeviceIdField
-    identity: IdentityField
-    broker: BrokerSettings
+
+class ConfigurableSettings(_Settings):
+    """Everything that an agent does, and an operator may change from afar (:mod:`config.fleet_merge`)."""
+
+    groups: Annotated[tuple[GroupNameField, ...], Field(max_length=16)] = ()
+    """The fleet's groups that the device belongs to; of two, the later one's layer wins."""
     panel: PanelSettings = Field(default_factory=PanelSettings)
     audio: AudioSettings = Field(default_factory=AudioSettings)
     behaviour: BehaviourSettings = Field(default_factory=BehaviourSettings)
     call_timeout_s: Annotated[float, Field(ge=1, le=600)] = 60
     """How long this device's own calls ring."""
+    ice_servers: Annotated[tuple[IceServerSettings, ...], Field(max_length=8)] = ()
+    """STUN and TURN servers beside those that the relay names."""
+    telemetry: TelemetrySettings = Field(default_factory=TelemetrySettings)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class AgentSettings(ConfigurableSettings):
+    """Everything one agent needs to be told. What is not in ConfigurableSettings only its own file says."""
+
+    device_id: DeviceIdField
+    identity: IdentityField
+    broker: BrokerSettings
+    locked: Annotated[tuple[SettingPath, ...], Field(max_length=64)] = ()
+    """Settings that no layer of the fleet may change: `["panel", "audio.input_device"]`."""
+
+
+LOCAL_ONLY_PLACES = local_only_places(ConfigurableSettings)
+"""Where the configurable settings hold secrets, which no layer may say: door codes."""
+
+
+def with_secrets_of(
+    file: ConfigurableSettings, settings: ConfigurableSettings
+) -> ConfigurableSettings:
+    """The fleet's sum, with the door codes that the device's own file gives those doors."""
+    doors = {
+        name: door.model_copy(update={"code": file.behaviour.doors[name].code})
+        if name in file.behaviour.doors
+        else door
+        for name, door in settings.behaviour.doors.items()
+    }
+    behaviour = settings.behaviour.model_copy(update={"doors": doors})
+    return settings.model_copy(update={"behaviour": behaviour})
+
+
+def configurable_part(settings: ConfigurableSettings) -> ConfigurableSettings:
+    """The settings without who the device is, and the password of its broker."""
+    fields = {name: getattr(settings, name) for name in ConfigurableSettings.model_fields}
+    return ConfigurableSettings.model_validate(fields)
+
+
+def settings_given(settings: ConfigurableSettings) -> dict[str, JsonValue]:
+    """The configurable settings that a file says, without its secrets and what it leaves to the
+    defaults: what the fleet's layers are merged over."""
+    given: dict[str, Any] = settings.model_dump(
+        mode="json", exclude_unset=True, include=set(ConfigurableSettings.model_fields)
+    )
+    _leave_out_implied(given)
+    shared, _ = split_local_only(given, LOCAL_ONLY_PLACES)
+    return shared
+
+
+def _leave_out_implied(given: dict[str, Any]) -> None:
+    # ButtonSettings adds this to a pull down; kept, it would turn a layer's pull up into the opposite.
+    if given.get("pull") == "down" and given.get("active_low") is False:
+        del given["active_low"]
+    for value in given.values():
+        if isinstance(value, dict):
+            _leave_out_implied(value)
+
+
+def settings_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a layer's `settings`, for editors. A layer is a merge patch, so
+    nothing in it is required, and null, which removes a value, is allowed everywhere."""
+    schema = ConfigurableSettings.model_json_schema(by_alias=True, mode="validation")
+    for definition in (schema, *schema.get("$defs", {}).values()):
+        if definition.get("type") == "object":
+            definition.pop("required", None)
+            fields = definition.get("properties", {})
+            configurable = {n: field for n, field in fields.items() if SCHEMA_KEY not in field}
+            definition["properties"] = {n: _or_null(field) for n, field in configurable.items()}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _or_null(field: dict[str, Any]) -> dict[str, Any]:
+    about = ("title", "description", "default")
+    kept: dict[str, Any] = {key: field[key] for key in about if key in field}
+    rest = {key: value for key, value in field.items() if key not in kept}
+    return {**kept, "anyOf": [*rest.pop("anyOf", [rest] if rest else []), {"type": "null"}]}
 
 
 _HEADER = """\
@@ -75,6 +159,7 @@ def agent_file(settings: AgentSettings) -> str:
     """The settings as their TOML file, password included. Defaults are left out."""
     document = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     document["broker"]["password"] = settings.broker.password.get_secret_value()
+    document = {name: document.pop(name) for name in ("device_id", "identity", "broker")} | document
     return _HEADER + tomli_w.dumps(document)
 
 

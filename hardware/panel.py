@@ -150,6 +150,9 @@ class Panel:
         pin_factory: Factory | None = None,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
+        self._sleep = sleep
+        self._group: asyncio.TaskGroup | None = None
+        self._at_work: list[asyncio.Task[None]] = []
         self._events: asyncio.Queue[PanelEvent] = asyncio.Queue(EVENTS_KEPT)
         self._events_dropped = 0
         self._working = asyncio.Event()
@@ -159,11 +162,9 @@ class Panel:
         self.ringer: Ringer | None = None
         self.status_light: StatusLight | None = None
         self.door: DoorRelease | None = None
-        with ExitStack() as built:
-            self._built = built
-            self._add_inputs(settings, sleep)
-            self._add_outputs(settings, sleep)
-            self._built = built.pop_all()
+        self._built = ExitStack()
+        self._settings = settings
+        self._build(settings)
 
     @property
     def is_hook_lifted(self) -> bool:
@@ -181,10 +182,37 @@ class Panel:
         :raises ExceptionGroup: a part failed, which stops all of them
         """
         async with asyncio.TaskGroup() as group:
-            for part in self._parts:
-                group.create_task(part.run(), name=f"panel {type(part).__name__}")
-            await asyncio.sleep(0)  # each part takes its first step
-            self._working.set()
+            self._group = group
+            try:
+                self._set_to_work()
+                await asyncio.sleep(0)  # each part takes its first step
+                self._working.set()
+                await asyncio.get_running_loop().create_future()
+            finally:
+                self._group = None
+
+    def rewire(self, settings: PanelSettings) -> None:
+        """Give all pins back and build every part anew, at once, whether :meth:`run` runs or not.
+
+        The status light goes on with its pattern. Call it while nothing rings and the door is
+        locked: a part begins at rest. Where the new wiring cannot be had, the old one is back.
+
+        :raises PanelError: a pin of the new wiring could not be claimed
+        """
+        pattern = None if self.status_light is None else self.status_light.pattern
+        for task in self._at_work:
+            task.cancel()
+        self._built.close()
+        try:
+            self._build(settings)
+            self._settings = settings
+        except PanelError:
+            self._build(self._settings)
+            raise
+        finally:
+            if self.status_light is not None and pattern is not None:
+                self.status_light.show(pattern)
+            self._set_to_work()
 
     async def ready(self) -> None:
         """Wait until :meth:`run` has every part working: presses count, and the door may open."""
@@ -204,6 +232,22 @@ class Panel:
         Closing twice is the same as once. End :meth:`run` first.
         """
         self._built.close()
+
+    def _build(self, settings: PanelSettings) -> None:
+        self._parts = []
+        self._hook = self.ringer = self.status_light = self.door = None
+        with ExitStack() as built:
+            self._built = built
+            self._add_inputs(settings, self._sleep)
+            self._add_outputs(settings, self._sleep)
+            self._built = built.pop_all()
+
+    def _set_to_work(self) -> None:
+        if self._group is not None:
+            self._at_work = [
+                self._group.create_task(part.run(), name=f"panel {type(part).__name__}")
+                for part in self._parts
+            ]
 
     def _add_inputs(self, settings: PanelSettings, sleep: Sleep) -> None:
         for name, call_button in settings.call_buttons.items():

@@ -39,6 +39,21 @@ def config_topic(device: DeviceId) -> str:
     return f"{_ROOT}/config/device/{device}"
 
 
+def reported_topic(device: DeviceId) -> str:
+    """Device to operator: retained, what it runs."""
+    return f"{_DEVICE}/{device}/config/reported"
+
+
+def gathered_topic(device: DeviceId) -> str:
+    """Device to itself: what comes back on it comes after all layers that were retained before."""
+    return f"{_DEVICE}/{device}/config/gathered"
+
+
+def telemetry_topic(device: DeviceId) -> str:
+    """Device to operator: its health."""
+    return f"{_DEVICE}/{device}/telemetry"
+
+
 def device_of(topic: str) -> DeviceId:
     """The device that a topic under `bellwire/v1/device/` belongs to.
 
@@ -52,13 +67,18 @@ def device_of(topic: str) -> DeviceId:
 
 
 def readable_by(device: DeviceId) -> tuple[str, ...]:
-    """The topics a device may subscribe to, as literal filters."""
+    """The topics a device may subscribe to, as literal filters.
+
+    All groups' layers are among them: which groups a device is in is itself configured, by any MQTT
+    client, so the broker cannot know it; and a layer holds no secrets.
+    """
     return (
         call_topic(device),
         response_topic(device),
         CONFIG_DEFAULT,
         CONFIG_GROUPS,
         config_topic(device),
+        gathered_topic(device),
     )
 
 
@@ -67,7 +87,8 @@ def writable_by(device: DeviceId) -> tuple[str, ...]:
     return (
         request_topic(device),
         presence_topic(device),
-        f"{_DEVICE}/{device}/telemetry",
+        telemetry_topic(device),
         f"{_DEVICE}/{device}/insights",
-        f"{_DEVICE}/{device}/config/reported",
+        reported_topic(device),
+        gathered_topic(device),
     )

@@ -14,7 +14,7 @@ from broker.provision import DynamicSecurity
 from broker.session import Session
 from signaling.errors import Unavailable
 from signaling.identifiers import DeviceId
-from signaling.topics import readable_by, writable_by
+from signaling.topics import gathered_topic, readable_by, writable_by
 from tests.broker.running import Inbox, RunningBroker, Wire, held, is_let_in, raw_client, soon
 from tests.conftest import PATIENCE_S
 
@@ -27,7 +27,12 @@ CONTROL = "$CONTROL/dynamic-security/v1"
 FOREIGN = [
     *(f"{ROOT}/device/lobby/{part}" for part in ("call", "request", "response", "presence")),
     *(f"{ROOT}/device/lobby/{part}" for part in ("telemetry", "insights", "config/reported")),
+    f"{ROOT}/device/lobby/config/gathered",
     f"{ROOT}/config/device/lobby",
+    *(
+        f"{ROOT}/config/{part}"
+        for part in ("device", "device/desk/more", "default/more", "group/a/b")
+    ),
     f"{ROOT}/device/desk",
     f"{ROOT}/device/desk/call/more",
     f"{ROOT}/device/desktop/call",
@@ -42,13 +47,16 @@ WILDCARDS = [
     *("#", "+", "+/#", "+/+/device/desk/call", "$SYS/#", "$CONTROL/#", "$share/all/#"),
     *(f"{ROOT}/#", f"{ROOT}/device/#", f"{ROOT}/device/+/call", f"{ROOT}/device/desk/#"),
     *(f"{ROOT}/device/desk/+", f"{ROOT}/config/#", f"{ROOT}/config/device/+"),
+    *(f"{ROOT}/config/group/#", f"{ROOT}/config/+", f"{ROOT}/device/desk/config/#"),
     f"$share/bellwire-relays/{ROOT}/device/+/request",
     f"$share/bellwire-relays/{ROOT}/device/+/presence",
     f"$share/others/{ROOT}/device/lobby/call",
 ]
+TO_ITSELF = gathered_topic(DESK)
 OWN_BUT_ONE_WAY = {
-    "heard": [topic for topic in readable_by(DESK) if "+" not in topic],
-    "said": list(writable_by(DESK)),
+    "heard": [t for t in readable_by(DESK) if "+" not in t and t != TO_ITSELF]
+    + [f"{ROOT}/config/group/front"],
+    "said": [topic for topic in writable_by(DESK) if topic != TO_ITSELF],
 }
 
 

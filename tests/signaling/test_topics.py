@@ -16,6 +16,7 @@ from signaling.topics import (
     call_topic,
     config_topic,
     device_of,
+    gathered_topic,
     presence_topic,
     readable_by,
     request_topic,
@@ -71,22 +72,31 @@ def test_device_may_hear_its_calls_its_answers_and_the_configuration_and_nothing
         "bellwire/v1/config/default",
         "bellwire/v1/config/group/+",
         "bellwire/v1/config/device/front-door",
+        "bellwire/v1/device/front-door/config/gathered",
     }
 
 
 def test_device_may_say_what_the_architecture_gives_it_and_nothing_else() -> None:
     assert set(writable_by(FRONT)) == {
         f"bellwire/v1/device/front-door/{last}"
-        for last in ("request", "presence", "telemetry", "insights", "config/reported")
+        for last in (
+            "request",
+            "presence",
+            "telemetry",
+            "insights",
+            "config/reported",
+            "config/gathered",
+        )
     }
 
 
 @given(DEVICES)
 def test_device_can_neither_answer_itself_nor_configure_itself(device: DeviceId) -> None:
-    assert not set(writable_by(device)) & set(readable_by(device))
+    to_itself = {gathered_topic(device)}
+    assert set(writable_by(device)) & set(readable_by(device)) == to_itself
     assert not any(
         matches(said, heard) or matches(heard, said)
-        for said in writable_by(device)
+        for said in set(writable_by(device)) - to_itself
         for heard in readable_by(device)
     )
 

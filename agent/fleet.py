@@ -1,0 +1,264 @@
+"""This device in its fleet: hears the layers, runs their sum, keeps it, and reports what it runs."""
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from datetime import datetime
+from importlib.metadata import version
+from typing import Protocol
+
+import structlog
+
+from agent.fleet_layers import HeardLayers
+from agent.live_settings import LiveSettings
+from broker.session import Handler, Hook, Incoming, NotConnected, PublishRefused, Sleep
+from config.agent import AgentSettings, with_secrets_of
+from config.fleet_layer import Layer, LayerProblem, Reported
+from config.fleet_merge import Verdict, judge, local_file
+from config.last_good import LastGood
+from config.telemetry import Fault
+from signaling.identifiers import DeviceId
+from signaling.topics import (
+    CONFIG_DEFAULT,
+    CONFIG_GROUPS,
+    config_topic,
+    gathered_topic,
+    reported_topic,
+)
+
+log = structlog.get_logger(__name__)
+
+_GATHERING_S = 10.0
+_LATE_S = 0.5
+"""How much longer a layer that is gone is waited for: not every broker sends what it retains before
+what is published later."""
+_TRY_AGAIN_S = 5.0
+
+
+class Transport(Protocol):
+    """What a fleet's device needs of its MQTT session (:class:`broker.session.Session`)."""
+
+    def subscribe(self, topic_filter: str, handler: Handler) -> None:
+        """See `Session.subscribe`."""
+
+    def on_connected(self, hook: Hook) -> None:
+        """See `Session.on_connected`."""
+
+    def on_disconnected(self, hook: Callable[[], None]) -> None:
+        """See `Session.on_disconnected`."""
+
+    async def ask_retained_again(self, topic_filter: str) -> None:
+        """See `Session.ask_retained_again`."""
+
+    async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        """See `Session.publish`."""
+
+
+class Fleet:
+    """One device of a fleet. Build it before the session runs, then `run` it beside.
+
+    Args:
+        settings: The device's own file.
+        transport: Its MQTT session.
+        live: Where the settings take effect.
+        last_good: Where the layers are kept; None keeps them nowhere.
+        now: Tells the time, with its zone.
+        sleep: Waits.
+    """
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        transport: Transport,
+        live: LiveSettings,
+        *,
+        last_good: LastGood | None = None,
+        now: Callable[[], datetime],
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
+        self._settings = settings
+        self._local = local_file(settings)
+        self._transport = transport
+        self._live = live
+        self._store = last_good
+        self._now = now
+        self._sleep = sleep
+        device = DeviceId(settings.device_id)
+        self._reported_topic = reported_topic(device)
+        self._gathered_topic = gathered_topic(device)
+        self._filters = (CONFIG_DEFAULT, CONFIG_GROUPS, config_topic(device))
+        self._good: dict[str, Layer] = {} if last_good is None else last_good.layers
+        self._layers = HeardLayers(device, self._good)
+        self._verdict = self._judge()
+        live.take(with_secrets_of(settings, self._verdict.settings))
+        self._faults: dict[str, LayerProblem] = {}
+        self._said: Reported | None = None
+        self._mark = b""
+        self._marked = asyncio.Event()
+        self._connection = 0
+        self._connected = False
+        self._is_asked = True
+        self._is_resting = False
+        self._work = asyncio.Event()
+        for topic_filter in self._filters:
+            transport.subscribe(topic_filter, self._take_layer)
+        transport.subscribe(self._gathered_topic, self._take_mark)
+        transport.on_connected(self._begin)
+        transport.on_disconnected(self._lose)
+        live.watch(lambda _, __: self._work.set())
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the device is to run."""
+        return self._verdict
+
+    def report_fault(self, path: str, reason: str | None) -> None:
+        """Reports that settings which are in order could not be put into effect here (a pin that
+        another program has); None takes that back."""
+        if reason is None:
+            self._faults.pop(path, None)
+        else:
+            self._faults[path] = self._problem(path, reason)
+        self._work.set()
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether all that was heard is in force, kept and, while the broker is there, reported."""
+        return self._is_resting and not self._work.is_set()
+
+    def faults(self) -> list[Fault]:
+        """What was reported and not taken back."""
+        return [Fault(part=path, reason=why.reason) for path, why in self._faults.items()]
+
+    async def run(self) -> None:
+        """Follows the layers until cancelled."""
+        while True:
+            self._is_resting = True
+            await self._work.wait()
+            self._is_resting = False
+            self._work.clear()
+            try:
+                await self._follow()
+            except NotConnected as error:
+                log.info("layers not gathered or reported", error=str(error))
+                if self._connected:
+                    await self._sleep(_TRY_AGAIN_S)
+                    self._work.set()
+
+    async def _follow(self) -> None:
+        self._apply()
+        if self._connected and self._layers.in_doubt:
+            await self._gather()
+            self._apply()
+        await self._keep()
+        if self._connected:
+            await self._report()
+        if self._connected and self._layers.in_doubt:
+            self._work.set()
+
+    # What is heard
+
+    async def _begin(self) -> None:
+        self._connected = True
+        self._said = None
+        self._work.set()
+
+    def _lose(self) -> None:
+        self._connected = False
+        self._connection += 1
+        self._is_asked = True
+        self._layers.gather()
+        self._marked.set()
+
+    def _take_layer(self, message: Incoming) -> None:
+        self._layers.take(message.topic, message.payload, retained=message.retained)
+        self._work.set()
+
+    def _take_mark(self, message: Incoming) -> None:
+        if message.payload == self._mark:
+            self._marked.set()
+
+    async def _gather(self) -> None:
+        """Hears from the broker which layers there are. A subscription, new or repeated, has it send
+        them (MQTT 5, section 3.8.4), and what is published after that comes after them."""
+        connection = self._connection
+        if self._is_asked:
+            self._is_asked = False
+        else:
+            self._layers.gather()
+            for topic_filter in self._filters:
+                await self._transport.ask_retained_again(topic_filter)
+        self._mark = secrets.token_hex(8).encode()
+        self._marked.clear()
+        try:
+            await self._transport.publish(self._gathered_topic, self._mark)
+            async with asyncio.timeout(_GATHERING_S):
+                await self._marked.wait()
+        except PublishRefused:
+            log.warning("the broker knows this device from an older version: add it again")
+            await self._sleep(_LATE_S)
+        except TimeoutError as error:
+            raise NotConnected(f"the broker echoes nothing on {self._gathered_topic}") from error
+        if self._layers.missing:
+            await self._sleep(_LATE_S)
+        if connection == self._connection:
+            self._layers.end_gathering()
+
+    # What is done with it
+
+    def _judge(self) -> Verdict:
+        return judge(self._local, self._layers.standing, self._good)
+
+    def _apply(self) -> None:
+        self._verdict = self._judge()
+        self._good = self._verdict.layers
+        self._live.take(with_secrets_of(self._settings, self._verdict.settings))
+
+    async def _keep(self) -> None:
+        layers = self._verdict.layers
+        if self._store is None or layers == self._store.layers:
+            return
+        try:
+            await asyncio.to_thread(self._store.save, layers)
+        except OSError as error:
+            log.error("configuration not kept on disk", error=str(error))
+
+    async def _report(self) -> None:
+        document = self.reported()
+        if self._said is not None and document == self._said.model_copy(update={"at": document.at}):
+            return
+        await self._transport.publish(
+            self._reported_topic, document.model_dump_json().encode(), retain=True
+        )
+        self._said = document
+
+    def reported(self) -> Reported:
+        """What this device runs, as it reports it."""
+        verdict, waiting = self._verdict, self._live.waiting
+        errors = (*verdict.errors, *self._faults.values())
+        return Reported(
+            device_id=self._local.device_id,
+            software=version("bellwire"),
+            at=self._now(),
+            hash=verdict.hash,
+            effective=verdict.effective,
+            sources=verdict.sources,
+            revisions=verdict.revisions,
+            local=self._local.settings,
+            locked=self._local.locked,
+            errors=errors,
+            waiting=waiting,
+            state="refused" if errors else "waiting" if waiting else "applied",
+        )
+
+    def _problem(self, path: str, reason: str) -> LayerProblem:
+        """A fault under the last layer that says something about what is faulty."""
+        verdict = self._verdict
+        sources = {
+            source
+            for place, source in verdict.sources.items()
+            if place == path or place.startswith(f"{path}.")
+        }
+        layer = next((name for name in reversed(verdict.layers) if name in sources), "file")
+        revision = verdict.revisions.get(layer)
+        return LayerProblem(layer=layer, revision=revision, path=path, reason=reason[:512])

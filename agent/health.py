@@ -1,0 +1,129 @@
+"""How this device is, reported on its telemetry topic at the pace that is configured."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from datetime import datetime
+from importlib.metadata import version
+
+import structlog
+
+from agent.fleet import Fleet, Transport
+from agent.live_settings import LiveSettings
+from agent.machine import Machine
+from broker.session import NotConnected, Sleep
+from config.agent import ConfigurableSettings
+from config.telemetry import CallNow, Fault, Telemetry
+from signaling.identifiers import DeviceId
+from signaling.topics import telemetry_topic
+
+log = structlog.get_logger(__name__)
+
+_TIMES_HEARD = 16
+
+
+class HealthReports:
+    """A device's health reports. The first follows the first connection.
+
+    Args:
+        device_id: Which device.
+        transport: Its MQTT session.
+        live: The pace.
+        now: Tells the time, with its zone.
+        call: Where its call stands.
+        fleet: What it runs, and what of that is faulty.
+        machine: The machine it is.
+        sleep: Waits.
+    """
+
+    def __init__(
+        self,
+        device_id: str,
+        transport: Transport,
+        live: LiveSettings,
+        *,
+        now: Callable[[], datetime],
+        call: Callable[[], CallNow],
+        fleet: Fleet,
+        machine: Machine | None = None,
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
+        self._device_id = device_id
+        self._topic = telemetry_topic(DeviceId(device_id))
+        self._transport = transport
+        self._live = live
+        self._now = now
+        self._call = call
+        self._fleet = fleet
+        self._machine = machine or Machine()
+        self._sleep = sleep
+        self._began = time.monotonic()
+        self._ahead_s: deque[float] = deque(maxlen=_TIMES_HEARD)
+        self._sources: list[Callable[[], Iterable[Fault]]] = []
+        self._due = asyncio.Event()
+        self._is_up = asyncio.Event()
+        transport.on_connected(self._begin)
+        transport.on_disconnected(self._is_up.clear)
+        live.watch(self._follow_pace)
+
+    def add_faults(self, source: Callable[[], Iterable[Fault]]) -> None:
+        """Has each report tell the faults that `source` names then."""
+        self._sources.append(source)
+
+    def hear_time(self, at: datetime) -> None:
+        """Takes the relay's time of a message that has just come. A message takes its time, and may
+        have waited in the broker, so that of the last few the smallest difference is the clocks'."""
+        self._ahead_s.append((self._now() - at).total_seconds())
+
+    async def run(self) -> None:
+        """Reports until cancelled."""
+        while True:
+            await self._is_up.wait()
+            if self._live.now.telemetry.enabled:
+                try:
+                    await self._report()
+                except NotConnected as error:
+                    log.info("health not reported", error=str(error))
+            await self._pause()
+
+    async def telemetry(self) -> Telemetry:
+        """How the device is now."""
+        readings = await asyncio.to_thread(self._machine.look)
+        return Telemetry(
+            device_id=self._device_id,
+            at=self._now(),
+            software=version("bellwire"),
+            uptime_s=round(time.monotonic() - self._began, 1),
+            **asdict(readings),
+            clock_skew_s=round(min(self._ahead_s), 3) if self._ahead_s else None,
+            config_hash=self._fleet.verdict.hash,
+            call=self._call(),
+            faults=tuple(
+                fault for source in (self._fleet.faults, *self._sources) for fault in source()
+            ),
+        )
+
+    async def _report(self) -> None:
+        document = (await self.telemetry()).model_dump_json(exclude_none=True).encode()
+        await self._transport.publish(self._topic, document)
+
+    async def _pause(self) -> None:
+        """Waits until the next report is due, by a pace that may change meanwhile."""
+        self._due.clear()
+        async with asyncio.TaskGroup() as tasks:
+            ending = tasks.create_task(self._end_pause())
+            await self._due.wait()
+            ending.cancel()
+
+    async def _end_pause(self) -> None:
+        await self._sleep(self._live.now.telemetry.interval_s)
+        self._due.set()
+
+    async def _begin(self) -> None:
+        self._is_up.set()
+
+    def _follow_pace(self, before: ConfigurableSettings, now: ConfigurableSettings) -> None:
+        if before.telemetry != now.telemetry:
+            self._due.set()

@@ -1,0 +1,55 @@
+"""How often an agent reports its health, and what it reports on its telemetry topic."""
+
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+CallNow = Literal["idle", "pending", "connecting", "ringing", "open", "reconnecting", "closed"]
+
+
+class TelemetrySettings(BaseModel):
+    """The pace of health reports."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    enabled: bool = True
+    interval_s: Annotated[float, Field(ge=1, le=86_400)] = 60
+    """Seconds between two reports."""
+
+
+class Fault(BaseModel):
+    """Something of the device that does not work: `part` is `panel`, `audio`, ...; what and what to do."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    part: Annotated[str, Field(max_length=64)]
+    reason: Annotated[str, Field(max_length=512)]
+
+
+class Telemetry(BaseModel):
+    """A device's health. What it cannot tell (a Pi on a cable has no Wi-Fi) is None.
+
+    `cpu_percent` is the share of all cores since the report before; `clock_skew_s` how far the
+    device's clock is ahead of the relay's, from the time stamps of the relay's events.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    device_id: str
+    at: AwareDatetime
+    software: str
+    uptime_s: float
+    """Since the agent started."""
+    boot_s: float | None = None
+    """Since the device started."""
+    cpu_percent: float | None = None
+    load_1m: float | None = None
+    temperature_c: float | None = None
+    memory_percent: float | None = None
+    agent_rss_mb: float | None = None
+    disk_percent: float | None = None
+    wifi_signal_dbm: float | None = None
+    clock_skew_s: float | None = None
+    config_hash: str = ""
+    call: CallNow = "idle"
+    faults: tuple[Fault, ...] = ()

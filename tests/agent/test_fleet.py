@@ -1,0 +1,303 @@
+"""Devices of a fleet on a real broker: what an operator retains, they run, keep and report."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from gpiozero import DigitalInputDevice
+
+from agent.call import CallStatus
+from agent.main import run_agent
+from bellwire.simulated_station import SimulatedStation
+from broker.session import Incoming, Session
+from config.agent import AgentSettings
+from config.fleet_layer import Reported
+from config.last_good import LastGood
+from config.panel import OutputSettings
+from config.telemetry import Telemetry
+from hardware.panel import Panel
+from hardware.status_light import Pattern
+from signaling.identifiers import DeviceId
+from signaling.presence import parse_presence
+from signaling.topics import (
+    CONFIG_DEFAULT,
+    CONFIG_GROUPS,
+    config_topic,
+)
+from tests.agent.desk import Desk, Exchange, settings_of
+from tests.broker.running import held, soon
+from tests.config.fleet_parts import document
+from tests.conftest import PATIENCE_S
+from tests.system.scene import Record
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+class Operator:
+    """Somebody with an MQTT client: retains layers, and hears what the devices report."""
+
+    def __init__(self, session: Session) -> None:
+        self.reports = Record()
+        self.health = Record()
+        self._session = session
+        self._retained: set[str] = set()
+        session.subscribe("bellwire/v1/device/+/config/reported", self._take_report)
+        session.subscribe("bellwire/v1/device/+/telemetry", self._take_health)
+
+    async def retain(self, topic: str, payload: bytes) -> None:
+        self._retained.add(topic)
+        await self._session.publish(topic, payload, retain=True)
+
+    async def configure(self, desk: Desk, settings: dict[str, Any], revision: int = 1) -> None:
+        await self.retain(config_topic(device_of(desk)), document(settings, revision))
+
+    async def clear(self) -> None:
+        for topic in self._retained:
+            await self._session.publish(topic, b"", retain=True)
+
+    async def until(self, desk: Desk, wanted: Callable[[Reported], bool], what: str) -> Reported:
+        name = device_of(desk)
+        found: Reported = await self.reports.until(
+            lambda report: report.device_id == name and wanted(report), what
+        )
+        return found
+
+    def _take_report(self, message: Incoming) -> None:
+        if message.payload:
+            self.reports.note(Reported.model_validate_json(message.payload))
+
+    def _take_health(self, message: Incoming) -> None:
+        self.health.note(Telemetry.model_validate_json(message.payload))
+
+
+def device_of(desk: Desk) -> DeviceId:
+    return DeviceId(desk.station.agent.settings.device_id)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def operator(exchange: Exchange) -> AsyncIterator[Operator]:
+    session = Session(exchange.broker.address, "operator", sleep=soon)
+    at_work = Operator(session)
+    async with held(session):
+        yield at_work
+        await at_work.clear()
+
+
+async def test_a_layer_takes_effect_is_reported_and_goes_when_it_is_removed(
+    desk: Desk, operator: Operator
+) -> None:
+    first = await operator.until(desk, lambda _: True, "the first report")
+    assert (first.state, first.errors, first.revisions) == ("applied", (), {})
+    await operator.configure(desk, {"audio": {"ring_volume": 0.25}, "groups": ["upstairs"]}, 4)
+    report = await operator.until(desk, lambda r: "device" in r.revisions, "the change")
+    assert report.sources["audio.ring_volume"] == "device"
+    assert (report.revisions, report.state) == ({"device": 4}, "applied")
+    assert desk.station.agent.live.now.audio.ring_volume == 0.25
+    await operator.retain(CONFIG_GROUPS.replace("+", "upstairs"), document({"call_timeout_s": 7}))
+    await operator.until(desk, lambda r: "group/upstairs" in r.revisions, "its group's layer")
+    assert desk.station.agent.live.now.call_timeout_s == 7
+    reports = len(operator.reports.noted)
+    await operator.clear()
+    operator.reports.noted.clear()
+    last = await operator.until(desk, lambda r: not r.revisions, "the removal")
+    assert reports
+    assert last.hash == first.hash
+    assert desk.station.agent.live.now.call_timeout_s == 20, "what its own file says"
+
+
+async def test_a_bad_layer_is_refused_by_every_device_with_the_same_error_and_the_last_good_one_holds(
+    desk: Desk, far_desk: Desk, operator: Operator
+) -> None:
+    both = (desk, far_desk)
+    await operator.retain(CONFIG_DEFAULT, document({"audio": {"ring_volume": 0.3}}))
+    for each in both:
+        await operator.until(each, lambda r: r.revisions == {"default": 1}, "the good one")
+    bad = {"audio": {"ring_volume": 3}, "panel": {"mute": {"pin": 18}}, "call_timeout_s": 5}
+    await operator.retain(CONFIG_DEFAULT, document(bad, 2))
+    errors = [(await operator.until(d, lambda r: bool(r.errors), "errors")).errors for d in both]
+    assert errors[0] == errors[1]
+    assert [(e.layer, e.revision, e.path) for e in errors[0]] == [
+        ("default", 2, "audio.ring_volume"),
+        ("default", 2, "panel"),
+    ]
+    assert "pin 18 is used twice, by mute and by ringer" in errors[0][1].reason
+    assert errors[0][0].reason == "Input should be less than or equal to 1; this is 3"
+    for each in both:
+        report = await operator.until(each, lambda r: bool(r.errors), "errors")
+        assert (report.state, report.revisions) == ("refused", {"default": 1})
+        now = each.station.agent.live.now
+        assert (now.audio.ring_volume, now.call_timeout_s) == (0.3, 20)
+    await operator.retain(CONFIG_DEFAULT, document({}, 3))
+    for each in both:
+        mended = await operator.until(each, lambda r: r.revisions == {"default": 3}, "mended")
+        assert mended.errors == ()
+
+
+@pytest.mark.parametrize("payload", [b"no json", b'{"revision": 1}', b"x" * 70_000])
+async def test_garbage_is_refused_and_says_what_a_layer_is(
+    desk: Desk, operator: Operator, payload: bytes
+) -> None:
+    await operator.retain(config_topic(device_of(desk)), payload)
+    report = await operator.until(desk, lambda r: bool(r.errors), "errors")
+    assert {e.layer for e in report.errors} == {"device"}
+    assert report.errors[0].revision is None
+    assert report.revisions == {}
+
+
+async def test_a_call_goes_on_while_its_pins_change_and_they_change_when_it_is_over(
+    desk: Desk, operator: Operator
+) -> None:
+    agent, pins = desk.station.agent, desk.station.fingers.pins
+    sid = await desk.ring_and_answer()
+    statuses = Record()
+    agent.phone.watch(lambda call: statuses.note(call.status))
+    built = agent.panel.ringer
+    change = {
+        "panel": {"ringer": {"pin": 12}, "call_buttons": {"lobby": {"to": "porter"}}},
+        "audio": {"ring_volume": 0.1, "output_device": "USB"},
+    }
+    await operator.configure(desk, change)
+    report = await operator.until(desk, lambda r: bool(r.waiting), "that it waits")
+    assert (report.state, report.waiting) == ("waiting", ("panel", "audio.output_device"))
+    live = agent.live
+    assert live.now.audio.ring_volume == 0.1, "a volume does not wait"
+    assert live.now.panel.call_buttons["lobby"].to == ("porter",), "nor does whom a button calls"
+    assert live.now.audio.output_device is None
+    assert agent.panel.ringer is built
+    assert statuses.noted == [], "the call was not touched"
+    assert desk.call is not None and desk.call.status is CallStatus.OPEN
+    await desk.press("h")
+    await desk.until(sid, CallStatus.CLOSED)
+    done = await operator.until(
+        desk, lambda r: r.state == "applied" and bool(r.revisions), "applied"
+    )
+    assert (done.waiting, done.hash) == ((), report.hash)
+    assert live.now.audio.output_device == "USB"
+    await desk.ring()
+    async with asyncio.timeout(PATIENCE_S):
+        await pins.wait_for(OutputSettings(pin=12), active=True)
+    await desk.press("h")
+    async with asyncio.timeout(PATIENCE_S):
+        await pins.wait_for(OutputSettings(pin=12), active=False)
+    assert desk.rings == 1, "the old ringer rang for the first call only"
+
+
+async def test_a_pin_that_cannot_be_had_is_reported_and_the_panel_stays_as_it_was(
+    desk: Desk, operator: Operator
+) -> None:
+    agent = desk.station.agent
+    with contextlib.closing(DigitalInputDevice(12, pin_factory=desk.station.fingers.pins)):
+        await operator.configure(desk, {"panel": {"ringer": {"pin": 12}}}, 5)
+        report = await operator.until(desk, lambda r: bool(r.errors), "the fault")
+        [error] = report.errors
+        assert (error.layer, error.revision, error.path) == ("device", 5, "panel")
+        assert "ringer cannot have GPIO12" in error.reason
+        sid = await desk.ring()
+        await desk.press("h")
+        await desk.until(sid, CallStatus.CLOSED)
+        assert [f.part for f in (await agent.health.telemetry()).faults] == ["panel"]
+    await operator.configure(desk, {"panel": {"ringer": {"pin": 13}}}, 6)
+    mended = await operator.until(desk, lambda r: r.revisions == {"device": 6}, "mended")
+    assert (mended.errors, mended.state) == ((), "applied")
+
+
+async def test_health_is_reported_at_the_pace_that_is_configured(
+    desk: Desk, operator: Operator
+) -> None:
+    name = device_of(desk)
+    await desk.ring()
+    await operator.configure(desk, {"telemetry": {"interval_s": 1}})
+    ringing = await operator.health.until(
+        lambda h: h.device_id == name and h.call == "pending", "that it rings"
+    )
+    assert ringing.clock_skew_s is not None
+    assert abs(ringing.clock_skew_s) < PATIENCE_S
+    assert ringing.memory_percent is not None and 0 < ringing.memory_percent < 100
+    assert ringing.agent_rss_mb is not None and ringing.agent_rss_mb > 5
+    assert ringing.config_hash == desk.station.agent.fleet.verdict.hash
+    await desk.press("h")
+    await operator.health.until(
+        lambda h: h.device_id == name and h.call == "idle" and h.uptime_s > ringing.uptime_s, "idle"
+    )
+
+
+async def test_a_short_gap_does_not_show_a_device_offline_and_it_hears_what_changed_meanwhile(
+    far_desk: Desk, operator: Operator
+) -> None:
+    presence = far_desk.relay.presence
+    await presence.until(lambda p: parse_presence(p).online, "online")
+    presence.noted.clear()
+    await operator.configure(far_desk, {"call_timeout_s": 5})
+    await operator.until(far_desk, lambda r: r.revisions == {"device": 1}, "a layer")
+    far_desk.wire.cut()
+    await far_desk.lost()
+    await operator.configure(far_desk, {"call_timeout_s": 6}, 2)
+    await far_desk.wire.mend()
+    await operator.until(far_desk, lambda r: r.revisions == {"device": 2}, "the change it missed")
+    assert presence.noted, "it came back"
+    assert all(parse_presence(p).online for p in presence.noted), "and was never said to be away"
+    far_desk.wire.cut()
+    await presence.until(lambda p: not parse_presence(p).online, "that a long gap is told")
+
+
+async def test_a_removal_that_a_device_missed_counts_once_it_is_back(
+    far_desk: Desk, operator: Operator
+) -> None:
+    await operator.configure(far_desk, {"call_timeout_s": 5})
+    await operator.until(far_desk, lambda r: r.revisions == {"device": 1}, "a layer")
+    far_desk.wire.cut()
+    await far_desk.lost()
+    await operator.clear()
+    operator.reports.noted.clear()
+    await far_desk.wire.mend()
+    await operator.until(far_desk, lambda r: r.revisions == {}, "the removal")
+    assert far_desk.station.agent.live.now.call_timeout_s == 20
+
+
+async def test_an_agent_starts_with_what_it_ran_before_it_has_reached_a_broker(
+    exchange: Exchange, operator: Operator, tmp_path: Path
+) -> None:
+    settings = settings_of(await exchange.admit())
+    device = DeviceId(settings.device_id)
+    change = {"log_level": "debug", "panel": {"ringer": {"pin": 12}}}
+    await operator.retain(config_topic(device), document(change))
+    levels = Record()
+    # What it reports it has on disk.
+    there = operator.reports.until(
+        lambda r: r.device_id == device and bool(r.revisions), "a report"
+    )
+    await run_until(there, levels, settings, tmp_path)
+    assert levels.noted == ["info", "debug"]
+    assert LastGood(tmp_path, device).layers["device"].settings == change
+    gone = settings.broker.model_copy(update={"url": "mqtt://127.0.0.1:1"})
+    levels = Record()
+    started = levels.until(lambda _: True, "its start")
+    await run_until(started, levels, settings.model_copy(update={"broker": gone}), tmp_path)
+    assert levels.noted == ["debug"]
+
+
+async def run_until(
+    done: Awaitable[Any], levels: Record, settings: AgentSettings, state: Path
+) -> None:
+    stop = asyncio.Event()
+    pins = SimulatedStation(settings).pins
+    async with asyncio.TaskGroup() as tasks:
+        work = run_agent(settings, stop, pin_factory=pins, state=state, set_log_level=levels.note)
+        tasks.create_task(work)
+        await done
+        stop.set()
+
+
+async def test_a_panel_that_is_rewired_shows_on_what_it_showed(desk: Desk) -> None:
+    panel: Panel = desk.station.agent.panel
+    assert panel.status_light is not None
+    before = panel.status_light
+    before.show(Pattern.FAULT)
+    panel.rewire(desk.station.agent.settings.panel)
+    assert panel.status_light is not before
+    assert panel.status_light.pattern is Pattern.FAULT
+    await desk.ring_and_answer()
