@@ -3,19 +3,20 @@ can put another's name on an invite.
 
 The relay's keys are asked for once, and again where a token names a key that is not known yet: so a
 new key needs nothing done here. No clock of this device decides: whether the invite is alive is for
-`agent.call.ringing_time_left` to say, which believes the broker, since a Pi has no clock of its own.
+`agent.call_invite.ringing_time_left` to say, which believes the broker, since a Pi has no clock of its own.
 The token only has to be of this very invite, its moments included.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import structlog
 from pydantic import ValidationError
 
+from agent.call_record import CallerInfo
 from signaling.answers import KeySetAnswer
 from signaling.calls import Attestation
 from signaling.errors import CallError
@@ -32,14 +33,6 @@ _ASK_AGAIN_AFTER_S = 10.0
 
 FetchKeys = Callable[[], Awaitable[KeySetAnswer]]
 """Asks the relay for its public keys; raises CallError where it does not answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class CallerInfo:
-    """What is known of the caller (seed 003, Call.callerInfo). `is_verified`: the relay has signed that
-    the caller's own token or connection made this call."""
-
-    is_verified: bool
 
 
 class CallerVerification:
@@ -85,8 +78,8 @@ class CallerVerification:
             return "the invite has run out"
         if token is None:
             return "the relay has not signed it"
-        # Read when a call first needs them: they cost an idle device 10 MB.
-        import jwt
+        # Read when a call first needs them, off the loop: they cost an idle device 10 MB.
+        jwt = await asyncio.to_thread(import_module, "jwt")
 
         try:
             kid = str(jwt.get_unverified_header(token).get("kid", ""))

@@ -32,7 +32,13 @@ from signaling.errors import CallError
 from signaling.events import CallEvent, parse_event
 from signaling.identifiers import DeviceId
 from signaling.presence import Presence, presence_document
-from signaling.topics import call_topic, presence_topic, request_topic, response_topic
+from signaling.topics import (
+    call_topic,
+    insights_topic,
+    presence_topic,
+    request_topic,
+    response_topic,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -170,6 +176,13 @@ class Link:
         operation = DeviceIceServers(operation="ice_servers")
         response = await self.request(operation, within=within)
         return IceServersAnswer(ice_servers=response.ice_servers or (), ttl=response.ttl or 0)
+
+    async def publish_insight(self, document: str) -> None:
+        """Tells what has been learnt of a call. While the broker is away it is let go."""
+        try:
+            await self._session.publish(insights_topic(self._device), document.encode())
+        except NotConnected as error:
+            log.info("insight not published", error=str(error))
 
     async def _say_online(self) -> None:
         await self._session.publish(

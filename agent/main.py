@@ -1,25 +1,35 @@
-"""One agent: panel, link and phone together, until told to stop."""
+"""One agent: panel, link, device, phone, sound and fleet together, until told to stop."""
 
 import asyncio
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import structlog
 from gpiozero import Factory
 
+from agent.caller_verification import CallerVerification
+from agent.commands import Commands
+from agent.device import Device
 from agent.fleet import Fleet
 from agent.health import HealthReports
-from agent.link import Link
+from agent.link import Link, RequestRefused
 from agent.live_settings import LiveSettings
+from agent.media.engine import IceServer, MediaEngine
 from agent.phone import Phone
 from agent.rewiring import panel_of
+from agent.sound import Sound
+from agent.sound_card import SoundCard
 from broker.address import parse_broker_url
-from config.agent import AgentSettings
+from config.agent import AgentSettings, ConfigurableSettings
 from config.last_good import LastGood
-from signaling.identifiers import DeviceId
+from config.telemetry import CallNow, Fault
+from signaling.errors import CallError
+from signaling.identifiers import DeviceId, Identity
 
 log = structlog.get_logger(__name__)
+
+_ICE_SERVERS_WITHIN = timedelta(seconds=3)
 
 
 class Agent:
@@ -29,6 +39,8 @@ class Agent:
         settings: What the device is and how it is wired.
         pin_factory: The pins; None takes the Pi's own.
         last_good: The fleet's layers of its last run, and where they are kept.
+        card: Its sound card; None where it has none: calls are then opened without sound.
+        allow_loopback: Whether the other end may be on this machine, as in a simulation.
 
     Raises:
         PanelError: a pin of its own file cannot be used.
@@ -41,6 +53,8 @@ class Agent:
         *,
         pin_factory: Factory | None = None,
         last_good: LastGood | None = None,
+        card: SoundCard | None = None,
+        allow_loopback: bool = False,
     ) -> None:
         address = parse_broker_url(
             settings.broker.url,
@@ -49,23 +63,41 @@ class Agent:
             ca_file=settings.broker.ca_file,
         )
         self.settings = settings
-        self.link = Link(address, DeviceId(settings.device_id))
+        self._card = card
+        self._sound = None
+        if card is not None:
+            self._sound = Sound(lambda: _engine(allow_loopback), card, self._ice_servers)
+        device_id = DeviceId(settings.device_id)
+        self.link = Link(address, device_id)
+        self.device = Device(
+            Identity(settings.identity),
+            device_id,
+            self.link,
+            now=_now,
+            verify_caller=CallerVerification(self.link.keys).verify,
+        )
         self.live = LiveSettings(settings, is_idle=self._is_idle)
         self.fleet = Fleet(settings, self.link.session, self.live, last_good=last_good, now=_now)
         self.panel = panel_of(
             self.live, settings.panel, self.fleet.report_fault, pin_factory=pin_factory
         )
-        self.phone = Phone(settings, self.link, self.panel, now=_now, live=self.live)
+        self.phone = Phone(self.live, self.device, self.panel, card)
         self.phone.watch(lambda _: self.live.settle())
         self.health = HealthReports(
             settings.device_id,
             self.link.session,
             self.live,
             now=_now,
-            call=lambda: "idle" if self.phone.call is None else self.phone.call.status.value,
+            call=self._call_now,
             fleet=self.fleet,
         )
+        self.health.add_faults(self._sound_faults)
         self.link.listen(lambda event, _: self.health.hear_time(event.at))
+        self.commands = Commands(
+            device_id, self.link.session, is_idle=lambda: not self.device.calls, ring=self._ring
+        )
+        self.live.watch(self._follow_settings)
+        self._follow_settings(self.live.now, self.live.now)
 
     async def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Works until cancelled; `ready` is called once the panel works and the relay can be heard."""
@@ -73,11 +105,14 @@ class Agent:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.panel.run())
                 await self.panel.ready()
-                tasks.create_task(self.phone.run())
-                tasks.create_task(self.link.run())
-                tasks.create_task(self.live.run())
-                tasks.create_task(self.fleet.run())
-                tasks.create_task(self.health.run())
+                if self._card is not None:
+                    tasks.create_task(self._card.run())
+                parts = (
+                    *(self.device, self.phone, self.link),
+                    *(self.live, self.fleet, self.health, self.commands),
+                )
+                for part in parts:
+                    tasks.create_task(part.run())
                 log.info(
                     "agent works",
                     device_id=self.settings.device_id,
@@ -88,12 +123,53 @@ class Agent:
         finally:
             self.panel.close()
 
+    def _follow_settings(self, _: ConfigurableSettings, now: ConfigurableSettings) -> None:
+        self.device.call_waiting = now.behaviour.call_waiting
+        self.device.use_sound(self._sound if now.audio.enabled else None)
+        if self._card is not None:
+            self._card.use(now.audio)
+
     def _is_idle(self) -> bool:
-        """Whether nobody is rung, called or let in: the moment to rewire. True before it works."""
-        if not hasattr(self, "phone"):
-            return True
-        door = self.panel.door
-        return self.phone.call is None and not (door is not None and door.is_open)
+        """Whether nobody is rung, called or let in: the moment to rewire."""
+        door = self.panel.door if hasattr(self, "panel") else None  # while it is being built: None
+        return not self.device.calls and not (door is not None and door.is_open)
+
+    def _call_now(self) -> CallNow:
+        call = self.phone.call
+        return "idle" if call is None else call.status.value
+
+    def _sound_faults(self) -> Iterable[Fault]:
+        fault = None if self._card is None else self._card.fault
+        return () if fault is None else (Fault(part="audio", reason=fault[:512]),)
+
+    def _ring(self, on: bool) -> bool:
+        ringer = self.panel.ringer
+        if ringer is None:
+            return False
+        ringer.start() if on else ringer.stop()
+        return True
+
+    async def _ice_servers(self) -> Sequence[IceServer]:
+        """Those of the relay, with credentials for this call, then the configured ones."""
+        configured = tuple(IceServer(server.urls) for server in self.live.now.ice_servers)
+        try:
+            told = await self.link.ice_servers(within=_ICE_SERVERS_WITHIN)
+        except (RequestRefused, CallError) as error:
+            log.warning(
+                "the relay names no ICE servers: within one network it works without",
+                error=str(error),
+            )
+            return configured
+        return (
+            *(IceServer(s.urls, s.username, s.credential) for s in told.ice_servers),
+            *configured,
+        )
+
+
+def _engine(allow_loopback: bool) -> MediaEngine:
+    from agent.media import wrtc_engine  # loads libwebrtc
+
+    return wrtc_engine.WrtcEngine(allow_loopback=allow_loopback)
 
 
 def _now() -> datetime:
@@ -105,6 +181,8 @@ async def run_agent(
     stop: asyncio.Event,
     *,
     pin_factory: Factory | None = None,
+    card: SoundCard | None = None,
+    allow_loopback: bool = False,
     ready: Callable[[], None] = lambda: None,
     state: Path | None = None,
     set_log_level: Callable[[str], None] = lambda _: None,
@@ -114,7 +192,13 @@ async def run_agent(
     last_good = None
     if state is not None:
         last_good = await asyncio.to_thread(LastGood, state, settings.device_id)
-    agent = Agent(settings, pin_factory=pin_factory, last_good=last_good)
+    agent = Agent(
+        settings,
+        pin_factory=pin_factory,
+        last_good=last_good,
+        card=card,
+        allow_loopback=allow_loopback,
+    )
     set_log_level(agent.live.now.log_level)
     agent.live.watch(lambda _, now: set_log_level(now.log_level))
     async with asyncio.TaskGroup() as tasks:

@@ -20,6 +20,7 @@ from config.relay import LogFormat, LogLevel
 
 if TYPE_CHECKING:
     from bellwire.simulated_station import SimulatedStation
+    from hardware.audio.recorder import Recorder
 
 
 @reported
@@ -39,11 +40,19 @@ def agent(
             help="Where it keeps the fleet's configuration. [systemd's StateDirectory, or FILE's folder]",
         ),
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Record every call to this WAV file, for support; both sides hear a beep.",
+        ),
+    ] = None,
 ) -> None:
-    """Runs the agent of one device: rings it, answers and hangs up by its buttons.
+    """Runs the agent of one device: rings it, answers and hangs up by its buttons, and carries the voice.
 
     With --simulate it needs no Raspberry Pi: a line typed (or piped) presses a button. `a` answers,
-    `h` rejects or hangs up, `1` to `9` press the call buttons in their order, `q` stops.
+    `h` rejects or hangs up, `1` to `9` press the call buttons in their order, `q` stops. Sound is the
+    machine's own, or a simulated card's where there is none.
     """
     settings = load_agent_settings(config)
     configure_logs(log_level or settings.log_level, log_format)
@@ -51,6 +60,7 @@ def agent(
         from hardware.panel import PanelError
     except ImportError as error:
         fail(f"the agent is not installed here ({error}): pip install 'bellwire[agent]'")
+    recorder = None if record is None else _recorder(record)
     try:
         run_until_stopped(
             lambda stop: _run(
@@ -59,10 +69,26 @@ def agent(
                 simulate=simulate,
                 state=state_folder(config, state),
                 follow_level=log_level is None,
+                recorder=recorder,
             )
         )
     except* PanelError as errors:
         fail(str(errors.exceptions[0]))
+    finally:
+        if recorder is not None:
+            recorder.close()
+
+
+def _recorder(file: Path) -> "Recorder":
+    from hardware.audio.recorder import Recorder
+
+    try:
+        recorder = Recorder(file)
+    except OSError as error:
+        fail(f"cannot record to {file} ({error.strerror}): name a file that does not exist yet")
+    notice = f"Recording every call to {file}; both sides hear a beep. For support only."
+    Console(stderr=True).print(notice, style="bold red")
+    return recorder
 
 
 async def _run(
@@ -72,8 +98,10 @@ async def _run(
     simulate: bool,
     state: Path,
     follow_level: bool,
+    recorder: "Recorder | None",
 ) -> None:
     from agent.main import run_agent
+    from bellwire.agent_sound import sound_card
 
     up = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
@@ -90,6 +118,8 @@ async def _run(
             settings,
             stop,
             pin_factory=pins,
+            card=sound_card(settings.audio, simulate=simulate, recorder=recorder),
+            allow_loopback=simulate,
             ready=up.set,
             state=state,
             set_log_level=set_log_level if follow_level else lambda _: None,

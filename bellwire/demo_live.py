@@ -14,7 +14,7 @@ from rich.panel import Panel as Frame
 from rich.table import Table
 from rich.text import Text
 
-from agent.call import Call, CallStatus
+from agent.call import CallRecord, CallStatus
 from bellwire.demo_stage import Stage, Station, demo_stage
 from bellwire.keyboard import single_keys
 
@@ -104,8 +104,8 @@ class _Screen:
                 rows.add_row(Text(f"[{key}]", "bold"), label)
         return Frame(rows, title=station.name)
 
-    def _noter(self, name: str) -> Callable[[Call], None]:
-        def note(call: Call) -> None:
+    def _noter(self, name: str) -> Callable[[CallRecord], None]:
+        def note(call: CallRecord) -> None:
             reason = f" ({call.ended_because})" if call.status is CallStatus.CLOSED else ""
             self._note(name, f"call {call.status}{reason}")
 
@@ -115,7 +115,7 @@ class _Screen:
         self._events.append(f"{datetime.now().astimezone():%H:%M:%S.%f}"[:-3] + f"  {who:6} {what}")
 
 
-def _other_party(call: Call | None) -> str:
+def _other_party(call: CallRecord | None) -> str:
     if call is None:
         return ""
     parties = ", ".join(call.to) if call.direction == "OUTGOING" else (call.from_ or "")

@@ -14,7 +14,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from agent.call import Call, CallStatus
+from agent.call import CallRecord, CallStatus
 from bellwire.demo_stage import Stage, demo_stage
 from broker.session import Incoming
 from signaling.answers import CallAnswer
@@ -106,7 +106,7 @@ async def play(stage: Stage) -> Played:
     Raises:
         Unavailable: as `demo_once`.
     """
-    desk_calls: asyncio.Queue[tuple[Call, float]] = asyncio.Queue()
+    desk_calls: asyncio.Queue[tuple[CallRecord, float]] = asyncio.Queue()
     lobby_events: asyncio.Queue[tuple[CallEvent, float]] = asyncio.Queue()
     stage.desk.agent.phone.watch(lambda call: desk_calls.put_nowait((call, time.perf_counter())))
 
@@ -138,7 +138,7 @@ async def play(stage: Stage) -> Played:
     released_at = time.perf_counter()
     timeline.note("desk", "ringer pin low", await _within("the ringer falls silent", silent))
     opened = await _until(desk_calls, CallStatus.OPEN)
-    timeline.note("desk", "call open (this version carries no audio)", opened[1])
+    timeline.note("desk", "call open (a server called, so no device speaks for lobby)", opened[1])
     told = await _until_state(lobby_events, UserState.ACCEPTED)
     timeline.note("lobby", "told: desk accepted", told)
 
@@ -182,8 +182,8 @@ async def _next(
 
 
 async def _until(
-    calls: "asyncio.Queue[tuple[Call, float]]", status: CallStatus
-) -> tuple[Call, float]:
+    calls: "asyncio.Queue[tuple[CallRecord, float]]", status: CallStatus
+) -> tuple[CallRecord, float]:
     return await _next(calls, f"the desk's call is {status}", lambda call: call.status is status)
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from agent.main import Agent
+from agent.sound_card import SoundCard
 from bellwire.relay_client import RelayClient
 from bellwire.relay_process import RelayProcess
 from bellwire.simulated_station import SimulatedStation
 from config.agent import AgentSettings, BrokerSettings, default_panel
+from hardware.audio.simulated_card import SimulatedSoundCard
 from signaling.errors import Unavailable
 from signaling.requests import ChannelRequest, DeviceRequest
 
@@ -93,4 +95,6 @@ async def register_station(
 async def _station(client: RelayClient, name: str, calls: str) -> Station:
     settings = await register_station(client, name, (calls,))
     fingers = SimulatedStation(settings)
-    return Station(Agent(settings, pin_factory=fingers.pins), fingers)
+    card = SoundCard(settings.audio, initialise=SimulatedSoundCard().initialised)
+    agent = Agent(settings, pin_factory=fingers.pins, card=card, allow_loopback=True)
+    return Station(agent, fingers)

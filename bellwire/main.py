@@ -16,6 +16,7 @@ from bellwire import (
 )
 from bellwire.devices_command import devices
 from bellwire.doctor_audio import audio, doctor_audio_epilog
+from bellwire.fleet_command import fleet
 from bellwire.push_command import push
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ app.command("call", epilog="Example: `bellwire call desk --from lobby --param re
     call_command.call
 )
 app.add_typer(devices, name="devices")
+app.add_typer(fleet, name="fleet")
 app.add_typer(push, name="push")
 app.command("token", epilog="Example: `bellwire token alice --ttl 3600`")(token_command.token)
 doctor = typer.Typer()

@@ -9,6 +9,7 @@ import hashlib
 import secrets
 from typing import Any
 
+from signaling.fleet_topics import read_by_operators, written_by_operators
 from signaling.identifiers import DeviceId
 from signaling.topics import PRESENCE_SHARED, REQUESTS_SHARED, readable_by, writable_by
 
@@ -17,6 +18,7 @@ Json = dict[str, Any]
 CONTROL_TOPIC = "$CONTROL/dynamic-security/v1"
 CONTROL_RESPONSE_TOPIC = f"{CONTROL_TOPIC}/response"
 RELAY_ROLE = "bellwire-relay"
+OPERATOR_ROLE = "bellwire-operator"
 _ITERATIONS = 10_000
 
 
@@ -39,6 +41,16 @@ def device_acls(device: DeviceId) -> list[Json]:
     ]
 
 
+def operator_acls() -> list[Json]:
+    """What an operator of the fleet may do: write layers and commands, read what devices report.
+    No calls, no requests of devices, no rights of others."""
+    return [
+        *(allow("subscribePattern", topic) for topic in read_by_operators()),
+        *(allow("publishClientReceive", topic) for topic in read_by_operators()),
+        *(allow("publishClientSend", topic) for topic in written_by_operators()),
+    ]
+
+
 def relay_acls() -> list[Json]:
     """What a relay may do: hear all devices, speak to them, and provision their rights."""
     return [
@@ -51,15 +63,17 @@ def relay_acls() -> list[Json]:
     ]
 
 
-def client_entry(username: str, password: str, roles: list[str]) -> Json:
+def client_entry(
+    username: str, password: str, roles: list[str], *, iterations: int = _ITERATIONS
+) -> Json:
     """A client as the plugin's file holds it: the password as PBKDF2-SHA512."""
     salt = secrets.token_bytes(12)
-    digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, _ITERATIONS)
+    digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, iterations)
     return {
         "username": username,
         "password": base64.b64encode(digest).decode(),
         "salt": base64.b64encode(salt).decode(),
-        "iterations": _ITERATIONS,
+        "iterations": iterations,
         "roles": [{"rolename": role} for role in roles],
     }
 

@@ -18,7 +18,7 @@ from broker.address import BrokerAddress
 from broker.dynamic_security import initial_document
 from broker.session import backoff_s
 from config.private_file import write_private
-from signaling.errors import Unavailable
+from signaling.errors import InvalidInput, Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -41,7 +41,8 @@ autosave_interval 30
 persistent_client_expiration 14d
 set_tcp_nodelay true
 max_packet_size 262144
-max_queued_messages 1000
+max_queued_messages 20000
+max_queued_bytes 67108864
 log_dest stderr
 log_type error
 log_type warning
@@ -81,6 +82,22 @@ def find_dynamic_security_plugin() -> Path:
                 return found
     raise Unavailable(
         "mosquitto's dynamic-security plugin is not installed: it comes with mosquitto 2"
+    )
+
+
+def embedded_address(folder: Path) -> BrokerAddress:
+    """How the relay logs in to the mosquitto of its own in `folder`, for who may read that.
+
+    Raises:
+        InvalidInput: there is none, or it cannot be read.
+    """
+    path = folder / "login.json"
+    try:
+        login = _Login(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise InvalidInput(f"{path} cannot be read: {error}") from error
+    return BrokerAddress(
+        host=_HOST, port=login.port, username=login.username, password=login.password
     )
 
 

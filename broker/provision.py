@@ -8,9 +8,11 @@ from typing import Protocol
 from broker.dynamic_security import (
     CONTROL_RESPONSE_TOPIC,
     CONTROL_TOPIC,
+    OPERATOR_ROLE,
     Json,
     device_acls,
     device_role_name,
+    operator_acls,
 )
 from broker.session import Incoming, NotConnected, Session
 from signaling.errors import InvalidInput, Unavailable
@@ -19,6 +21,7 @@ from signaling.topics import presence_topic
 
 _TIMEOUT_S = 10.0
 _ALREADY_GONE = ("Client not found", "Role not found")
+_ALREADY_THERE = ("Role already exists",)
 
 
 class Provisioner(Protocol):
@@ -83,6 +86,48 @@ class DynamicSecurity:
             await self._session.publish(presence_topic(device), b"", retain=True)
         except NotConnected as error:
             raise Unavailable(f"the broker kept the device's presence: {error}") from error
+
+    async def grant_operator(self, username: str) -> str:
+        """Lets an operator of the fleet write its layers, and returns their new password. One that has
+        access already is cut off and gets a new password.
+
+        Raises:
+            Unavailable: the broker did not take it.
+        """
+        password = secrets.token_urlsafe(32)
+        role: Json = {"rolename": OPERATOR_ROLE, "acls": operator_acls()}
+        await self.revoke_operator(username)
+        await self._run({"command": "createRole", **role}, tolerate=_ALREADY_THERE)
+        await self._run(
+            {"command": "modifyRole", **role},  # as this version has it
+            {
+                "command": "createClient",
+                "username": username,
+                "password": password,
+                "roles": [{"rolename": OPERATOR_ROLE}],
+            },
+        )
+        return password
+
+    async def revoke_operator(self, username: str) -> bool:
+        """Takes an operator's access away and disconnects them; whether they had any.
+
+        Raises:
+            Unavailable: the broker did not take it.
+        """
+        command = {"command": "deleteClient", "username": username}
+        (answer,) = await self._run(command, tolerate=_ALREADY_GONE)
+        return "error" not in answer
+
+    async def has_operator(self, username: str) -> bool:
+        """Whether an operator of this name has access.
+
+        Raises:
+            Unavailable: the broker does not answer.
+        """
+        get = {"command": "getClient", "username": username}
+        (answer,) = await self._run(get, tolerate=_ALREADY_GONE)
+        return "error" not in answer
 
     async def _refuse_foreign(self, device: DeviceId) -> None:
         """Keeps the relay's own account, and the operator's, from being taken for a device's."""

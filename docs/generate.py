@@ -16,6 +16,7 @@ import typer
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
+from bellwire.fleet_command import schema_text
 from bellwire.main import app
 from config.agent import default_panel
 from config.push_apps import ApnsApp, FcmApp, WebhookTarget
@@ -25,7 +26,7 @@ from docs.tables import inline, paragraphs, sections, sent, table, taken
 from push.api.app import build_app
 from push.metrics import Metrics
 from push.problems import problem_of
-from signaling import answers, errors, requests, topics
+from signaling import answers, errors, fleet_topics, requests, topics
 from signaling.calls import UserState
 from signaling.device_operations import DeviceOperation
 from signaling.errors import OperationRefused, Refusal
@@ -211,6 +212,17 @@ def rights() -> str:
     )
 
 
+def operator_rights() -> str:
+    """What an operator of the fleet may do on which topic."""
+    return table(
+        ["topic", "an operator may"],
+        [
+            *([f"`{topic}`", "subscribe"] for topic in fleet_topics.read_by_operators()),
+            *([f"`{topic}`", "publish"] for topic in fleet_topics.written_by_operators()),
+        ],
+    )
+
+
 def bodies() -> str:
     """The bodies of HTTP requests."""
     models = (
@@ -329,10 +341,10 @@ def command_line() -> str:
 
 def commands(path: str, command: Any) -> Iterable[tuple[str, Any]]:  # noqa: ANN401 - Typer's own click
     """Every command that does something, with its path, as `("bellwire devices add", ...)`."""
-    if not hasattr(command, "commands"):
+    inner_commands = getattr(command, "commands", {})
+    if not inner_commands or command.invoke_without_command:
         yield path, command
-        return
-    for name, inner in command.commands.items():
+    for name, inner in inner_commands.items():
         yield from commands(f"{path} {name}", inner)
 
 
@@ -361,6 +373,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "replies": replies,
     "problems": problems,
     "rights": rights,
+    "operator-rights": operator_rights,
     "operations": operations,
     "events": events,
     "device-events": device_events,
@@ -374,7 +387,11 @@ PARTS: dict[str, Callable[[], str]] = {
     "apns-reasons": lambda: push_examples.reasons("apns"),
     "fcm-reasons": lambda: push_examples.reasons("fcm"),
 }
-FILES: dict[str, Callable[[], str]] = {"docs/cli.md": command_line, "docs/openapi.json": openapi}
+FILES: dict[str, Callable[[], str]] = {
+    "docs/cli.md": command_line,
+    "docs/openapi.json": openapi,
+    "docs/agent.schema.json": schema_text,
+}
 
 
 if __name__ == "__main__":

@@ -54,6 +54,21 @@ def telemetry_topic(device: DeviceId) -> str:
     return f"{_DEVICE}/{device}/telemetry"
 
 
+def insights_topic(device: DeviceId) -> str:
+    """Device to operator: what it has learnt of its calls."""
+    return f"{_DEVICE}/{device}/insights"
+
+
+def command_topic(device: DeviceId) -> str:
+    """Operator to device: what it is to do now, such as to ring for a moment."""
+    return f"{_DEVICE}/{device}/command"
+
+
+def command_result_topic(device: DeviceId) -> str:
+    """Device to operator: what has become of a command."""
+    return f"{_DEVICE}/{device}/command/result"
+
+
 def device_of(topic: str) -> DeviceId:
     """The device that a topic under `bellwire/v1/device/` belongs to.
 
@@ -79,6 +94,7 @@ def readable_by(device: DeviceId) -> tuple[str, ...]:
         CONFIG_GROUPS,
         config_topic(device),
         gathered_topic(device),
+        command_topic(device),
     )
 
 
@@ -88,7 +104,8 @@ def writable_by(device: DeviceId) -> tuple[str, ...]:
         request_topic(device),
         presence_topic(device),
         telemetry_topic(device),
-        f"{_DEVICE}/{device}/insights",
+        insights_topic(device),
         reported_topic(device),
         gathered_topic(device),
+        command_result_topic(device),
     )

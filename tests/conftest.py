@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from agent.call import Call, CallStatus
+from agent.call import CallRecord, CallStatus
 from agent.main import Agent
 from bellwire.relay_client import RelayClient
 from bellwire.relay_process import RelayProcess
@@ -98,9 +98,9 @@ class Station:
 
     agent: Agent
     fingers: SimulatedStation
-    calls: asyncio.Queue[Call]
+    calls: asyncio.Queue[CallRecord]
 
-    async def until(self, status: CallStatus) -> Call:
+    async def until(self, status: CallStatus) -> CallRecord:
         """Waits until its phone's call reaches a status; returns the call as it was then."""
         async with asyncio.timeout(PATIENCE_S):
             while (call := await self.calls.get()).status is not status:

@@ -82,6 +82,13 @@ class Sound:
         self._flowing = asyncio.Condition()
         self._streams = Streams(settings, self.mixer, self._deliver, recorder, initialise)
 
+    def use(self, settings: AudioSettings) -> None:
+        """Has these settings in force. A change of volume or processing is heard at once, without a
+        gap; one of the devices opens them anew."""
+        self.settings = settings
+        self.mixer.volume = settings.speaker_volume
+        self._changed.set()
+
     async def run(self) -> None:
         """Keeps the streams as they are needed, until cancelled; then none, and no thread, is left."""
         with ThreadPoolExecutor(1, thread_name_prefix="bellwire sound") as blocking:
@@ -102,7 +109,7 @@ class Sound:
             self._changed.clear()
             wants_input, wants_output = self._wants()
             fault = await loop.run_in_executor(
-                blocking, self._streams.settle, wants_input, wants_output
+                blocking, self._streams.settle, self.settings, wants_input, wants_output
             )
             self._tell(fault)
             failures = failures + 1 if fault else 0

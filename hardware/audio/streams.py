@@ -64,7 +64,7 @@ class Streams:
             direction in streams and streams[direction].is_flowing for direction in self._wanted
         )
 
-    def settle(self, wants_input: bool, wants_output: bool) -> str | None:
+    def settle(self, settings: AudioSettings, wants_input: bool, wants_output: bool) -> str | None:
         """Opens what is wanted, closes what is not, closes what is dead and opens it anew.
 
         Returns:
@@ -78,6 +78,7 @@ class Streams:
             )
             if wants
         )
+        self._follow(settings)
         faults = [
             f"the {direction.part} {stream.device.name!r} has stopped: is it unplugged? ({_DOCTOR})"
             for direction, stream in self._open.items()
@@ -101,6 +102,18 @@ class Streams:
             missing = [direction for direction in Direction if direction in self._wanted]
         return "; ".join(filter(None, map(self._try, missing))) or None
 
+    def _follow(self, settings: AudioSettings) -> None:
+        before, self._settings = self._settings, settings
+        for direction in Direction:
+            name = direction.value
+            if getattr(before, name) != getattr(settings, name) and direction in self._open:
+                self._open.pop(direction).close()
+        if before.processing != settings.processing and self._processing is not None:
+            self._processing = VoiceProcessing(settings.processing)
+            self._tell_delay()
+            if self.voice is not None:
+                self.voice.processing = self._processing
+
     def close(self) -> None:
         """Closes everything: nothing runs then."""
         self._end_port_audio()
@@ -114,9 +127,12 @@ class Streams:
             self._open_one(direction)
         except (NoDevice, StreamRefused) as error:
             return f"{error} ({_DOCTOR})"
+        self._tell_delay()
+        return None
+
+    def _tell_delay(self) -> None:
         if len(self._open) == len(Direction) and self._processing is not None:
             self._processing.set_delay(sum(stream.latency_s for stream in self._open.values()))
-        return None
 
     def _open_one(self, direction: Direction) -> None:
         port_audio = self._port_audio

@@ -30,7 +30,7 @@ class VoiceThread:
         self.output = Meter()
         self.dropped = 0
         self.processing: VoiceProcessing | None = None
-        """What is done to the voice. Set before the first block is captured."""
+        """What is done to the voice; may be replaced at any time."""
         self._deliver = deliver
         self._recorder = recorder
         # A SimpleQueue's put never waits, not even for its reader.

@@ -2,13 +2,17 @@
 
 from collections.abc import AsyncIterator
 
+import httpx
 import pytest
 import pytest_asyncio
 
+from bellwire.relay_process import RelayProcess
 from broker.provision import DynamicSecurity
 from broker.session import Session
 from tests.agent.desk import Desk, Exchange, desk_at
+from tests.agent.talking import DESK, FRONT, Talker, talker
 from tests.broker.running import RunningBroker, held, soon
+from tests.conftest import PATIENCE_S
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -30,4 +34,26 @@ async def desk(exchange: Exchange) -> AsyncIterator[Desk]:
 async def far_desk(exchange: Exchange) -> AsyncIterator[Desk]:
     """A desk that can be cut off from the broker while all others are not."""
     async with desk_at(exchange, over_wire=True) as at_work:
+        yield at_work
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def talk_http(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[httpx.AsyncClient]:
+    async with RelayProcess(tmp_path_factory.mktemp("talking") / "relay") as relay:
+        headers = {"Authorization": f"Bearer {relay.access.api_key}"}
+        async with httpx.AsyncClient(
+            base_url=relay.access.url, headers=headers, timeout=PATIENCE_S
+        ) as plain:
+            yield plain
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def front(talk_http: httpx.AsyncClient) -> AsyncIterator[Talker]:
+    async with talker(talk_http, "front", FRONT) as at_work:
+        yield at_work
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def inside(talk_http: httpx.AsyncClient) -> AsyncIterator[Talker]:
+    async with talker(talk_http, "desk", DESK) as at_work:
         yield at_work

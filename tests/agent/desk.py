@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from agent.call import Call, CallStatus
+from agent.call import CallRecord, CallStatus
 from broker.address import BrokerAddress
 from broker.provision import DynamicSecurity
 from broker.session import Session
@@ -70,7 +70,7 @@ class Desk:
         self.station.agent.link.listen(lambda event, _: self._heard.put_nowait(event.id))
 
     @property
-    def call(self) -> Call | None:
+    def call(self) -> CallRecord | None:
         return self.station.agent.phone.call
 
     @property
@@ -95,7 +95,7 @@ class Desk:
         await self.until(sid, CallStatus.OPEN)
         return sid
 
-    async def until(self, sid: str, status: CallStatus) -> Call:
+    async def until(self, sid: str, status: CallStatus) -> CallRecord:
         call, _ = await self.diary.until(sid, status)
         return call
 

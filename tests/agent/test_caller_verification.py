@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent.call import ringing_time_left
+from agent.call_invite import ringing_time_left
 from agent.caller_verification import CallerInfo, CallerVerification
 from push.auth import AccessTokens, new_signing_key
 from push.store.key_rows import SigningKeyRow

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent.call import Call, CallStatus, Direction
+from agent.call import CallRecord, CallStatus, Direction
 from signaling.answers import DeviceResponse
 from signaling.calls import UserState
 from signaling.events import CallEnded, CallUserStateChanged
@@ -33,9 +33,9 @@ def lobby_is(state: UserState, sid: str) -> CallUserStateChanged:
     return CallUserStateChanged(**about(sid), identity="lobby", state=state)
 
 
-async def until_closed(desk: Desk) -> Call:
+async def until_closed(desk: Desk) -> CallRecord:
     call, _ = await desk.diary.calls.until(lambda noted: noted[0].status is CallStatus.CLOSED)
-    assert isinstance(call, Call)
+    assert isinstance(call, CallRecord)
     return call
 
 

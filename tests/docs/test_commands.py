@@ -25,7 +25,7 @@ def problem_of(words: list[str]) -> str | None:
         return None if os.access(ROOT / program, os.X_OK) else f"there is no {program}"
     if program.rpartition("/")[2] != "bellwire":
         return None
-    for length in (3, 2):
+    for length in (4, 3, 2):
         command = BELLWIRE.get(" ".join(["bellwire", *words[1:length]]))
         if command is not None:
             return _refusal(command, words[length:])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from config.fleet_layer import Layer
 from signaling.answers import (
     CallAnswer,
     CallDeliveriesAnswer,
@@ -40,6 +41,7 @@ ANSWERS: dict[frozenset[str], type[BaseModel]] = {
     frozenset({"type", "status", "detail"}): Problem,
     frozenset({"online"}): Presence,
     frozenset({"ice_servers", "ttl"}): IceServersAnswer,
+    frozenset({"revision", "settings"}): Layer,
 }
 STREAM: dict[str, type[BaseModel]] = {
     "stream.opened": StreamOpened,

@@ -73,6 +73,7 @@ def test_device_may_hear_its_calls_its_answers_and_the_configuration_and_nothing
         "bellwire/v1/config/group/+",
         "bellwire/v1/config/device/front-door",
         "bellwire/v1/device/front-door/config/gathered",
+        "bellwire/v1/device/front-door/command",
     }
 
 
@@ -86,6 +87,7 @@ def test_device_may_say_what_the_architecture_gives_it_and_nothing_else() -> Non
             "insights",
             "config/reported",
             "config/gathered",
+            "command/result",
         )
     }
 

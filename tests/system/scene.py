@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from agent.call import Call, CallStatus
+from agent.call import CallRecord, CallStatus
 from bellwire.relay_process import RelayProcess
 from broker.session import Incoming
 from signaling.errors import Unavailable
@@ -73,16 +73,16 @@ class Diary:
     def _hear(self, event: CallEvent, _: Incoming) -> None:
         self.heard.note(event)
 
-    async def until(self, sid: str, status: CallStatus) -> tuple[Call, float]:
+    async def until(self, sid: str, status: CallStatus) -> tuple[CallRecord, float]:
         """Waits until this call has reached a status here; the call as it was, and when."""
-        found: tuple[Call, float] = await self.calls.until(
+        found: tuple[CallRecord, float] = await self.calls.until(
             lambda noted: noted[0].sid == sid and noted[0].status is status, f"{sid} {status}"
         )
         return found
 
-    async def until_dialled(self) -> Call:
+    async def until_dialled(self) -> CallRecord:
         """Waits until a call of this station's own has its SID."""
-        found: tuple[Call, float] = await self.calls.until(
+        found: tuple[CallRecord, float] = await self.calls.until(
             lambda noted: noted[0].direction == "OUTGOING" and noted[0].sid, "a call of its own"
         )
         return found[0]

@@ -1,0 +1,297 @@
+"""The sound of one call: a connection with each other party, all of them mixed by the sound card.
+
+Who offers: the caller to everybody else; of two invitees, the one whose identity sorts first. So
+there is one offer between any two.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+
+import numpy as np
+import structlog
+
+from agent.call_meter import VolumeMeter
+from agent.call_tasks import CallTasks
+from agent.dtmf import DtmfDetector, dial_steps
+from agent.early_media import EarlyMedia
+from agent.link import RequestRefused
+from agent.media.engine import (
+    BLOCK_FRAMES,
+    Block,
+    IceServer,
+    MediaStats,
+    PeerConnection,
+    PeerListeners,
+)
+from agent.media_news import MediaNews, MediaOptions, MediaTiming, PeerNews, Say
+from agent.peer import Peer, is_known_there
+from agent.sound import Sound
+from agent.voice import AudioStream
+from signaling.errors import CallError
+from signaling.identifiers import DeviceId, Identity
+from signaling.media import MediaDocument
+
+log = structlog.get_logger(__name__)
+
+MAX_PEERS = 4
+"""Other parties whose sound one device mixes."""
+
+_EARLY_DOCUMENTS = 64
+_TONE_MS, _GAP_MS = 160, 70
+"""As Twilio's client sends them (twilio-voice.js, call.ts)."""
+_SILENCE: Block = np.zeros(BLOCK_FRAMES, np.int16)
+_SILENCE.setflags(write=False)
+
+
+def _ignore() -> None:
+    """Of early sound nobody is told."""
+
+
+class CallMedia:
+    """The sound of one call.
+
+    Args:
+        say: Tells a party something, and returns once the relay has it.
+        news: Who is told how it stands.
+    """
+
+    def __init__(
+        self,
+        sound: Sound,
+        *,
+        me: Identity,
+        device: DeviceId,
+        say: Say,
+        tasks: CallTasks,
+        news: MediaNews,
+        timing: MediaTiming,
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self.options = MediaOptions()
+        self.muted = False
+        self.local_stream = AudioStream()
+        self.remote_stream = AudioStream()
+        self.input_meter = VolumeMeter()
+        self.output_meter = VolumeMeter()
+        self._sound = sound
+        self._me = me
+        self._device = device
+        self._say = say
+        self._tasks = tasks
+        self._news = news
+        self._timing = timing
+        self._sleep = sleep
+        self._peers: dict[Identity, Peer] = {}
+        self._working: dict[Identity, asyncio.Task[None] | None] = {}
+        self._sending: tuple[Peer, ...] = ()
+        self._was_up: set[Identity] = set()
+        self._early: deque[tuple[Identity, MediaDocument]] = deque(maxlen=_EARLY_DOCUMENTS)
+        self.early_media = EarlyMedia(self._make_early_peer, tasks)
+        self._begun = False
+        self._attached = False
+        self._attaching = asyncio.Lock()
+        self._dialling = asyncio.Lock()
+
+    # Who is in the call
+
+    def begin(self, others: Sequence[Identity], caller: Identity | None) -> None:
+        """The call is on, with these others in it so far."""
+        self._begun = True
+        for who in others:
+            self.add(who, caller)
+        waiting = tuple(self._early)
+        self._early.clear()
+        for who, document in waiting:
+            self.take(who, document)
+        if not self._peers:
+            self._news.connected()
+
+    def add(self, who: Identity, caller: Identity | None) -> None:
+        """One more party is in the call; it may be known already."""
+        if not self._begun or who in self._peers:
+            return
+        if len(self._peers) >= MAX_PEERS:
+            log.error("no sound with one more party: this device mixes 4", other=who)
+            return
+        loop = asyncio.get_running_loop()
+        detector = DtmfDetector()
+        source = f"{who} {id(detector)}"
+
+        def heard(block: Block) -> None:
+            self._sound.voice.play(source, block)
+            self.output_meter.take(block)
+            self.remote_stream.publish(block)
+            digit = detector.hear(block)
+            if digit is not None:
+                loop.call_soon_threadsafe(self._news.digit, who, digit)
+
+        peer = Peer(
+            who,
+            offers=self._me == caller or (who != caller and self._me < who),
+            connect=self._connect,
+            say=self._say,
+            device=self._device,
+            news=PeerNews(lambda: self._is_up(who), self._settle, self._settle, heard),
+            timing=self._timing,
+        )
+        self._peers[who] = peer
+        self._sending = self._all_peers()
+        self._working[who] = self._tasks.start(self._keep(peer, source))
+
+    def remove(self, who: Identity) -> None:
+        """A party is not in the call any more; it may be unknown."""
+        working = self._working.get(who)
+        if working is not None:
+            self._forget(who)
+            working.cancel()
+            self._settle()
+
+    def take(self, who: Identity, document: MediaDocument) -> None:
+        """Takes what a party says of its sound."""
+        if self.early_media.take(who, document):
+            self._sending = self._all_peers()
+            return
+        peer = self._peers.get(who)
+        if peer is not None:
+            peer.take(document)
+        elif not self._begun:
+            self._early.append((who, document))
+        else:
+            log.info("media document ignored: not in the call", from_=who, kind=document.kind)
+
+    def hear_early(self, caller: Identity) -> None:
+        """Has the caller heard before the call is accepted."""
+        source = f"{caller} early"
+        self.early_media.hear(caller, lambda block: self._sound.voice.play(source, block))
+
+    def _make_early_peer(self, who: Identity, offers: bool, heard: Callable[[Block], None]) -> Peer:
+        return Peer(
+            who,
+            offers=offers,
+            connect=self._connect,
+            say=self._say,
+            device=self._device,
+            news=PeerNews(_ignore, _ignore, _ignore, heard),
+            timing=self._timing,
+            early=True,
+        )
+
+    # What goes over it
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether there is, or was, sound from anybody."""
+        return bool(self._was_up)
+
+    @property
+    def codec(self) -> str | None:
+        """What is spoken: `opus` or `pcmu`; None before an answer."""
+        codecs = (peer.connection.codec for peer in self._peers.values() if peer.connection)
+        return next((codec for codec in codecs if codec is not None), None)
+
+    async def send_digits(self, digits: str) -> None:
+        """Sends digits and pauses (`0-9*#w`) to every party, after those sent before.
+
+        Raises:
+            CallError: 53405, where they cannot be sent.
+        """
+        async with self._dialling:
+            for step in dial_steps(digits):
+                ways = [peer.connection for peer in self._up() if peer.connection and step.tones]
+                await asyncio.gather(
+                    *(way.insert_dtmf(step.tones, _TONE_MS, _GAP_MS) for way in ways)
+                )
+                if step.then_wait_s:
+                    await self._sleep(step.then_wait_s)
+
+    async def stats(self) -> tuple[MediaStats, ...]:
+        """What the connections of the parties count."""
+        found = []
+        for peer in self._up():
+            if peer.connection is not None:
+                try:
+                    found.append(await peer.connection.stats())
+                except CallError as error:  # it was closed meanwhile
+                    log.info("no figures of a connection", other=peer.who, error=str(error))
+        return tuple(found)
+
+    def _captured(self, block: Block) -> None:
+        spoken = _SILENCE if self.muted else block
+        self.input_meter.take(spoken)
+        self.local_stream.publish(spoken)
+        for peer in self._sending:
+            peer.send(spoken)
+
+    # The work
+
+    async def _keep(self, peer: Peer, source: str) -> None:
+        try:
+            await peer.run()
+        except CallError as error:
+            await self._give_up(peer, error)
+        except Exception as error:  # whatever a media library does, the station must ring on
+            log.exception("the sound with a party broke", other=peer.who)
+            await self._give_up(peer, CallError(53400, "the media engine failed", repr(error)))
+        finally:
+            self._sound.voice.forget(source)
+
+    async def _give_up(self, peer: Peer, error: CallError) -> None:
+        log.warning("no sound with a party", other=peer.who, error=str(error))
+        if not is_known_there(error):
+            await peer.say_failed(error)
+        self._forget(peer.who)
+        self._news.failed(peer.who, error, not self._peers)
+        self._settle()
+
+    async def _connect(self, listeners: PeerListeners) -> PeerConnection:
+        async with self._attaching:
+            if not self._attached:
+                await self._sound.attach(self._captured, self.options.audio_devices)
+                self._attached = True
+                self._tasks.start(self._detach_at_the_end())
+        return self._sound.engine.connect(await self._servers(), listeners)
+
+    async def _servers(self) -> Sequence[IceServer]:
+        if self.options.ice_servers is not None:
+            return self.options.ice_servers
+        try:
+            return await self._sound.ice_servers()
+        except (CallError, RequestRefused) as error:
+            log.warning("no ICE servers: tried without", error=str(error))
+            return ()
+
+    async def _detach_at_the_end(self) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await self._sound.detach(self._captured)
+
+    def _forget(self, who: Identity) -> None:
+        self._peers.pop(who, None)
+        self._working.pop(who, None)
+        self._was_up.discard(who)
+        self._sending = self._all_peers()
+
+    def _all_peers(self) -> tuple[Peer, ...]:
+        early = self.early_media.listeners if self.early_media.allowed else ()
+        return (*self._peers.values(), *early)
+
+    def _up(self) -> tuple[Peer, ...]:
+        return tuple(peer for peer in self._peers.values() if peer.is_up)
+
+    def _is_up(self, who: Identity) -> None:
+        self._was_up.add(who)
+        self.early_media.end()
+        self._sending = self._all_peers()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Says how the sound of the whole call stands, from how it stands with each."""
+        peers = self._peers.values()
+        if any(peer.is_connected for peer in peers):
+            self._news.connected()
+        elif any(peer.who in self._was_up for peer in peers):
+            self._news.lost()
+        elif peers and not any(peer.has_sound for peer in peers):
+            self._news.connected()

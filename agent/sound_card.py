@@ -1,0 +1,122 @@
+"""The sound card of `hardware.audio` as calls use it (`agent.voice.Voice`)."""
+
+import asyncio
+import contextlib
+
+import structlog
+
+from agent.media.engine import Block
+from agent.voice import AudioDevices, OnBlock, Tone
+from config.audio import AudioSettings
+from hardware.audio.devices import Initialise, initialise_pyaudio
+from hardware.audio.drift import DriftingSource
+from hardware.audio.recorder import Recorder
+from hardware.audio.sound import Sound, Voice
+from hardware.audio.tones import RINGBACK, BadTone, Cadence
+from signaling.errors import CallError
+
+log = structlog.get_logger(__name__)
+
+_OPENS_WITHIN_S = 5.0
+
+CALL_WAITING = Cadence((425,), (0.2, 0.2, 0.2, 9.4))
+"""ITU-T E.180, the call waiting tone as most European administrations use it."""
+
+
+class SoundCard:
+    """The device's sound card. Build it in a running loop; `run` it.
+
+    Args:
+        settings: Which devices, how loud, what processing.
+        recorder: Records both sides of every call.
+        initialise: Initialises PortAudio, or a simulated card in its place.
+    """
+
+    def __init__(
+        self,
+        settings: AudioSettings,
+        *,
+        recorder: Recorder | None = None,
+        initialise: Initialise = initialise_pyaudio,
+    ) -> None:
+        self._sound = Sound(settings, recorder=recorder, initialise=initialise)
+        self._voice: Voice | None = None
+        self._sources: dict[str, DriftingSource] = {}
+        self._starting: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong, and what to do; None while all is well."""
+        return self._sound.fault
+
+    def use(self, settings: AudioSettings) -> None:
+        """Has these settings in force; a voice that is open goes on without a gap."""
+        self._sound.use(settings)
+
+    async def run(self) -> None:
+        """Keeps the card's streams as they are needed, until cancelled."""
+        await self._sound.run()
+
+    async def open(self, on_captured: OnBlock, devices: AudioDevices) -> None:
+        """Starts microphone and speaker.
+
+        Raises:
+            CallError: 53400, there is no sound device that works; says what to do.
+        """
+        if devices != AudioDevices():
+            log.warning("the configured sound devices are used", asked_for=devices)
+        self._voice = self._sound.open_voice(on_captured)
+        try:
+            async with asyncio.timeout(_OPENS_WITHIN_S):
+                await self._sound.flowing()
+        except TimeoutError:
+            await self.close()
+            raise CallError(53400, self._sound.fault or "the sound device does not start") from None
+
+    def play(self, source: str, block: Block) -> None:
+        """Plays the next block of a source. Any one thread for each."""
+        drifting = self._sources.get(source)
+        if drifting is not None:
+            drifting.play(block)
+        else:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                self._loop.call_soon_threadsafe(self._add, source)
+
+    def forget(self, source: str) -> None:
+        """This source says nothing more."""
+        drifting = self._sources.pop(source, None)
+        if drifting is not None:
+            self._sound.remove_source(drifting)
+
+    async def close(self) -> None:
+        """Stops both."""
+        voice, self._voice = self._voice, None
+        if voice is not None:
+            voice.close()
+        for source in tuple(self._sources):
+            self.forget(source)
+
+    def start_tone(self, tone: Tone) -> None:
+        """Plays a tone until `stop_tone`."""
+        if tone is Tone.RING:
+            self._starting = asyncio.ensure_future(self._ring())
+        else:
+            self._sound.start_progress_tone(RINGBACK if tone is Tone.RINGBACK else CALL_WAITING)
+
+    def stop_tone(self) -> None:
+        """Ends it."""
+        if self._starting is not None:
+            self._starting.cancel()
+            self._starting = None
+        self._sound.stop_tone()
+
+    def _add(self, source: str) -> None:
+        if self._voice is not None and source not in self._sources:
+            self._sources[source] = self._sound.add_source()
+
+    async def _ring(self) -> None:
+        try:
+            await self._sound.start_ring_tone()
+        except BadTone as error:
+            log.error("no ring tone", error=str(error))

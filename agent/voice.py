@@ -1,0 +1,88 @@
+"""The sound card as a call uses it, and the streams of sound that a call lets others hear."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import structlog
+
+from agent.media.engine import Block
+
+log = structlog.get_logger(__name__)
+
+OnBlock = Callable[[Block], None]
+
+
+class Tone(StrEnum):
+    """What is played through the speaker beside the voices."""
+
+    RING = "ring"
+    """Somebody calls."""
+    RINGBACK = "ringback"
+    """It rings at the other end."""
+    CALL_WAITING = "call_waiting"
+    """Somebody else calls during a call."""
+
+
+@dataclass(frozen=True, slots=True)
+class AudioDevices:
+    """Which sound devices are used, by name or index; None: the configured ones."""
+
+    input_device: str | int | None = None
+    output_device: str | int | None = None
+
+
+class Voice(Protocol):
+    """Microphone and speaker. Its methods belong on the event loop, but for `play`, which one thread
+    for each source may call."""
+
+    async def open(self, on_captured: OnBlock, devices: AudioDevices) -> None:
+        """Starts both; `on_captured` is called with each block of the microphone, from any one
+        thread, and must not block. CallError 53400 where there is no such sound device."""
+        ...
+
+    def play(self, source: str, block: Block) -> None:
+        """Plays the next block of a source; all sources are mixed. Returns at once."""
+        ...
+
+    def forget(self, source: str) -> None:
+        """This source says nothing more."""
+        ...
+
+    async def close(self) -> None:
+        """Stops both. They may be stopped already."""
+        ...
+
+    def start_tone(self, tone: Tone) -> None:
+        """Plays a tone until `stop_tone`, whether or not a call is on."""
+        ...
+
+    def stop_tone(self) -> None:
+        """Ends it; there may be none."""
+        ...
+
+
+class AudioStream:
+    """Sound of a call as it goes by, in blocks (seed 003, getLocalStream and getRemoteStream)."""
+
+    def __init__(self) -> None:
+        self._listeners: tuple[OnBlock, ...] = ()
+
+    def listen(self, listener: OnBlock) -> Callable[[], None]:
+        """Has `listener` called with each block, on a thread of the sound's own, where it must not
+        block; what is returned ends that."""
+        self._listeners = (*self._listeners, listener)
+
+        def unsubscribe() -> None:
+            self._listeners = tuple(one for one in self._listeners if one is not listener)
+
+        return unsubscribe
+
+    def publish(self, block: Block) -> None:
+        """Hands a block to all who listen."""
+        for listener in self._listeners:
+            try:
+                listener(block)
+            except Exception:  # a listener is an application's: the voice goes on
+                log.exception("a listener to sound failed")

@@ -1,0 +1,251 @@
+"""`bellwire fleet set`, `unset`, `log` and `rollback`: one layer at a time."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import JsonValue
+from rich.console import Console
+
+from bellwire.failures import fail, reported
+from bellwire.fleet_apply_command import (
+    CommentOption,
+    DefaultOption,
+    DeviceOption,
+    GroupOption,
+    chosen_layer,
+)
+from bellwire.fleet_plan import Change, effects, rollout_on
+from bellwire.fleet_session import Fleet, JsonOption, OperatorOption, open_fleet
+from bellwire.fleet_view import error_line, history_table
+from broker.layer_register import LayerConflict
+from config.fleet_layer import Layer
+from config.fleet_writing import Draft, Held
+from signaling.errors import InvalidInput
+from signaling.fleet_topics import LayerName, parse_layer_name
+
+Settings = dict[str, JsonValue]
+
+_TRIES = 8
+_MISSING = object()
+
+LayerArgument = Annotated[
+    str, typer.Argument(metavar="LAYER", help="default, group/NAME or device/ID.")
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Write it although devices will refuse it.")
+]
+
+
+@reported
+def set_value(
+    pair: Annotated[
+        str, typer.Argument(metavar="KEY=VALUE", help="A dotted key; the value is JSON or text.")
+    ],
+    default: DefaultOption = False,
+    group: GroupOption = None,
+    device: DeviceOption = None,
+    comment: CommentOption = "",
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    operator: OperatorOption = None,
+) -> None:
+    """Sets one value in a layer, such as `audio.ring_volume=0.4`, `log_level=debug`, `groups='["north"]'`.
+
+    `KEY=null` removes the value that a layer below gives. Another operator's change of another key of
+    the layer is kept; one of the same key is refused.
+    """
+    key, equals, text = pair.partition("=")
+    if not equals:
+        fail(f"{pair}: write it as KEY=VALUE")
+    value = _value(text)
+    _edit(
+        _named(default, group, device),
+        key,
+        lambda parent, last: parent.__setitem__(last, value),
+        operator,
+        comment or f"set {key}",
+        force=force,
+        as_json=as_json,
+    )
+
+
+@reported
+def unset(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="The dotted key.")],
+    default: DefaultOption = False,
+    group: GroupOption = None,
+    device: DeviceOption = None,
+    comment: CommentOption = "",
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    operator: OperatorOption = None,
+) -> None:
+    """Takes one key out of a layer, so that the layers below decide it again."""
+
+    def remove(parent: Settings, last: str) -> None:
+        if last not in parent:
+            raise InvalidInput(f"the layer does not say {key}")
+        del parent[last]
+
+    name = _named(default, group, device)
+    _edit(name, key, remove, operator, comment or f"unset {key}", force=force, as_json=as_json)
+
+
+def _named(default: bool, group: str | None, device: str | None) -> LayerName:
+    name = chosen_layer(default, group, device)
+    if name is None:
+        fail("say which layer: --default, --group NAME or --device ID")
+    return name
+
+
+def _value(text: str) -> JsonValue:
+    try:
+        value: JsonValue = json.loads(text)
+    except ValueError:
+        return text
+    return value
+
+
+def _edit(
+    name: LayerName,
+    key: str,
+    change: Callable[[Settings, str], None],
+    operator: Path | None,
+    comment: str,
+    *,
+    force: bool,
+    as_json: bool,
+) -> None:
+    path = key.split(".")
+    if not all(path):
+        fail(f"{key!r} is no key: write names joined by dots, such as audio.ring_volume")
+
+    async def run() -> Layer:
+        async with open_fleet(operator, histories=[name]) as fleet:
+            seen: object = None
+            for tried in range(_TRIES):
+                on = fleet.register.held(name)
+                here = _at(on, path)
+                if tried and here != seen:
+                    raise LayerConflict(name, on)
+                seen = here
+                try:
+                    return await _write(fleet, name, on, _changed(on, path, change), comment, force)
+                except LayerConflict:
+                    continue
+            raise LayerConflict(name, fleet.register.held(name))
+
+    _say(name, asyncio.run(run()), as_json=as_json)
+
+
+def _at(on: Held, path: list[str]) -> object:
+    """What a layer says at a path; a mark of its own where it says nothing."""
+    here: Any = on.layer.settings if on.layer else {}
+    for step in path:
+        if not isinstance(here, dict) or step not in here:
+            return _MISSING
+        here = here[step]
+    return here
+
+
+def _changed(on: Held, path: list[str], change: Callable[[Settings, str], None]) -> Settings:
+    settings: Settings = deepcopy(on.layer.settings) if on.layer else {}
+    parent = settings
+    for step in path[:-1]:
+        below = parent.setdefault(step, {})
+        if not isinstance(below, dict):
+            raise InvalidInput(f"{'.'.join(path)}: {step} is no object in this layer")
+        parent = below
+    change(parent, path[-1])
+    return settings
+
+
+async def _write(
+    fleet: Fleet, name: LayerName, on: Held, settings: Settings, comment: str, force: bool
+) -> Layer:
+    """Writes a layer for the share of devices that it is for already."""
+    old = on.layer.rollout if on.layer else None
+    rollout = rollout_on(on, old.percent, old.pause_at_errors) if old else rollout_on(on, 100)
+    change = Change(name, on, Draft(settings, rollout, comment[:512]))
+    if not force:
+        _refuse_bad(fleet, change)
+    return await fleet.register.write(name, change.draft, on=on)
+
+
+def _refuse_bad(fleet: Fleet, change: Change) -> None:
+    for effect in effects(fleet, [change], "dry-run"):
+        if effect.errors:
+            raise InvalidInput(
+                f"device {effect.device_id} would refuse it: {error_line(effect.errors[0])}."
+                " Nothing was written; write it all the same with --force"
+            )
+
+
+@reported
+def log(layer: LayerArgument, as_json: JsonOption = False, operator: OperatorOption = None) -> None:
+    """Shows the last 20 revisions of a layer, newest first."""
+    name = parse_layer_name(layer)
+
+    async def run() -> list[Layer]:
+        async with open_fleet(operator, histories=[name]) as fleet:
+            return fleet.register.history(name)
+
+    revisions = asyncio.run(run())
+    if as_json:
+        shown = [revision.model_dump(mode="json") for revision in revisions]
+        Console(soft_wrap=True).out(json.dumps(shown, ensure_ascii=False))
+    elif revisions:
+        Console().print(history_table(revisions))
+    else:
+        fail(f"layer {name} has no revisions: see what there is with `bellwire fleet status`")
+
+
+@reported
+def rollback(
+    layer: LayerArgument,
+    to: Annotated[
+        int | None, typer.Option(min=1, metavar="REVISION", help="Which one. [the one before]")
+    ] = None,
+    comment: CommentOption = "",
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    operator: OperatorOption = None,
+) -> None:
+    """Writes an earlier revision's settings again, for all devices, as a new revision."""
+    name = parse_layer_name(layer)
+
+    async def run() -> Layer:
+        async with open_fleet(operator, histories=[name]) as fleet:
+            on = fleet.register.held(name)
+            back = _revision_before(name, fleet.register.history(name), on, to)
+            draft = Draft(back.settings, comment=comment or f"rollback to {back.revision}")
+            if not force:
+                _refuse_bad(fleet, Change(name, on, draft))
+            return await fleet.register.write(name, draft, on=on)
+
+    _say(name, asyncio.run(run()), as_json=as_json)
+
+
+def _revision_before(name: LayerName, history: list[Layer], on: Held, wanted: int | None) -> Layer:
+    now = on.layer.revision if on.layer else None
+    for revision in history:
+        if revision.revision == wanted or (wanted is None and revision.revision != now):
+            return revision
+    kept = ", ".join(str(revision.revision) for revision in history) or "none"
+    raise InvalidInput(
+        f"layer {name} has no {'revision before' if wanted is None else f'revision {wanted}'}"
+        f" in its history; kept: {kept}"
+    )
+
+
+def _say(name: LayerName, layer: Layer, *, as_json: bool) -> None:
+    if as_json:
+        shown = {"layer": name, **layer.model_dump(mode="json")}
+        Console(soft_wrap=True).out(json.dumps(shown, ensure_ascii=False))
+    else:
+        Console().print(f"Written: {name} revision {layer.revision}", highlight=False)

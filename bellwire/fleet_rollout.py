@@ -1,0 +1,197 @@
+"""Writing changes to the fleet, and seeing whether it follows.
+
+No server counts errors: the command that rolls out does. It raises the share of the devices step by
+step, waits until those that are online have said what they run, and where more than `pause_at_errors`
+of them refuse the layer it writes the share of the step before, and stops. A command that dies leaves
+the share where it was.
+"""
+
+import asyncio
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from bellwire.fleet_files import Settings
+from bellwire.fleet_plan import Change, rollout_on
+from bellwire.fleet_session import Device, Fleet
+from bellwire.fleet_standing import Standings
+from config.fleet_layer import Layer, LayerProblem, Rollout
+from config.fleet_merge import in_rollout
+from config.fleet_writing import Draft
+from signaling.fleet_topics import LayerName
+from signaling.identifiers import DeviceId
+
+_AT_ONCE = 16
+_COALESCE_S = 0.05
+"""Between two looks at the fleet, so that a thousand reports in a second cost twenty looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """Who follows written layers, of the devices that are online and that they count for."""
+
+    concerned: frozenset[DeviceId]
+    following: frozenset[DeviceId]
+    errors: dict[DeviceId, LayerProblem]
+
+    @property
+    def missing(self) -> list[DeviceId]:
+        """Those who have said nothing yet."""
+        return sorted(self.concerned - self.following - self.errors.keys())
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all have."""
+        return not self.missing
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was written, who followed (None where nobody waited), and whether it was paused."""
+
+    written: dict[LayerName, Layer]
+    followed: Followed | None = None
+    paused: bool = False
+
+    @property
+    def is_good(self) -> bool:
+        """Whether all that is online runs it."""
+        return not self.paused and (
+            self.followed is None or (self.followed.is_complete and not self.followed.errors)
+        )
+
+
+async def write_all(fleet: Fleet, changes: Sequence[Change]) -> dict[LayerName, Layer]:
+    """Writes changes, several at once. Those before a conflict stand.
+
+    Raises:
+        LayerConflict: another operator came first.
+    """
+    turns = asyncio.Semaphore(_AT_ONCE)
+
+    async def write(change: Change) -> tuple[LayerName, Layer]:
+        async with turns:
+            layer = await fleet.register.write(change.name, change.draft, on=change.on)
+            return change.name, layer
+
+    done = await asyncio.gather(*map(write, changes), return_exceptions=True)
+    for outcome in done:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return dict(pair for pair in done if not isinstance(pair, BaseException))
+
+
+async def roll_out(
+    fleet: Fleet,
+    changes: Sequence[Change],
+    steps: Sequence[int],
+    *,
+    pause_at_errors: int | None,
+    timeout_s: float,
+    show: Callable[[int, Followed], None],
+) -> Outcome:
+    """Writes changes for a growing share of the devices, each step once the one before is followed.
+    `show` is told the step and how it stands. Each step has `timeout_s`; who is silent then is no error,
+    and ends the rollout at this step.
+
+    Raises:
+        LayerConflict: another operator wrote one of the layers meanwhile.
+    """
+    before = {change.name: rollout_on(change.on, 0).before for change in changes}
+    wanted = {change.name: change.draft for change in changes}
+
+    async def write(percent: int) -> dict[LayerName, Layer]:
+        drafts = {
+            name: replace(draft, rollout=_share(draft, percent, before[name]))
+            for name, draft in wanted.items()
+        }
+        return await write_all(fleet, [Change(name, on[name], drafts[name]) for name in on])
+
+    on = {change.name: change.on for change in changes}
+    share_before = 0
+    outcome = Outcome({})
+    for percent in steps:
+        written = await write(percent)
+        on = {name: fleet.register.held(name) for name in on}
+        followed = await follow(
+            fleet, written, timeout_s=timeout_s, show=functools.partial(show, percent)
+        )
+        outcome = Outcome(written, followed)
+        if pause_at_errors is not None and len(followed.errors) > pause_at_errors:
+            return Outcome(await write(share_before), followed, paused=True)
+        if not followed.is_complete:
+            break
+        share_before = percent
+    return outcome
+
+
+def _share(draft: Draft, percent: int, before: Settings) -> Rollout:
+    kept = {} if percent == 100 else before
+    return draft.rollout.model_copy(update={"percent": percent, "before": kept})
+
+
+async def follow(
+    fleet: Fleet,
+    written: Mapping[LayerName, Layer],
+    *,
+    timeout_s: float,
+    show: Callable[[Followed], None] = lambda _: None,
+) -> Followed:
+    """Waits until each device that is online has said that it runs the layers, or why it does not."""
+    standings = Standings(fleet.register.layers())
+    concerned = {
+        device.device_id: layers
+        for device in fleet.devices.values()
+        if (layers := _counting(device, standings, written))
+    }
+    followed = _look(fleet, concerned)
+    try:
+        async with asyncio.timeout(timeout_s):
+            while not followed.is_complete:
+                show(followed)
+                await fleet.next_change()
+                await asyncio.sleep(_COALESCE_S)
+                followed = _look(fleet, concerned)
+    except TimeoutError:
+        followed = _look(fleet, concerned)
+    show(followed)
+    return followed
+
+
+def _look(fleet: Fleet, concerned: Mapping[DeviceId, Mapping[str, Layer]]) -> Followed:
+    online, following = set(), set()
+    errors: dict[DeviceId, LayerProblem] = {}
+    for device_id, layers in concerned.items():
+        device = fleet.devices.get(device_id)
+        if device is None or device.reported is None or not device.online:
+            continue  # It has gone meanwhile.
+        online.add(device_id)
+        wrong = [
+            error
+            for error in device.reported.errors
+            if error.layer in layers and error.revision in (None, layers[error.layer].revision)
+        ]
+        runs = device.reported.revisions
+        if wrong:
+            errors[device_id] = wrong[0]
+        elif all(runs.get(name) == layer.revision for name, layer in layers.items()):
+            following.add(device_id)
+    return Followed(frozenset(online), frozenset(following), errors)
+
+
+def _counting(
+    device: Device, standings: Standings, written: Mapping[LayerName, Layer]
+) -> dict[str, Layer]:
+    """Of the written layers those that count for a device, by the names that it calls them."""
+    if not device.online:
+        return {}
+    expected = standings.of(device).expected
+    named = {
+        "device" if name == f"device/{device.device_id}" else str(name): layer
+        for name, layer in written.items()
+    }
+    return {
+        name: layer
+        for name, layer in named.items()
+        if name in expected and in_rollout(device.device_id, name, layer.rollout.percent)
+    }

@@ -1,0 +1,168 @@
+"""What the `bellwire fleet` commands have in common: the operator's file, a session with the broker,
+and the fleet as the broker retains it. No relay is needed."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import BaseModel, ValidationError
+
+from bellwire.logs import configure_logs
+from broker.address import parse_broker_url
+from broker.layer_register import LayerRegister
+from broker.session import Incoming, Session
+from config.fleet_layer import Reported
+from config.operator import OperatorSettings, default_operator_file, load_operator_settings
+from config.telemetry import Telemetry
+from signaling.errors import InvalidInput, Unavailable
+from signaling.fleet_commands import CommandResult
+from signaling.fleet_topics import (
+    REPORTED_OF_ALL,
+    RESULTS_OF_ALL,
+    TELEMETRY_OF_ALL,
+    LayerName,
+)
+from signaling.identifiers import DeviceId
+from signaling.presence import Presence
+from signaling.topics import PRESENCE_OF_ALL, device_of
+
+_CONNECT_TIMEOUT_S = 10.0
+
+OperatorOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--operator",
+        metavar="FILE",
+        envvar="BELLWIRE_OPERATOR",
+        help="The operator's file. [~/.config/bellwire/operator.toml]",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
+
+
+class Device:
+    """What is known of one device: what it has last said on its topics."""
+
+    def __init__(self, device_id: DeviceId) -> None:
+        self.device_id = device_id
+        self.presence: Presence | None = None
+        self.reported: Reported | None = None
+        self.telemetry: Telemetry | None = None
+
+    @property
+    def online(self) -> bool:
+        """Whether the broker says that it is there."""
+        return self.presence is not None and self.presence.online
+
+
+class Fleet:
+    """The devices and their layers, kept up to date while the session runs."""
+
+    def __init__(self, session: Session, register: LayerRegister) -> None:
+        self.session = session
+        self.register = register
+        self.devices: dict[DeviceId, Device] = {}
+        self.results: asyncio.Queue[tuple[DeviceId, CommandResult]] = asyncio.Queue()
+        self.changed = asyncio.Event()
+        self._listeners: list[Callable[[Device], None]] = []
+        session.subscribe(PRESENCE_OF_ALL, self._take(Presence, "presence"))
+        session.subscribe(REPORTED_OF_ALL, self._take(Reported, "reported"))
+        session.subscribe(TELEMETRY_OF_ALL, self._take(Telemetry, "telemetry"))
+        session.subscribe(RESULTS_OF_ALL, self._take_result)
+        register.listen(lambda _: self.changed.set())
+
+    def listen(self, listener: Callable[[Device], None]) -> None:
+        """Has `listener` called on the loop with each device that has said something."""
+        self._listeners.append(listener)
+
+    async def next_change(self) -> None:
+        """Waits until something is new."""
+        await self.changed.wait()
+        self.changed.clear()
+
+    def _take(self, model: type[BaseModel], what: str) -> Callable[[Incoming], None]:
+        def take(message: Incoming) -> None:
+            try:
+                device_id = device_of(message.topic)
+                said = model.model_validate_json(message.payload) if message.payload else None
+            except (InvalidInput, ValidationError):
+                return
+            device = self.devices.setdefault(device_id, Device(device_id))
+            setattr(device, what, said)
+            if device.presence is None and device.reported is None:
+                del self.devices[device_id]  # It was removed.
+            self.changed.set()
+            for listener in self._listeners:
+                listener(device)
+
+        return take
+
+    def _take_result(self, message: Incoming) -> None:
+        try:
+            result = CommandResult.model_validate_json(message.payload)
+            self.results.put_nowait((device_of(message.topic), result))
+        except (InvalidInput, ValidationError):
+            return
+
+
+@asynccontextmanager
+async def open_fleet(
+    operator: Path | None, *, histories: Collection[LayerName] = ()
+) -> AsyncIterator[Fleet]:
+    """The fleet, with all that the broker retains of it read.
+
+    Args:
+        operator: The operator's file; None for the default one.
+        histories: The layers to be written, or whose history is wanted.
+
+    Raises:
+        InvalidInput: the operator's file is wrong.
+        Unavailable: the broker is not reached.
+        NotAuthorized: it refuses the operator's credentials.
+    """
+    settings = load_operator_settings(operator or default_operator_file())
+    configure_logs("error")
+    session = session_of(settings)
+    register = LayerRegister(
+        session, settings.name, histories=histories, now=lambda: datetime.now(UTC)
+    )
+    fleet = Fleet(session, register)
+    async with running(session):
+        await register.read()
+        yield fleet
+
+
+@asynccontextmanager
+async def running(session: Session) -> AsyncIterator[None]:
+    """Runs a session, connected, for as long as the context is.
+
+    Raises:
+        Unavailable: the broker is not reached in time.
+    """
+    async with asyncio.TaskGroup() as tasks:
+        holding = tasks.create_task(session.run())
+        try:
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                await session.wait_connected()
+        except TimeoutError as error:
+            raise Unavailable(
+                f"the broker {session.address.url} is not reached: check its address and the network"
+            ) from error
+        yield
+        holding.cancel()
+
+
+def session_of(settings: OperatorSettings) -> Session:
+    """A session of an operator; each command has one of its own."""
+    address = parse_broker_url(
+        settings.url,
+        username=settings.username,
+        password=settings.password.get_secret_value(),
+        ca_file=settings.ca_file,
+    )
+    return Session(address, f"{settings.username}-{secrets.token_hex(8)}")

@@ -1,0 +1,131 @@
+"""How the fleet looks on a terminal: tables of devices, differences and revisions."""
+
+from collections.abc import Iterable
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from bellwire.fleet_plan import Change, Effect
+from bellwire.fleet_rollout import Followed
+from bellwire.fleet_standing import Standing
+from config.fleet_layer import Layer, LayerProblem
+
+_STYLES = {
+    "in step": "green",
+    "waiting": "yellow",
+    "refused": "bold red",
+    "behind": "yellow",
+    "unknown": "dim",
+}
+_URGENCY = ("refused", "behind", "waiting", "unknown", "in step")
+
+
+def status_table(standings: Iterable[Standing], limit: int | None = None) -> RenderableType:
+    """A row for each device, or for `limit` of them: those that do not follow first."""
+    everybody = list(standings)
+    rows = everybody
+    if limit is not None and len(everybody) > limit:
+        rows = sorted(everybody, key=lambda row: _URGENCY.index(row.state))[:limit]
+    table = Table("Device", "Online", "Software", "Config", "Layers", "Call", "Errors")
+    for standing in rows:
+        device, reported = standing.device, standing.device.reported
+        software = (device.presence and device.presence.software) or (
+            reported and reported.software
+        )
+        table.add_row(
+            escape(device.device_id),
+            Text("yes", "green") if device.online else Text("no", "red"),
+            escape(software or "-"),
+            Text(standing.state, _STYLES[standing.state]),
+            escape(_layers(standing)),
+            device.telemetry.call if device.telemetry else "-",
+            Text(_errors(standing), "red"),
+        )
+    left_out = len(everybody) - len(rows)
+    more = f"; {left_out} more: see them with --all or --json" if left_out else ""
+    return Group(table, Text(_summary(everybody) + more))
+
+
+def _layers(standing: Standing) -> str:
+    """The revisions in force; `6→7` where another is expected."""
+    reported = standing.device.reported
+    runs = dict(reported.revisions) if reported else {}
+    return " ".join(
+        f"{name}:{runs[name]}"
+        if runs.get(name) == standing.expected.get(name)
+        else f"{name}:{runs.get(name, '-')}→{standing.expected.get(name, '-')}"
+        for name in dict.fromkeys([*standing.expected, *runs])
+    )
+
+
+def _errors(standing: Standing) -> str:
+    waiting = standing.device.reported.waiting if standing.device.reported else ()
+    lines = [error_line(error) for error in standing.errors]
+    if waiting:
+        lines.append(f"once idle: {', '.join(waiting)}")
+    return "\n".join(lines)
+
+
+def _summary(rows: list[Standing]) -> str:
+    counts = {state: sum(row.state == state for row in rows) for state in _STYLES}
+    found = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    return (
+        f"{len(rows)} devices, {sum(row.device.online for row in rows)} online: {found or 'none'}"
+    )
+
+
+def error_line(error: LayerProblem) -> str:
+    """One thing wrong with a layer."""
+    revision = f" revision {error.revision}" if error.revision else ""
+    return f"{error.layer}{revision}, {error.path or 'the whole'}: {error.reason}"
+
+
+def changes_view(changes: Iterable[Change]) -> RenderableType:
+    """What is to be written, layer by layer."""
+    lines: list[Text] = []
+    for change in changes:
+        before = change.on.layer
+        what = f"revision {before.revision} → {before.revision + 1}" if before else "new"
+        lines.append(Text.assemble((change.name, "bold"), f" ({what})"))
+        lines.extend(map(_difference_line, change.differences))
+    return Group(*lines) if lines else Text("Nothing to change: the layers say this already.")
+
+
+def effects_view(effects: Iterable[Effect]) -> RenderableType:
+    """What would change on each device."""
+    lines: list[Text] = []
+    for effect in effects:
+        lines.append(Text.assemble(("device ", ""), (effect.device_id, "bold")))
+        lines.extend(map(_difference_line, effect.differences))
+        lines.extend(Text(f"  ✗ {error_line(error)}", "bold red") for error in effect.errors)
+    return Group(*lines) if lines else Text("No device that has reported would run anything else.")
+
+
+def _difference_line(difference: tuple[str, str, str]) -> Text:
+    path, old, new = difference
+    return Text.assemble("  ", (path, "cyan"), ": ", (old, "red"), " → ", (new, "green"))
+
+
+def history_table(revisions: Iterable[Layer]) -> Table:
+    """A layer's revisions, newest first."""
+    table = Table("Revision", "Written (UTC)", "Author", "For", "Comment", "Settings")
+    for layer in revisions:
+        table.add_row(
+            str(layer.revision),
+            f"{layer.at:%Y-%m-%d %H:%M:%S}",
+            escape(layer.author),
+            "all" if layer.rollout.percent == 100 else f"{layer.rollout.percent} %",
+            escape(layer.comment),
+            escape(", ".join(layer.settings)),
+        )
+    return table
+
+
+def followed_line(followed: Followed) -> str:
+    """How many follow, in one line."""
+    return (
+        f"{len(followed.following)} of {len(followed.concerned)} online devices follow"
+        f", {len(followed.errors)} refuse, {len(followed.missing)} have not said"
+    )

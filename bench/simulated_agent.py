@@ -1,0 +1,70 @@
+"""A fleet's device without a panel: its own MQTT session, and the agent's code for layers and commands."""
+
+import asyncio
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from pydantic import SecretStr
+
+from agent.commands import Commands
+from agent.fleet import Fleet
+from agent.live_settings import LiveSettings
+from broker.address import BrokerAddress
+from broker.session import Farewell, Session
+from config.agent import AgentSettings, BrokerSettings
+from signaling.identifiers import DeviceId
+from signaling.presence import Presence, presence_document
+from signaling.topics import presence_topic
+
+
+class SimulatedAgent:
+    """One device.
+
+    Args:
+        device: Its id.
+        address: The broker, with credentials that let it reach its own topics.
+        settings: What its own file says beside.
+    """
+
+    def __init__(
+        self, device: DeviceId, address: BrokerAddress, settings: dict[str, object] | None = None
+    ) -> None:
+        self.settings = AgentSettings.model_validate(
+            {
+                "device_id": device,
+                "identity": device,
+                "broker": BrokerSettings(
+                    url=address.url, username=device, password=SecretStr(address.password or "")
+                ),
+                **(settings or {}),
+            }
+        )
+        gone = presence_document(Presence(online=False))
+        self.session = Session(
+            address,
+            f"{device}-agent",
+            session_expiry_s=3600,
+            farewell=Farewell(presence_topic(device), gone, delay_s=1),
+        )
+        self.live = LiveSettings(self.settings)
+        self.fleet = Fleet(self.settings, self.session, self.live, now=lambda: datetime.now(UTC))
+        self.rang: list[bool] = []
+        """What its ringer was told: on, off."""
+        self.commands = Commands(device, self.session, is_idle=lambda: True, ring=self._note_ring)
+        self._presence = presence_topic(device)
+        self.session.on_connected(self._say_online)
+
+    async def run(self) -> None:
+        """Works until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.session.run())
+            tasks.create_task(self.fleet.run())
+            tasks.create_task(self.commands.run())
+
+    def _note_ring(self, on: bool) -> bool:
+        self.rang.append(on)
+        return True
+
+    async def _say_online(self) -> None:
+        document = presence_document(Presence(online=True, software=version("bellwire")))
+        await self.session.publish(self._presence, document, retain=True)
