@@ -215,6 +215,7 @@ async def _serve(
             ws_ping_interval=10.0,
             ws_ping_timeout=10.0,
             server_header=False,
+            proxy_headers=False,  # nothing here goes by the client's address
         )
     )
     async with asyncio.TaskGroup() as tasks:

@@ -260,7 +260,7 @@ async def test_a_backend_that_hangs_delays_no_other_and_holds_few_connections(
         async with sending(billing=receiver.url, hanging=hanging.url) as channel:
             async with asyncio.TaskGroup() as tasks:
                 stuck = [
-                    tasks.create_task(failing(channel, delivery("hanging", f"CA-{n}"), 1.5))
+                    tasks.create_task(failing(channel, delivery("hanging", f"CA-{n}"), 3.0))
                     for n in range(3 * CONNECTIONS)
                 ]
                 await hanging.next_few(CONNECTIONS)
@@ -270,7 +270,7 @@ async def test_a_backend_that_hangs_delays_no_other_and_holds_few_connections(
             reasons = sorted({task.result() for task in stuck})
             assert len(reasons) == 2
             assert "all in use" in reasons[0]
-            assert "no answer within 1.5 s" in reasons[1]
+            assert "no answer within 3.0 s" in reasons[1]
             assert hanging.open_at_once == CONNECTIONS
             # It has come back, and no connection was lost over it.
             hanging.answer = status(200)
