@@ -1,8 +1,9 @@
 """What this device does with an invite at this moment (spec §5 "Behaviour"): rings, how loud, answers by
-itself, is busy, forwards. Decisions alone; nothing here waits or acts. Doors are in `agent.door_release`.
+itself, is busy; and whether a call button calls again. Decisions alone: `agent.conduct` and
+`agent.dialling` carry them out. Doors are in `agent.door_release`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -13,7 +14,6 @@ from config.behaviour import (
     AutoAnswer,
     BehaviourSettings,
     DoNotDisturb,
-    Forwarding,
     Hours,
     Quiet,
 )
@@ -25,39 +25,27 @@ _Range = TypeVar("_Range", bound=Hours)
 
 @dataclass(frozen=True, slots=True)
 class Invited:
-    """An invite as it reaches this device. `caller` is as on the wire or not, None where unknown;
-    `verified`: whether the relay vouches for them; `forwarded`: whether another device sent it on."""
+    """An invite as it reached this device, its moments by this device's clock. `caller` is as on the
+    wire or not, None where unknown; `verified`: whether the relay vouches for them."""
 
     caller: str | None
+    came_at: datetime
     expires_at: datetime
     verified: bool = False
-    forwarded: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """Whom an unanswered call goes on to, at what moment."""
-
-    at: datetime
-    to: tuple[str, ...] = ()
-    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class InviteDecision:
     """What becomes of an invite. With `reject` set nothing else happens; `because` is for the log.
 
-    `ring_volume` is 0.0 to 1.0; with `audible` False neither speaker nor bell sounds, while the light
-    shows the call. `waiting`: it rings within a call, so quietly in the ear.
+    `ring_volume` is 0.0 to 1.0; at 0 neither speaker nor bell sounds, while the light shows the call.
+    `auto_answer_at` may be past: then it is answered now.
     """
 
     because: str
     reject: RejectStatus | None = None
-    audible: bool = False
     ring_volume: float = 0.0
-    waiting: bool = False
     auto_answer_at: datetime | None = None
-    forward: Forward | None = None
 
 
 def decide_invite(
@@ -80,36 +68,34 @@ def decide_invite(
     Raises:
         ValueError: `now` has no time zone.
     """
-    local = _local(settings, now)
     caller = _identity(invited.caller)
     if in_call and not settings.call_waiting:
         return InviteDecision("in a call, and call waiting is off", reject=RejectStatus.BUSY)
-    quiet = _quiet_at(settings, local)
-    undisturbed = quiet is not None and caller not in quiet.except_callers
-    if quiet is not None and undisturbed and quiet.treatment == "reject":
-        return InviteDecision(_name(quiet), reject=RejectStatus.REJECTED)
-    volume = ring_volume_at(settings, now, ring_volume)
-    answer_at = None
+    quiet = _quiet_at(settings, caller, _local(settings, now))
     # Neither a device that is to keep quiet nor one in a call opens its microphone by itself.
-    if not undisturbed and not in_call:
-        answer_at = _auto_answer_at(settings.auto_answer, caller, invited, now)
+    if quiet is not None:
+        turned_away = RejectStatus.REJECTED if quiet.treatment == "reject" else None
+        return InviteDecision(_name(quiet), reject=turned_away)
     return InviteDecision(
-        _name(quiet) if quiet is not None and undisturbed else "it may ring",
-        audible=not undisturbed and volume > 0,
-        ring_volume=0.0 if undisturbed else volume,
-        waiting=in_call,
-        auto_answer_at=answer_at,
-        forward=_forward(settings.forwarding, caller, invited, now, answer_at),
+        "it may ring",
+        ring_volume=ring_volume_at(settings, invited.caller, now, ring_volume),
+        auto_answer_at=None if in_call else _auto_answer_at(settings.auto_answer, caller, invited),
     )
 
 
-def ring_volume_at(settings: BehaviourSettings, now: datetime, otherwise: float) -> float:
-    """How loud it rings at a moment, 0.0 to 1.0; it may change while it rings.
+def ring_volume_at(
+    settings: BehaviourSettings, caller: str | None, now: datetime, otherwise: float
+) -> float:
+    """How loud it rings for a caller at a moment, 0.0 to 1.0; 0 where it is to keep quiet. It may
+    change while it rings.
 
     Raises:
         ValueError: `now` has no time zone.
     """
-    hours = _first_at(settings.ring_volume_hours, _local(settings, now))
+    local = _local(settings, now)
+    if _quiet_at(settings, _identity(caller), local) is not None:
+        return 0.0
+    hours = _first_at(settings.ring_volume_hours, local)
     return otherwise if hours is None else hours.volume
 
 
@@ -147,10 +133,12 @@ def _first_at(ranges: Iterable[_Range], local: datetime) -> _Range | None:
     return next((hours for hours in ranges if within(hours, local)), None)
 
 
-def _quiet_at(settings: BehaviourSettings, local: datetime) -> Quiet | None:
-    if settings.do_not_disturb.enabled:
-        return settings.do_not_disturb
-    return _first_at(settings.quiet_hours, local)
+def _quiet_at(settings: BehaviourSettings, caller: str | None, local: datetime) -> Quiet | None:
+    """Why it is to keep quiet for a caller, None where it is not."""
+    quiet: Quiet | None = settings.do_not_disturb
+    if not settings.do_not_disturb.enabled:
+        quiet = _first_at(settings.quiet_hours, local)
+    return None if quiet is None or caller in quiet.except_callers else quiet
 
 
 def _name(quiet: Quiet) -> str:
@@ -164,28 +152,8 @@ def _identity(address: str | None) -> str | None:
         return None  # nobody whom a list could name
 
 
-def _auto_answer_at(
-    auto: AutoAnswer, caller: str | None, invited: Invited, now: datetime
-) -> datetime | None:
+def _auto_answer_at(auto: AutoAnswer, caller: str | None, invited: Invited) -> datetime | None:
     if caller not in auto.callers or (auto.verified_only and not invited.verified):
         return None
-    at = now + timedelta(seconds=auto.after_s)
+    at = invited.came_at + timedelta(seconds=auto.after_s)
     return at if at < invited.expires_at else None
-
-
-def _forward(
-    forwarding: Forwarding | None,
-    caller: str | None,
-    invited: Invited,
-    now: datetime,
-    answer_at: datetime | None,
-) -> Forward | None:
-    """Where it goes on to: once only, so that two devices that forward to one another do not call each
-    other for ever, and never back to the caller."""
-    if forwarding is None or invited.forwarded or answer_at is not None:
-        return None
-    at = now + timedelta(seconds=forwarding.after_s)
-    to: Sequence[str] = [identity for identity in forwarding.to if identity != caller]
-    if at >= invited.expires_at or not (to or forwarding.group):
-        return None
-    return Forward(at, tuple(to), forwarding.group)

@@ -56,6 +56,8 @@ class Call(CallCourse):
 
     uuid: str | None = None
     """The application's own name for it, from `AcceptOptions`."""
+    only_invited: bool = False
+    """Whether nobody but whom this device invited can be in it with this device."""
 
     # What it is
 

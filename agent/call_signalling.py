@@ -82,6 +82,13 @@ class CallSignalling:
         self._now = now
         self._sleep = sleep
         self._rejected: set[str] = set()
+        self._rang_out = self._withdrawn = False
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether an outgoing call was in vain because it rang out: nobody accepted or rejected it,
+        and it was not given up here."""
+        return self._rang_out and not (self.answered or self._rejected or self._withdrawn)
 
     # What this device does
 
@@ -126,6 +133,7 @@ class CallSignalling:
 
     def withdraw(self) -> None:
         """Gives up an outgoing call. One without a SID yet is given up once it has it."""
+        self._withdrawn = True
         if self.sid:
             self._tasks.outlive(self._requests.withdraw(self.sid))
 
@@ -165,6 +173,8 @@ class CallSignalling:
         elif event.state in _IN_VAIN:
             if event.state is UserState.REJECTED:
                 self._rejected.add(who)
+            elif event.state is UserState.TIMEOUT:
+                self._rang_out = True
         elif event.state is UserState.QUIT:
             self._news.has_left(who)
 

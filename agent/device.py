@@ -38,6 +38,9 @@ _EARLY_EVENTS = 256
 VerifyCaller = Callable[[CallReceived, timedelta], Awaitable[CallerInfo | None]]
 """What is known of an invite's caller; the time is how long it may still ring."""
 
+Screen = Callable[[CallReceived, timedelta], RejectStatus | None]
+"""Says whether an invite is turned away, and how; the time is how long it may still ring."""
+
 To = str | Sequence[str] | GroupReference
 """Who is called: an identity, several, or a named group."""
 
@@ -72,6 +75,8 @@ class Device:
     ) -> None:
         self.identity = identity
         self.call_waiting = call_waiting
+        self.screen: Screen = lambda _, __: None
+        """Asked of each invite before it becomes a call: who is turned away is never heard or seen."""
         self._now = now
         self._link = link
         self._verify_caller = verify_caller
@@ -114,6 +119,10 @@ class Device:
     def on_incoming(self, listener: Callable[[CallInvite], object]) -> Unsubscribe:
         """Has `listener` called with each invite that is to ring here."""
         return self._listeners.add("incoming", listener)
+
+    def on_caller(self, listener: Callable[[Call], object]) -> Unsubscribe:
+        """Has `listener` called with an incoming call once its `caller_info` is known."""
+        return self._listeners.add("caller", listener)
 
     def on_change(self, listener: Callable[[Call], object]) -> Unsubscribe:
         """Has `listener` called with a call at each change of its status, and as it begins."""
@@ -180,6 +189,7 @@ class Device:
             custom_parameters=parameters,
             early_media=early_media,
         )
+        call.only_invited = mode is Mode.COMMON
         self._add(call)
         call.signalling.dial(invite)
         return call
@@ -229,6 +239,8 @@ class Device:
         elif self._calls and not self.call_waiting:
             log.info("invite refused: this device is in a call", call_sid=sid)
             self._spawn(self._requests.reject(sid, RejectStatus.BUSY))
+        elif (turned_away := self.screen(event, left)) is not None:
+            self._spawn(self._requests.reject(sid, turned_away))
         else:
             self._ring(event, left)
 
@@ -251,6 +263,8 @@ class Device:
 
     async def _learn_caller(self, call: Call, info: Awaitable[CallerInfo | None]) -> None:
         call.caller_info = await info
+        if not call.is_over:
+            self._listeners.tell("caller", call)
 
     def _relay_is_lost(self) -> None:
         self._listeners.tell("connection", False)

@@ -15,6 +15,8 @@ from config.behaviour import BehaviourSettings, DoorName, DoorRelease
 from signaling.identifiers import parse_identity
 
 DOOR_MESSAGE_TYPE = "door-release"
+DOOR_RESULT_TYPE = "door-release-result"
+"""Another type than that of the request, so that two stations never answer one another for ever."""
 
 
 class DoorMessage(BaseModel):
@@ -35,6 +37,10 @@ class Outcome(StrEnum):
     NOT_ALLOWED = "not allowed"
     NO_SUCH_DOOR = "no such door"
     NOT_UNDERSTOOD = "not understood"
+    NOT_IN_CALL = "not in a call"
+    """The call has not been answered."""
+    FAILED = "failed"
+    """It may be opened, but there is no relay that would."""
 
 
 @dataclass(frozen=True, slots=True)

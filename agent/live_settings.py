@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from config.agent import ConfigurableSettings, configurable_part
-from config.panel import PanelSettings
+from config.panel import CallButtonSettings, PanelSettings
 
 log = structlog.get_logger(__name__)
 
@@ -18,7 +18,7 @@ Watcher = Callable[[ConfigurableSettings, ConfigurableSettings], None]
 
 _LOOK_AGAIN_S = 2.0
 _SOUND_CARD = ("enabled", "input_device", "output_device")
-_TARGET = ("to", "group", "custom_parameters")
+_TARGET = ("to", "group", "custom_parameters", "early_media", "forward_to", "forward_group")
 
 
 class LiveSettings:
@@ -86,7 +86,8 @@ class LiveSettings:
 
 def wiring_of(panel: PanelSettings) -> PanelSettings:
     """A panel without what can change under a call: two of one wiring use the same pins alike."""
-    nobody: dict[str, object] = {"to": ("nobody",), "group": None, "custom_parameters": {}}
+    anybody = CallButtonSettings(pin=0, to=("nobody",))
+    nobody = {field: getattr(anybody, field) for field in _TARGET}
     buttons = {n: b.model_copy(update=nobody) for n, b in panel.call_buttons.items()}
     return panel.model_copy(update={"call_buttons": buttons})
 

@@ -10,7 +10,10 @@ from gpiozero import Factory
 
 from agent.caller_verification import CallerVerification
 from agent.commands import Commands
+from agent.conduct import Conduct
 from agent.device import Device
+from agent.dialling import Dialling
+from agent.doors import Doors
 from agent.fleet import Fleet
 from agent.health import HealthReports
 from agent.link import Link, RequestRefused
@@ -81,8 +84,11 @@ class Agent:
         self.panel = panel_of(
             self.live, settings.panel, self.fleet.report_fault, pin_factory=pin_factory
         )
-        self.phone = Phone(self.live, self.device, self.panel, card)
+        self.conduct = Conduct(self.live, self.device, now=_now)
+        self.dialling = Dialling(self.live, self.device)
+        self.phone = Phone(self.device, self.panel, self.conduct, self.dialling, card)
         self.phone.watch(lambda _: self.live.settle())
+        self.doors = Doors(self.live, self.device, self.panel, now=_now)
         self.health = HealthReports(
             settings.device_id,
             self.link.session,
@@ -92,6 +98,7 @@ class Agent:
             fleet=self.fleet,
         )
         self.health.add_faults(self._sound_faults)
+        self.health.add_faults(self.doors.faults)
         self.link.listen(lambda event, _: self.health.hear_time(event.at))
         self.commands = Commands(
             device_id, self.link.session, is_idle=lambda: not self.device.calls, ring=self._ring
@@ -108,7 +115,7 @@ class Agent:
                 if self._card is not None:
                     tasks.create_task(self._card.run())
                 parts = (
-                    *(self.device, self.phone, self.link),
+                    *(self.device, self.conduct, self.dialling, self.phone, self.link),
                     *(self.live, self.fleet, self.health, self.commands),
                 )
                 for part in parts:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import structlog
 
 from agent.call import Call, CallRecord, CallStatus
-from agent.device import Device, To
-from agent.live_settings import LiveSettings
+from agent.conduct import Conduct
+from agent.device import Device
+from agent.dialling import Dialling
 from agent.voice import Tone, Voice
 from hardware.panel import (
     AnswerPressed,
@@ -24,7 +25,6 @@ from hardware.panel import (
     PanelEvent,
 )
 from hardware.status_light import Pattern
-from signaling.requests import GroupReference
 
 log = structlog.get_logger(__name__)
 
@@ -35,22 +35,30 @@ class Phone:
     """One station.
 
     Args:
-        live: Whom its buttons call, and how long, as the fleet says now.
         device: Its calls.
         panel: Its buttons, ringer and light.
+        conduct: Says how loud a call rings.
+        dialling: Its call buttons.
         voice: Plays its ring tone; None where it has no sound.
     """
 
     def __init__(
-        self, live: LiveSettings, device: Device, panel: Panel, voice: Voice | None = None
+        self,
+        device: Device,
+        panel: Panel,
+        conduct: Conduct,
+        dialling: Dialling,
+        voice: Voice | None = None,
     ) -> None:
-        self._live = live
         self._device = device
         self._panel = panel
+        self._conduct = conduct
+        self._dialling = dialling
         self._voice = voice
         self._watchers: list[Watcher] = []
-        self._tone: Tone | None = None
+        self._tone: tuple[Tone, float] | None = None
         device.on_change(self._follow)
+        conduct.on_loudness(self._sound_out)
         device.on_connection(lambda _: self.show_status())
 
     @property
@@ -70,7 +78,7 @@ class Phone:
             async for event in self._panel.events():
                 self._take_press(event)
         finally:
-            self._ring(bell=False, tone=None)
+            self._ring(bell=False)
 
     # What people do
 
@@ -83,6 +91,7 @@ class Phone:
 
     def _take_press(self, event: PanelEvent) -> None:
         call = self._at_hand
+        self._dialling.give_up()
         match event:
             case AnswerPressed() | HookLifted() if call is not None:
                 call.accept()
@@ -94,20 +103,9 @@ class Phone:
             case KeyPressed(key=key) if call is not None:
                 call.send_digits(key)
             case CallPressed(name=name):
-                self._dial(name)
+                self._dialling.dial(name)
             case _:
                 log.info("nothing to do for this press", pressed=type(event).__name__)
-
-    def _dial(self, button: str) -> None:
-        if self._device.calls:
-            log.info("call button ignored: this device is in a call", button=button)
-            return
-        settings = self._live.now
-        target = settings.panel.call_buttons.get(button)
-        if target is None:
-            return  # pressed just before the panel was rewired
-        to: To = target.to if target.group is None else GroupReference(group=target.group)
-        self._device.connect(to, target.custom_parameters, timeout_s=settings.call_timeout_s)
 
     # What is heard and seen
 
@@ -119,29 +117,30 @@ class Phone:
             watcher(record)
 
     def _sound_out(self) -> None:
-        """The bell and the tone that go with how the calls stand."""
-        statuses = [call.status() for call in self._device.calls]
-        rings = CallStatus.PENDING in statuses
-        waits = rings and any(status is not CallStatus.PENDING for status in statuses)
-        if waits:
+        """The bell and the tone that go with how the calls stand, as loud as they may be now."""
+        calls = self._device.calls
+        pending = [call for call in calls if call.status() is CallStatus.PENDING]
+        volume = max(map(self._conduct.ring_volume, pending), default=0.0)
+        if volume > 0 and len(pending) == len(calls):
+            self._ring(bell=True, tone=Tone.RING, volume=volume)
+        elif volume > 0:
             self._ring(bell=False, tone=Tone.CALL_WAITING)
-        elif rings:
-            self._ring(bell=True, tone=Tone.RING)
-        elif CallStatus.RINGING in statuses:
+        elif any(call.status() is CallStatus.RINGING for call in calls):
             self._ring(bell=False, tone=Tone.RINGBACK)
         else:
-            self._ring(bell=False, tone=None)
+            self._ring(bell=False)
 
-    def _ring(self, *, bell: bool, tone: Tone | None) -> None:
+    def _ring(self, *, bell: bool, tone: Tone | None = None, volume: float = 1.0) -> None:
         ringer = self._panel.ringer
         if ringer is not None and ringer.is_ringing != bell:
             ringer.start() if bell else ringer.stop()
-        if self._voice is None or tone is self._tone:
+        sounds = None if tone is None else (tone, volume)
+        if self._voice is None or sounds == self._tone:
             return
-        self._tone = tone
+        self._tone = sounds
         self._voice.stop_tone()
         if tone is not None:
-            self._voice.start_tone(tone)
+            self._voice.start_tone(tone, volume)
 
     def show_status(self) -> None:
         """Has the light show how the station stands."""

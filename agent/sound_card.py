@@ -97,12 +97,13 @@ class SoundCard:
         for source in tuple(self._sources):
             self.forget(source)
 
-    def start_tone(self, tone: Tone) -> None:
+    def start_tone(self, tone: Tone, volume: float = 1.0) -> None:
         """Plays a tone until `stop_tone`."""
         if tone is Tone.RING:
-            self._starting = asyncio.ensure_future(self._ring())
+            self._starting = asyncio.ensure_future(self._ring(volume))
         else:
-            self._sound.start_progress_tone(RINGBACK if tone is Tone.RINGBACK else CALL_WAITING)
+            cadence = RINGBACK if tone is Tone.RINGBACK else CALL_WAITING
+            self._sound.start_progress_tone(cadence, volume)
 
     def stop_tone(self) -> None:
         """Ends it."""
@@ -115,8 +116,8 @@ class SoundCard:
         if self._voice is not None and source not in self._sources:
             self._sources[source] = self._sound.add_source()
 
-    async def _ring(self) -> None:
+    async def _ring(self, volume: float) -> None:
         try:
-            await self._sound.start_ring_tone()
+            await self._sound.start_ring_tone(volume=volume)
         except BadTone as error:
             log.error("no ring tone", error=str(error))

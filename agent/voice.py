@@ -54,8 +54,8 @@ class Voice(Protocol):
         """Stops both. They may be stopped already."""
         ...
 
-    def start_tone(self, tone: Tone) -> None:
-        """Plays a tone until `stop_tone`, whether or not a call is on."""
+    def start_tone(self, tone: Tone, volume: float = 1.0) -> None:
+        """Plays a tone until `stop_tone`, whether or not a call is on; `volume` is 0.0 to 1.0."""
         ...
 
     def stop_tone(self) -> None:

@@ -159,8 +159,19 @@ def agent_file(settings: AgentSettings) -> str:
     """The settings as their TOML file, password included. Defaults are left out."""
     document = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     document["broker"]["password"] = settings.broker.password.get_secret_value()
+    given = settings.model_dump(exclude_none=True, exclude_defaults=True)
+    _reveal(document, split_local_only(given, LOCAL_ONLY_PLACES)[1])
     document = {name: document.pop(name) for name in ("device_id", "identity", "broker")} | document
     return _HEADER + tomli_w.dumps(document)
+
+
+def _reveal(document: dict[str, Any], secrets: dict[str, Any]) -> None:
+    """Puts secrets where pydantic has written masks."""
+    for name, value in secrets.items():
+        if isinstance(value, SecretStr):
+            document[name] = value.get_secret_value()
+        else:
+            _reveal(document[name], value)
 
 
 def load_agent_settings(path: Path) -> AgentSettings:

@@ -1,5 +1,5 @@
-"""How a device behaves when it is called: who is answered by itself, when it keeps quiet, how loud it
-rings, where an unanswered call goes, and who may open which door.
+"""How a device behaves: who is answered by itself, when it keeps quiet, how loud it rings, how often a
+call button calls again, and who may open a door.
 
 Callers are identities, written `alice`. Times of day are the clock's on the wall in `time_zone`; a range
 that ends at or before its start runs over midnight, and its days are those on which it starts.
@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, mo
 
 from config.audio import Volume
 from config.local_only import LOCAL_ONLY
-from signaling.identifiers import GroupNameField, IdentityField, parse_identity
+from signaling.identifiers import IdentityField, parse_identity
 
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 WEEKDAYS: tuple[Weekday, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -105,21 +105,6 @@ class AutoAnswer(_Settings):
     """Only where the relay vouches for the caller (attestation A): it opens the microphone."""
 
 
-class Forwarding(_Settings):
-    """Where a call goes that nobody answers here."""
-
-    to: Annotated[tuple[Caller, ...], Field(max_length=9)] = ()
-    group: GroupNameField | None = None
-    after_s: Annotated[float, Field(ge=1, le=600)] = 20
-
-    @model_validator(mode="after")
-    def _to_somebody(self) -> Self:
-        if bool(self.to) == bool(self.group):
-            found = "both" if self.to else "neither"
-            raise ValueError(f"forwarding has either `to` or `group`; this one has {found}")
-        return self
-
-
 class Redial(_Settings):
     """How often a call button rings its people again when nobody answers."""
 
@@ -128,7 +113,7 @@ class Redial(_Settings):
 
 
 class DoorRelease(_Settings):
-    """How the other party of a call opens a door. Nobody may who is not in `callers`."""
+    """How the other party of a call opens the door. Nobody may who is not in `callers`."""
 
     callers: Callers = ()
     verified_only: bool = True
@@ -151,7 +136,8 @@ class BehaviourSettings(_Settings):
     ring_volume_hours: Annotated[tuple[VolumeHours, ...], Field(max_length=RANGES_MAX)] = ()
     """The first range that a moment is in counts; outside all of them, `audio.ring_volume`."""
     auto_answer: AutoAnswer = Field(default_factory=AutoAnswer)
-    forwarding: Forwarding | None = None
+    hear_early_media: bool = False
+    """Whether a caller who allows it is heard while it rings, before the call is answered."""
     redial: Redial = Field(default_factory=Redial)
     doors: Annotated[dict[DoorName, DoorRelease], Field(max_length=DOORS_MAX)] = Field(
         default_factory=dict

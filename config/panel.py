@@ -112,12 +112,28 @@ class CallButtonSettings(ButtonSettings):
     custom_parameters: dict[ParameterName, str] = Field(
         default_factory=dict, description="Custom parameters that travel with the invite."
     )
+    early_media: bool = Field(
+        default=False, description="Whether those called may hear this station before they answer."
+    )
+    forward_to: Identities = Field(
+        default=(),
+        description="Whom it calls next when nobody has answered: an identity, or at most 9.",
+    )
+    forward_group: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The named group that it calls next, instead of `forward_to`.",
+    )
 
     @model_validator(mode="after")
     def _call_somebody(self) -> Self:
         if bool(self.to) == bool(self.group):
             found = "both" if self.to else "neither"
             raise ValueError(f"a call button has either `to` or `group`; this one has {found}")
+        if self.forward_to and self.forward_group:
+            raise ValueError(
+                "a call button forwards to either `forward_to` or `forward_group`; this one has both"
+            )
         return self
 
 

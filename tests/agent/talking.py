@@ -59,7 +59,7 @@ class ArrayVoice:
         whole = len(says) // BLOCK_FRAMES * BLOCK_FRAMES
         self._blocks = says[:whole].reshape(-1, BLOCK_FRAMES)
         self.heard: dict[str, list[Block]] = {}
-        self.tones: list[Tone | None] = []
+        self.tones: list[tuple[Tone, float] | None] = []
         self.broken = False
         self.opened: list[AudioDevices] = []
         self._played = 0
@@ -103,8 +103,8 @@ class ArrayVoice:
         self._wanted.append((self._played + blocks, lambda: loop.call_soon_threadsafe(heard.set)))
         await heard.wait()
 
-    def start_tone(self, tone: Tone) -> None:
-        self.tones.append(tone)
+    def start_tone(self, tone: Tone, volume: float = 1.0) -> None:
+        self.tones.append((tone, volume))
 
     def stop_tone(self) -> None:
         self.tones.append(None)

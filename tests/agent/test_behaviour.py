@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from pydantic import JsonValue
 
 from agent.behaviour import (
-    Forward,
     Invited,
     InviteDecision,
     decide_invite,
@@ -37,18 +36,17 @@ def decided(
     now: datetime = SATURDAY_NOON,
     in_call: bool = False,
     verified: bool = True,
-    forwarded: bool = False,
     rings_s: float = 60,
 ) -> InviteDecision:
-    invited = Invited(caller, now + timedelta(seconds=rings_s), verified, forwarded)
+    invited = Invited(caller, now, now + timedelta(seconds=rings_s), verified)
     return decide_invite(settings, invited, now=now, in_call=in_call, ring_volume=0.8)
 
 
 def test_a_device_as_it_comes_rings_for_everybody_at_its_volume() -> None:
     for caller in ("client:alice", "alice", "+4930123456", None, "no identity"):
         decision = decided(behaving(), caller)
-        assert (decision.audible, decision.ring_volume) == (True, 0.8)
-        assert decision.reject is decision.auto_answer_at is decision.forward is None
+        assert decision.ring_volume == 0.8
+        assert decision.reject is decision.auto_answer_at is None
 
 
 # Quiet hours and do not disturb
@@ -71,7 +69,7 @@ NIGHT = {"start": "22:00", "end": "07:00", "days": ["mon", "tue", "wed", "thu", 
 def test_a_night_belongs_to_the_day_on_which_it_begins(moment: str, quiet: bool) -> None:
     now = datetime.fromisoformat(moment).replace(tzinfo=BERLIN).astimezone(UTC)
     decision = decided(behaving(quiet_hours=[NIGHT]), now=now)
-    assert decision.audible is not quiet
+    assert (decision.ring_volume == 0) is quiet
     assert decision.reject is None
 
 
@@ -81,8 +79,8 @@ def test_quiet_hours_are_of_the_wall_clock_in_summer_and_in_winter() -> None:
         datetime(2026, 1, 10, 5, 30, tzinfo=UTC),
         datetime(2026, 7, 10, 5, 30, tzinfo=UTC),
     )
-    assert not decided(settings, now=winter).audible, "06:30 in Berlin"
-    assert decided(settings, now=summer).audible, "07:30 in Berlin"
+    assert decided(settings, now=winter).ring_volume == 0, "06:30 in Berlin"
+    assert decided(settings, now=summer).ring_volume > 0, "07:30 in Berlin"
 
 
 @given(
@@ -109,12 +107,12 @@ def test_in_quiet_hours_a_call_is_silent_or_turned_away_but_for_those_on_the_lis
     always = {"start": "00:00", "end": "00:00", "except_callers": ["porter"]}
     silent, reject = ({**always, "treatment": treatment} for treatment in ("silent", "reject"))
     decision = decided(behaving(quiet_hours=[silent]))
-    assert (decision.audible, decision.ring_volume, decision.reject) == (False, 0, None)
+    assert (decision.ring_volume, decision.reject) == (0, None)
     assert decided(behaving(quiet_hours=[reject])).reject is RejectStatus.REJECTED
     assert decided(behaving(quiet_hours=[reject]), None).reject is RejectStatus.REJECTED
     for quiet in (silent, reject):
         decision = decided(behaving(quiet_hours=[quiet]), "client:porter")
-        assert (decision.audible, decision.ring_volume, decision.reject) == (True, 0.8, None)
+        assert (decision.ring_volume, decision.reject) == (0.8, None)
 
 
 def test_the_first_range_that_a_moment_is_in_counts() -> None:
@@ -128,7 +126,7 @@ def test_do_not_disturb_is_quiet_at_every_hour_and_before_quiet_hours() -> None:
     do_not_disturb = {"enabled": True, "treatment": "reject", "except_callers": ["porter"]}
     settings = behaving(do_not_disturb=do_not_disturb, quiet_hours=[NIGHT])
     assert decided(settings).reject is RejectStatus.REJECTED
-    assert decided(settings, "client:porter").audible
+    assert decided(settings, "client:porter").ring_volume == 0.8
     assert "do not disturb" in decided(settings).because
 
 
@@ -142,13 +140,19 @@ def test_the_ring_volume_follows_the_hour() -> None:
     ]
     settings = behaving(ring_volume_hours=hours)
     assert decided(settings).ring_volume == 0.2
-    assert ring_volume_at(settings, SATURDAY_NOON - timedelta(seconds=1), 0.8) == 0.8
-    assert ring_volume_at(settings, SATURDAY_NOON + timedelta(hours=2), 0.8) == 0.8
+    assert ring_volume_at(settings, None, SATURDAY_NOON - timedelta(seconds=1), 0.8) == 0.8
+    assert ring_volume_at(settings, None, SATURDAY_NOON + timedelta(hours=2), 0.8) == 0.8
     evening = decided(settings, now=SATURDAY_NOON + timedelta(hours=6))
-    assert (evening.audible, evening.ring_volume) == (False, 0)
+    assert (evening.ring_volume, evening.reject) == (0, None)
 
 
-# Answering, waiting, forwarding, redialling
+def test_the_ring_volume_is_none_while_it_is_to_keep_quiet_but_for_those_on_the_list() -> None:
+    settings = behaving(do_not_disturb={"enabled": True, "except_callers": ["porter"]})
+    assert ring_volume_at(settings, "client:alice", SATURDAY_NOON, 0.8) == 0
+    assert ring_volume_at(settings, "client:porter", SATURDAY_NOON, 0.8) == 0.8
+
+
+# Answering, waiting, redialling
 
 DESK = {"callers": ["desk"], "after_s": 2}
 
@@ -175,30 +179,16 @@ def test_a_device_that_keeps_quiet_opens_no_microphone_by_itself() -> None:
 def test_a_second_call_hears_busy_unless_call_waiting_is_on() -> None:
     assert decided(behaving(), in_call=True).reject is RejectStatus.BUSY
     waiting = decided(behaving(call_waiting=True, auto_answer=DESK), "client:desk", in_call=True)
-    assert waiting.waiting
-    assert waiting.audible
+    assert waiting.ring_volume == 0.8
     assert waiting.reject is waiting.auto_answer_at is None
 
 
-def test_an_unanswered_call_goes_on_to_somebody_in_time_but_not_for_ever_round() -> None:
-    settings = behaving(forwarding={"to": ["bob", "alice"], "after_s": 20})
-    at = SATURDAY_NOON + timedelta(seconds=20)
-    assert decided(settings, "client:carol").forward == Forward(at, ("bob", "alice"))
-    assert decided(settings, "client:alice").forward == Forward(at, ("bob",))
-    assert decided(settings, "client:carol", forwarded=True).forward is None
-    assert decided(settings, "client:carol", rings_s=20).forward is None
-    back = behaving(forwarding={"to": ["alice"], "after_s": 20})
-    assert decided(back, "client:alice").forward is None
-    group = behaving(forwarding={"group": "porters", "after_s": 20})
-    assert decided(group).forward == Forward(at, (), "porters")
-    answered = behaving(forwarding={"to": ["bob"]}, auto_answer=DESK)
-    assert decided(answered, "client:desk").forward is None
-
-
-def test_a_silent_call_is_forwarded_too() -> None:
-    silent = {"enabled": True, "treatment": "silent"}
-    settings = behaving(forwarding={"to": ["bob"]}, do_not_disturb=silent)
-    assert decided(settings).forward is not None
+def test_the_time_until_it_answers_counts_from_when_the_call_came() -> None:
+    settings = behaving(auto_answer=DESK)
+    came, later = SATURDAY_NOON, SATURDAY_NOON + timedelta(seconds=9)
+    invited = Invited("client:desk", came, came + timedelta(seconds=60), verified=True)
+    decision = decide_invite(settings, invited, now=later, in_call=False, ring_volume=0.8)
+    assert decision.auto_answer_at == came + timedelta(seconds=2)
 
 
 def test_a_ring_group_is_called_again_as_often_as_set_and_only_where_nobody_answered() -> None:

@@ -13,6 +13,7 @@ from config.agent import (
     default_panel,
     load_agent_settings,
 )
+from config.behaviour import BehaviourSettings
 from config.private_file import write_private
 from signaling.errors import InvalidInput
 
@@ -65,6 +66,17 @@ def test_the_password_shows_nowhere_but_in_the_file() -> None:
     for shown in (repr(SETTINGS), str(SETTINGS), SETTINGS.model_dump_json(), f"{SETTINGS.broker}"):
         assert PASSWORD not in shown
     assert PASSWORD in agent_file(SETTINGS)
+
+
+def test_door_codes_are_written_as_they_are_and_never_as_their_masks(file: Path) -> None:
+    doors = {"front": {"callers": ["alice"], "code": "4711#"}, "yard": {"by_message": True}}
+    behaviour = {"time_zone": "Europe/Berlin", "doors": doors}
+    settings = SETTINGS.model_copy(
+        update={"behaviour": BehaviourSettings.model_validate(behaviour)}
+    )
+    write_private(file, agent_file(settings))
+    assert load_agent_settings(file) == settings
+    assert "**" not in file.read_text()
 
 
 def test_a_file_that_is_missing_says_how_to_make_it(file: Path) -> None:

@@ -32,10 +32,6 @@ volume = 0.3
 callers = ["front-desk"]
 after_s = 2
 
-[forwarding]
-to = ["porter"]
-after_s = 15
-
 [redial]
 times = 3
 
@@ -77,8 +73,6 @@ def test_as_it_stands_a_device_answers_nobody_by_itself_and_opens_nothing() -> N
         ({"ring_volume_hours": [{"start": "08:00", "end": "09:00", "volume": 1.1}]},
          "ring_volume_hours.0.volume", ""),
         ({"auto_answer": {"callers": ["a b"]}}, "auto_answer.callers.0", "without spaces"),
-        ({"forwarding": {}}, "forwarding", "neither"),
-        ({"forwarding": {"to": ["a"], "group": "g"}}, "forwarding", "both"),
         ({"redial": {"times": 21}}, "redial.times", ""),
         ({"doors": {"a b": {}}}, "doors.a b.[key]", ""),
         ({"doors": {"front": {"code": "12a"}}}, "doors.front.code", "0-9"),

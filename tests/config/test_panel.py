@@ -172,3 +172,8 @@ def test_every_setting_is_described() -> None:
     fields = [field for model in models for field in model.model_fields.values()]
     assert fields
     assert all(field.description for field in fields)
+
+
+def test_a_button_forwards_to_people_or_to_a_group_but_not_to_both() -> None:
+    with pytest.raises(ValidationError, match="this one has both"):
+        CallButtonSettings(pin=4, to=("a",), forward_to=("b",), forward_group="c")

@@ -1,0 +1,179 @@
+"""The door of a station, opened from its calls: by digits and by messages of those who may.
+
+Which of them may is `agent.door_release`'s decision; `hardware.door` opens and locks. Each decision is
+logged, without digits, and told to who asked.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+
+import structlog
+
+from agent.call import Call, CallStatus, Direction, Message
+from agent.device import Device
+from agent.door_release import (
+    DOOR_MESSAGE_TYPE,
+    DOOR_RESULT_TYPE,
+    DoorDecision,
+    DoorKeeper,
+    Outcome,
+    Party,
+)
+from agent.live_settings import LiveSettings
+from config.agent import ConfigurableSettings
+from config.telemetry import Fault
+from hardware.door import DoorUnattendedError
+from hardware.panel import Panel
+from signaling.errors import CallError, InvalidInput
+from signaling.identifiers import Identity, parse_identity
+
+log = structlog.get_logger(__name__)
+
+_UNTOLD = frozenset({Outcome.UNFINISHED, Outcome.NOT_ALLOWED, Outcome.NOT_IN_CALL})
+"""What a digit may come to that its sender is not told of: it may be for something else."""
+
+_NO_DOOR = (
+    "no door relay is wired, so {doors} cannot be opened: give its pin as `panel.door`, "
+    "or take it out of `behaviour.doors`"
+)
+
+
+class Doors:
+    """Opens one station's door for its calls.
+
+    Args:
+        live: Who may open it.
+        device: Its calls.
+        panel: Its door relay; each door of the settings is this one.
+        now: Tells the time.
+    """
+
+    def __init__(
+        self, live: LiveSettings, device: Device, panel: Panel, *, now: Callable[[], datetime]
+    ) -> None:
+        self._live = live
+        self._panel = panel
+        self._now = now
+        self._keeper = DoorKeeper(live.now.behaviour)
+        self._last: dict[Call, Outcome | None] = {}
+        """What the last digit or message of each call came to."""
+        device.on_change(self._follow)
+        live.watch(self._follow_settings)
+        self._complain()
+
+    def faults(self) -> tuple[Fault, ...]:
+        """What of the settings this station cannot do."""
+        reason = self._fault()
+        return () if reason is None else (Fault(part="door", reason=reason),)
+
+    def _follow_settings(self, before: ConfigurableSettings, now: ConfigurableSettings) -> None:
+        self._keeper.settings = now.behaviour
+        wiring = (before.behaviour.doors, before.panel.door)
+        if wiring != (now.behaviour.doors, now.panel.door):
+            self._complain()
+
+    def _complain(self) -> None:
+        reason = self._fault()
+        if reason is not None:
+            log.error("door cannot be opened", reason=reason)
+
+    def _fault(self) -> str | None:
+        settings = self._live.now
+        if settings.panel.door is not None or not settings.behaviour.doors:
+            return None
+        return _NO_DOOR.format(doors=", ".join(map(repr, sorted(settings.behaviour.doors))))
+
+    # What is asked for
+
+    def _follow(self, call: Call) -> None:
+        if call.status() is CallStatus.CLOSED:
+            self._last.pop(call, None)
+        elif call not in self._last:
+            self._last[call] = None
+            self._keeper.begin_call()
+            call.on("digit", lambda who, digit: self._hear_digit(call, who, digit))
+            call.on("messageReceived", lambda message: self._take_message(call, message))
+
+    def _hear_digit(self, call: Call, who: str, digit: str) -> None:
+        if not self._live.now.behaviour.doors:
+            return
+        party = _party(call, who)
+        if not call.signalling.answered:
+            decision = DoorDecision(Outcome.NOT_IN_CALL)
+        else:
+            decision = self._keeper.hear_digit(digit, party, self._now())
+        decision = self._carry_out(decision)
+        last, self._last[call] = self._last.get(call), decision.outcome
+        if decision.outcome is Outcome.UNFINISHED:
+            return
+        self._log(decision, call, party, by="digits")
+        is_news = decision.outcome is not Outcome.LOCKED_OUT or last is not Outcome.LOCKED_OUT
+        if decision.outcome not in _UNTOLD and is_news:
+            self._tell(decision, call, party)
+
+    def _take_message(self, call: Call, message: Message) -> None:
+        if message.message_type != DOOR_MESSAGE_TYPE:
+            return
+        party = _party(call, message.from_)
+        if not call.signalling.answered:
+            decision = DoorDecision(Outcome.NOT_IN_CALL)
+        else:
+            decision = self._keeper.take_message(message.content, party)
+        decision = self._carry_out(decision)
+        self._log(decision, call, party, by="message")
+        self._tell(decision, call, party)
+
+    # What is done
+
+    def _carry_out(self, decision: DoorDecision) -> DoorDecision:
+        if decision.outcome is not Outcome.RELEASED:
+            return decision
+        door = self._panel.door
+        if door is None:
+            log.error("door cannot be opened", door=decision.door, reason=self._fault())
+            return DoorDecision(Outcome.FAILED, decision.door)
+        try:
+            door.release()
+        except DoorUnattendedError as error:  # the panel is being stopped
+            log.error("door cannot be opened", door=decision.door, reason=str(error))
+            return DoorDecision(Outcome.FAILED, decision.door)
+        return decision
+
+    def _log(self, decision: DoorDecision, call: Call, party: Party, *, by: str) -> None:
+        log.info(
+            "door decision",
+            outcome=decision.outcome,
+            door=decision.door,
+            by=by,
+            party=party.identity,
+            verified=party.verified,
+            call_sid=call.sid,
+        )
+
+    def _tell(self, decision: DoorDecision, call: Call, party: Party) -> None:
+        try:
+            call.send_message(
+                {"door": decision.door, "result": decision.outcome.value},
+                message_type=DOOR_RESULT_TYPE,
+                to=[Identity(parse_identity(party.identity))],
+            )
+        except (CallError, InvalidInput) as error:  # they have hung up, or are a server
+            log.info("nobody to tell of the door", call_sid=call.sid, error=str(error))
+
+
+def _party(call: Call, who: str | None) -> Party:
+    """Who asks, and whether the relay vouches for them: for a caller by its signed word, for others
+    only where this device has called them, and nobody else can be in the call."""
+    name = _identity(who)
+    if call.direction is Direction.OUTGOING:
+        return Party(name, verified=call.only_invited)
+    info = call.caller_info
+    is_caller = bool(name) and name == _identity(call.from_)
+    return Party(name, verified=is_caller and info is not None and info.is_verified)
+
+
+def _identity(address: str | None) -> str:
+    try:
+        return "" if address is None else parse_identity(address)
+    except ValueError:
+        return ""

@@ -1,0 +1,177 @@
+"""The door of a station, opened from its calls by those who may, and by nobody else."""
+
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from pydantic import JsonValue
+from structlog.testing import capture_logs
+
+from agent.call import CallerInfo, CallStatus
+from signaling.answers import DeviceResponse
+from signaling.calls import UserState
+from signaling.events import CallMessage, CallUserStateChanged
+from tests.agent.desk import Exchange
+from tests.agent.post import Post, post_at, settings_of
+from tests.agent.scripted_relay import about, call_answer, fresh_sid
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+FRONT_DOOR = {"callers": ["lobby"], "by_message": True, "code": "47#"}
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def post(exchange: Exchange) -> Any:  # noqa: ANN401
+    async with post_at(exchange, doors={"front": FRONT_DOOR}) as at_work:
+        yield at_work
+
+
+def asks(sid: str, content: JsonValue, who: str | None = "client:lobby") -> CallMessage:
+    return CallMessage(
+        **about(sid),
+        from_=who,
+        message_type="door-release",
+        content_type="application/json",
+        content=content,
+        voice_event_sid=f"KX{fresh_sid()[2:]}",
+    )
+
+
+async def answered(post: Post, *, verified: bool = True) -> str:
+    sid = await post.call_in()
+    post.known[sid].set_result(CallerInfo(is_verified=verified))
+    await post.press("answer")
+    await post.until(sid, CallStatus.OPEN)
+    return sid
+
+
+async def result(post: Post) -> dict[str, Any]:
+    """What the party that asked is told, once."""
+    said = await post.relay.requests.until(
+        lambda r: r["operation"] == "message" and r["message_type"] == "door-release-result"
+    )
+    post.relay.requests.noted.remove(said)
+    assert said["to"] == ["lobby"]
+    content: dict[str, Any] = said["content"]
+    return content
+
+
+def is_open(post: Post) -> bool:
+    assert post.panel.door is not None
+    settings = post.live.now.panel.door
+    assert settings is not None
+    assert post.panel.door.is_open is post.pins.is_active(settings)
+    return post.panel.door.is_open
+
+
+async def test_a_message_of_a_verified_caller_on_the_list_opens_the_door_and_is_answered(
+    post: Post,
+) -> None:
+    sid = await answered(post)
+    assert not is_open(post)
+    await post.relay.say(asks(sid, {"door": "front"}))
+    assert await result(post) == {"door": "front", "result": "released"}
+    assert is_open(post)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"door": "cellar"}, {"door": None, "result": "no such door"}),
+        ("open sesame", {"door": None, "result": "not understood"}),
+    ],
+)
+async def test_a_message_that_names_no_door_opens_none(
+    post: Post, content: JsonValue, told: dict[str, Any]
+) -> None:
+    await post.relay.say(asks(await answered(post), content))
+    assert await result(post) == told
+    assert not is_open(post)
+
+
+async def test_a_caller_who_is_not_verified_opens_nothing_unless_the_door_says_so(
+    post: Post,
+) -> None:
+    sid = await answered(post, verified=False)
+    await post.relay.say(asks(sid, {}))
+    assert (await result(post))["result"] == "not allowed"
+    assert not is_open(post)
+    post.behave(doors={"front": {**FRONT_DOOR, "verified_only": False}})
+    await post.relay.say(asks(sid, {}))
+    assert (await result(post))["result"] == "released"
+    assert is_open(post)
+
+
+async def test_another_party_is_not_taken_for_the_verified_caller(post: Post) -> None:
+    post.behave(doors={"front": {**FRONT_DOOR, "callers": ["eve"]}})
+    sid = await answered(post)
+    with capture_logs() as logs:
+        for who in ("client:eve", None, "client:"):
+            await post.relay.say(asks(sid, {}, who))
+        await post.has_taken_all()
+    decided = [line for line in logs if line["event"] == "door decision"]
+    assert [line["outcome"] for line in decided] == ["not allowed"] * 3
+    assert not any(line["verified"] for line in decided)
+    assert not is_open(post)
+
+
+async def test_before_the_call_is_answered_nobody_opens_the_door(post: Post) -> None:
+    sid = await post.call_in()
+    post.known[sid].set_result(CallerInfo(is_verified=True))
+    await post.relay.say(asks(sid, {}))
+    assert (await result(post))["result"] == "not in a call"
+    assert not is_open(post)
+
+
+async def test_who_was_called_from_here_and_accepted_opens_the_door(post: Post) -> None:
+    sid = fresh_sid()
+    post.relay.answers["invite"] = lambda _: DeviceResponse(status=201, call=call_answer(sid))
+    await post.press("call_buttons.lobby")
+    await post.relay.asked("invite")
+    accepted = CallUserStateChanged(**about(sid), identity="lobby", state=UserState.ACCEPTED)
+    await post.relay.say(accepted)
+    await post.until(sid, CallStatus.OPEN)
+    await post.relay.say(asks(sid, {}))
+    assert (await result(post))["result"] == "released"
+    assert is_open(post)
+
+
+async def test_who_is_met_in_a_call_that_was_taken_over_is_vouched_for_by_nobody(
+    post: Post,
+) -> None:
+    first = await answered(post)
+    token = post.call(first).connect_token
+    assert token is not None
+    await post.press("hang_up")
+    await post.until(first, CallStatus.CLOSED)
+    post.statuses.noted.clear()
+    back = post.device.reconnect(token)
+    await post.until(first, CallStatus.OPEN)
+    await post.relay.say(asks(back.sid, {}))
+    assert (await result(post))["result"] == "not allowed"
+    assert not is_open(post)
+
+
+async def test_a_door_that_is_not_wired_is_a_fault_and_who_asks_is_told(
+    exchange: Exchange,
+) -> None:
+    async with post_at(exchange, doors={"front": FRONT_DOOR}) as post:
+        assert post.doors.faults() == ()
+        wired = post.live.now.panel.model_dump(exclude_unset=True)
+        del wired["door"]
+        bare = settings_of(panel=wired, behaviour={"doors": {"front": FRONT_DOOR}})
+        with capture_logs() as logs:
+            post.live.take(bare)
+        post.panel.rewire(bare.panel)
+        assert [line["event"] for line in logs if line["log_level"] == "error"] == [
+            "door cannot be opened"
+        ]
+        (fault,) = post.doors.faults()
+        assert fault.part == "door"
+        assert "'front'" in fault.reason
+        assert "`panel.door`" in fault.reason
+        sid = await answered(post)
+        await post.relay.say(asks(sid, {}))
+        assert await result(post) == {"door": "front", "result": "failed"}
+        post.behave()
+        assert post.doors.faults() == ()
