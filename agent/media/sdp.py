@@ -15,6 +15,7 @@ _STATIC_PCMU = "0"
 _AUDIO = re.compile(r"^m=audio (\d+) \S+((?: \d+)*)\r?$", re.MULTILINE)
 _RTPMAP = re.compile(r"^a=rtpmap:(\d+) ([\w.-]+)/(\d+)", re.MULTILINE)
 _UFRAG = re.compile(r"^a=ice-ufrag:(\S+)", re.MULTILINE)
+_AUDIO_ATTRIBUTES = re.compile(r"^m=audio [^\r\n]*\r\n(?:[ic]=[^\r\n]*\r\n)*", re.MULTILINE)
 _CANDIDATE_UFRAG = re.compile(r" ufrag (\S+)")
 
 
@@ -40,6 +41,13 @@ def _known(names: dict[str, str], payload_types: list[str]) -> Iterator[str]:
     for payload_type in payload_types:
         if name := names.get(payload_type):
             yield name
+
+
+def asking_for_short_packets(sdp: str) -> str:
+    """The description with `a=ptime:10` (RFC 8866, section 6.4) in its audio section: a packet of 10 ms
+    is sent 10 ms earlier than the usual one of 20, and waits less at its end. It costs 50 headers more
+    a second, some 26 kbit/s."""
+    return _AUDIO_ATTRIBUTES.sub(r"\g<0>a=ptime:10\r\n", sdp, count=1)
 
 
 def is_of(candidate: str, sdp: str) -> bool:

@@ -18,7 +18,7 @@ from agent.media.engine import (
     PeerListeners,
     PeerState,
 )
-from agent.media.sdp import is_of, spoken_codecs
+from agent.media.sdp import asking_for_short_packets, is_of, spoken_codecs
 from agent.media.wrtc_listener import Ear, Listener
 from agent.media.wrtc_stats import media_stats
 from signaling.errors import CallError
@@ -97,7 +97,7 @@ class WrtcConnection:
             options = webrtc.RTCOfferOptions(ice_restart=ice_restart)
             offer = await self._ask(53400, "its own offer", self._pc.create_offer(options))
             await self._ask(53400, "its own offer", self._pc.set_local_description(offer))
-        return offer.sdp
+        return asking_for_short_packets(offer.sdp)
 
     async def accept_offer(self, sdp: str) -> str:
         """Takes the other side's offer and returns the answer to it. 53400, 53402, 53404."""
@@ -106,7 +106,7 @@ class WrtcConnection:
             answer = await self._ask(53400, "its own answer", self._pc.create_answer())
             await self._ask(53400, "its own answer", self._pc.set_local_description(answer))
             await self._agree()
-        return answer.sdp
+        return asking_for_short_packets(answer.sdp)
 
     async def accept_answer(self, sdp: str) -> None:
         """Takes the other side's answer. 53400, 53402, 53404."""

@@ -5,6 +5,9 @@ every 50 s. `DriftingSource` watches how full its ring is and reads it ever so s
 slower (at most 0.1 %, 1.7 cents of pitch, which nobody hears), by a windowed-sinc interpolation.
 """
 
+import math
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,16 +17,25 @@ from hardware.audio.ring import SampleRing
 TARGET_FRAMES = 2 * BLOCK_FRAMES
 """What the ring holds on the average: 20 ms, of all mouth-to-ear latency the part that is ours."""
 _MAX_FRAMES = TARGET_FRAMES + 8 * BLOCK_FRAMES
+_LEFT_FRAMES = TARGET_FRAMES - BLOCK_FRAMES // 2
+"""What it holds right after a pull, then: on the average half a period after a push."""
 
 _TAPS = 16
 _PHASES = 1024
 _BEFORE = _TAPS // 2 - 1
+_NEEDED = BLOCK_FRAMES + _TAPS + 1
+"""What a block is made of: its frames, the taps around each, and one for a phase of 1 to 2."""
+_PHASE_OF_A_PART = 0.1
 
 _MAX_PPM = 1000.0
 _PPM_FOR_FRAME = 1.0
 # Critically damped: the fill's change for one ppm is 0.048 frames a second.
 _PPM_FOR_FRAME_SECOND = 0.048 * _PPM_FOR_FRAME**2 / 4
 _SMOOTHING_S = 1.0
+
+_EXCESS_FRAMES = 5 * BLOCK_FRAMES // 4
+"""More than the one block by which the fill changes at once where two clocks slip past one another."""
+_SHORTEST_WATCH, _LONGEST_WATCH = round(1 / BLOCK_S), round(32 / BLOCK_S)
 
 
 def _interpolation_kernels() -> NDArray[np.float32]:
@@ -37,15 +49,16 @@ def _interpolation_kernels() -> NDArray[np.float32]:
 
 
 _KERNELS = _interpolation_kernels()
-_TAP_INDEX = np.arange(_TAPS)
-_FRAME_INDEX = np.arange(BLOCK_FRAMES)
+_FADE_IN = (np.arange(BLOCK_FRAMES) / BLOCK_FRAMES).astype(np.float32)
 
 
 class DriftingSource:
     """One who is heard, whose clock is not the sound card's.
 
     `play` is for any one thread, `pull` for the sound card's. Until 20 ms have come, and again
-    after a gap, it gives silence. What has piled up (a thread that was held up) is dropped down to 20 ms.
+    after a gap, it gives silence. What was there before it began, and what has piled up (a thread that
+    was held up), is dropped down to 20 ms. What has been too much for a second is caught up with by a
+    skip from one stretch of sound into one that is like it; after gaps it waits longer for that.
 
     Args:
         volume: 0 to 1, and may be changed at any time.
@@ -56,13 +69,17 @@ class DriftingSource:
         self.gaps = 0
         """How often nothing was there to play, though it had begun."""
         self.jumps = 0
-        """How often sound was dropped, because too much was there."""
+        """How often sound was dropped, because far too much was there."""
+        self.skips = 0
+        """How often it caught up unheard."""
         self._ring = SampleRing(_MAX_FRAMES + 8 * BLOCK_FRAMES)
-        self._phase = 0.0
+        self._phase = 1.0
+        self._has_begun = False
         self._is_playing = False
         self._error_frames = 0.0
         self._integral_ppm = 0.0
         self._ppm = 0.0
+        self._watch = _Watch()
 
     @property
     def ppm(self) -> float:
@@ -86,39 +103,136 @@ class DriftingSource:
             if waiting < TARGET_FRAMES + _TAPS:
                 return SILENCE
             self._is_playing, self._error_frames = True, 0.0
+            if not self._has_begun:
+                self._has_begun = True
+                waiting = self._drop_to(_LEFT_FRAMES + BLOCK_FRAMES, waiting)
         if waiting > _MAX_FRAMES:
             self.jumps += 1
-            self._ring.skip(waiting - TARGET_FRAMES)
-            waiting, self._error_frames = TARGET_FRAMES, 0.0
-        step = 1 + self._ppm * 1e-6
-        positions = self._phase + step * _FRAME_INDEX
-        needed = int(positions[-1]) + _TAPS
-        if waiting < needed:
+            waiting = self._drop_to(_LEFT_FRAMES + BLOCK_FRAMES, waiting)
+        if waiting < _NEEDED:
             self.gaps += 1
             self._is_playing = False
+            self._watch.be_patient()
             return SILENCE
-        block = _interpolate(self._ring.peek(needed), positions)
-        consumed, self._phase = divmod(self._phase + step * BLOCK_FRAMES, 1.0)
-        self._ring.skip(int(consumed))
+        block = self._skipping(excess) if (excess := self._watch.excess) else self._read()
         self._adapt(len(self._ring))
         return block
 
+    def _drop_to(self, frames: int, waiting: int) -> int:
+        self._ring.skip(max(0, waiting - frames))
+        self._error_frames = 0.0
+        return min(waiting, frames)
+
+    def _read(self) -> Block:
+        block = _interpolate(self._ring.peek(_NEEDED), self._phase, self._ppm * 1e-6)
+        end = self._phase + (1 + self._ppm * 1e-6) * BLOCK_FRAMES
+        consumed = int(end) - 1
+        self._phase = end - consumed
+        self._ring.skip(consumed)
+        return block
+
+    def _skipping(self, excess: int) -> Block:
+        """Fades over into what comes up to `excess` frames later, from where it is most alike."""
+        self.skips += 1
+        waiting = self._ring.peek(min(len(self._ring), _NEEDED + excess))
+        later = _most_alike(waiting)
+        before = _interpolate(waiting[:_NEEDED], self._phase, 0.0)
+        after = _interpolate(waiting[later : later + _NEEDED], self._phase, 0.0)
+        self._ring.skip(BLOCK_FRAMES + later)
+        self._error_frames = 0.0
+        self._watch.start_anew()
+        return saturated(before + (after.astype(np.float32) - before) * _FADE_IN)
+
     def _adapt(self, fill: int) -> None:
-        # Half a block: a fill is seen right after a pull, on the average half a period after a push.
-        error = fill + BLOCK_FRAMES / 2 - TARGET_FRAMES
-        self._error_frames += (error - self._error_frames) * BLOCK_S / _SMOOTHING_S
+        self._watch.see(fill)
+        self._error_frames += (fill - _LEFT_FRAMES - self._error_frames) * BLOCK_S / _SMOOTHING_S
         self._integral_ppm = _limited(
             self._integral_ppm + _PPM_FOR_FRAME_SECOND * self._error_frames * BLOCK_S
         )
         self._ppm = _limited(self._integral_ppm + _PPM_FOR_FRAME * self._error_frames)
 
 
+class _Watch:
+    """Watches for frames that were never needed for a while. `excess` is how many those were."""
+
+    def __init__(self) -> None:
+        self.excess = 0
+        self._blocks = _SHORTEST_WATCH
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """What was seen says nothing any more."""
+        self.excess, self._least, self._seen = 0, _MAX_FRAMES, 0
+
+    def be_patient(self) -> None:
+        """There was a gap: such an excess may have been needed."""
+        self._blocks = min(_LONGEST_WATCH, 2 * self._blocks)
+        self.start_anew()
+
+    def see(self, fill: int) -> None:
+        """Takes in what was left after a pull."""
+        self._least = min(self._least, fill)
+        self._seen += 1
+        if self._seen < self._blocks:
+            return
+        excess = self._least - _LEFT_FRAMES
+        self.start_anew()
+        if excess > _EXCESS_FRAMES:
+            self.excess = excess
+        else:
+            self._blocks = max(_SHORTEST_WATCH, self._blocks // 2)
+
+
 def _limited(ppm: float) -> float:
     return min(_MAX_PPM, max(-_MAX_PPM, ppm))
 
 
-def _interpolate(samples: NDArray[np.int16], positions: NDArray[np.floating]) -> Block:
-    whole = positions.astype(np.intp)
-    phases = np.rint((positions - whole) * _PHASES).astype(np.intp)
-    taps = samples.astype(np.float32)[whole[:, None] + _TAP_INDEX]
-    return saturated(np.einsum("ft,ft->f", taps, _KERNELS[phases]))
+def _interpolate(samples: NDArray[np.int16], phase: float, drift: float) -> Block:
+    """A block read from `phase` (1 to 2) on, in steps of 1 + `drift`.
+
+    A phase of its own for each frame would be a kernel of its own. In each part the phase moves so
+    little that what two kernels make, that of its beginning and that of its end, can be mixed: the
+    error is (phase moved x angular frequency)**2 / 8, -58 dB at 4 kHz and the most drift there is.
+    """
+    wide = samples.astype(np.float32)
+    parts = 1 + int(abs(drift) * BLOCK_FRAMES / _PHASE_OF_A_PART)
+    edges = [BLOCK_FRAMES * part // parts for part in range(parts + 1)]
+    made = np.empty(BLOCK_FRAMES, np.float32)
+    for start, end in pairwise(edges):
+        first, last = (_place(phase + drift * at) for at in (start, end))
+        part = made[start:end]
+        part[:] = _filtered(wide, start, end, first)
+        if last != first:
+            mix = _FADE_IN[: end - start] * np.float32(BLOCK_FRAMES / (end - start))
+            part += (_filtered(wide, start, end, last) - part) * mix
+    return saturated(made)
+
+
+def _place(phase: float) -> tuple[int, int]:
+    """Whole frames and the nearest kernel."""
+    whole = math.floor(phase)
+    return whole, round((phase - whole) * _PHASES)
+
+
+def _filtered(
+    wide: NDArray[np.float32], start: int, end: int, place: tuple[int, int]
+) -> NDArray[np.float32]:
+    whole, kernel = place
+    filtered: NDArray[np.float32] = np.correlate(
+        wide[start + whole : end + whole + _TAPS - 1], _KERNELS[kernel], "valid"
+    )
+    return filtered
+
+
+def _most_alike(waiting: NDArray[np.int16]) -> int:
+    """By how many frames, up to what waits beyond a block and down to half of that, the sound is most
+    like its beginning: no matter which in silence, whole periods in a voice."""
+    longest = len(waiting) - _NEEDED
+    shortest = longest // 2
+    wide = waiting.astype(np.float32)
+    candidates = wide[shortest : longest + BLOCK_FRAMES]
+    products = np.correlate(candidates, wide[:BLOCK_FRAMES], "valid")
+    squares = np.concatenate(([0.0], np.cumsum(candidates * candidates, dtype=np.float64)))
+    powers = squares[BLOCK_FRAMES:] - squares[:-BLOCK_FRAMES]
+    likeness = products / np.sqrt(powers + 1.0)
+    return shortest + len(likeness) - 1 - int(np.argmax(likeness[::-1]))

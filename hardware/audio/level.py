@@ -14,13 +14,7 @@ _FULL_SCALE = 32768.0
 
 def level_db(samples: Samples) -> float:
     """The RMS level in dB relative to full scale (a constant at full scale is 0), at least -100."""
-    if not len(samples):
-        return SILENT_DB
-    wide = samples.astype(np.float32)
-    mean_square = float(wide @ wide) / len(samples)
-    if mean_square == 0:
-        return SILENT_DB
-    return max(SILENT_DB, 10 * math.log10(mean_square / _FULL_SCALE**2))
+    return _db(_mean_square(samples))
 
 
 def volume(db: float) -> float:
@@ -35,17 +29,28 @@ class Meter:
     _KEPT = 5
 
     def __init__(self) -> None:
-        self.db = SILENT_DB
         self._powers = [0.0] * self._KEPT
         self._next = 0
 
+    @property
+    def db(self) -> float:
+        """In dB relative to full scale, at least -100."""
+        return _db(sum(self._powers) / self._KEPT)
+
     def add(self, samples: Samples) -> None:
         """Takes a block in."""
-        self._powers[self._next] = 10 ** (level_db(samples) / 10)
+        self._powers[self._next] = _mean_square(samples)
         self._next = (self._next + 1) % self._KEPT
-        self.db = max(SILENT_DB, 10 * math.log10(sum(self._powers) / self._KEPT or 1e-10))
 
     def clear(self) -> None:
         """Nothing is heard any more."""
         self._powers = [0.0] * self._KEPT
-        self.db = SILENT_DB
+
+
+def _mean_square(samples: Samples) -> float:
+    wide = samples.astype(np.float32)
+    return float(wide @ wide) / max(1, len(samples)) / _FULL_SCALE**2
+
+
+def _db(mean_square: float) -> float:
+    return max(SILENT_DB, 10 * math.log10(mean_square or 1e-10))

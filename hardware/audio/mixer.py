@@ -50,7 +50,9 @@ class Mixer:
         sources = self._sources
         if not sources:
             return SILENCE
+        if len(sources) == 1 and sources[0].volume * self.volume == 1:
+            return sources[0].pull()
         total = np.zeros(BLOCK_FRAMES, np.float32)
         for source in sources:
-            total += source.pull() * np.float32(source.volume)
-        return saturated(total * np.float32(self.volume))
+            total += source.pull() * np.float32(source.volume * self.volume)
+        return saturated(total)

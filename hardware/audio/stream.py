@@ -14,7 +14,9 @@ from hardware.audio.devices import Device, Direction, PortAudio
 
 _FIRST_CALLBACK_S = 4.0
 """PulseAudio may take over 2 s to wake an idle sink."""
-_STALLED_S = 1.0
+_STALLED_S = 2.0
+_EVIDENCE_S = 0.3
+"""The most that one look adds to it: a process that is held up itself sees its callbacks late, too."""
 _OTHER_RATES_HZ = (44_100, 32_000, 16_000, 8_000)
 
 
@@ -40,26 +42,31 @@ class DeviceStream:
         self.device = device
         self._captured = captured
         self._pull = pull
-        self._opened_at = time.monotonic()
         self._called_at: float | None = None
+        self._seen_called_at: float | None = None
+        self._looked_at = time.monotonic()
+        self._silent_s = 0.0
         self._stream, self.rate_hz, self.channels = self._opened(port_audio)
         self.latency_s = float(
             self._stream.get_input_latency() if captured else self._stream.get_output_latency()
         )
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether the device still takes or gives sound. PortAudio calls a stream active whose
-        thread has failed, so it is the silence of the callback that tells."""
+    def look(self) -> bool:
+        """Whether the device still takes or gives sound; to be asked again and again. PortAudio calls a
+        stream active whose thread has failed, so it is the silence of the callback that tells: seen at
+        many looks, and not in one that came late."""
         try:
             if not self._stream.is_active():
                 return False
         except OSError:
             return False
-        now = time.monotonic()
-        if self._called_at is None:
-            return now - self._opened_at < _FIRST_CALLBACK_S
-        return now - self._called_at < _STALLED_S
+        now, called_at = time.monotonic(), self._called_at
+        since, self._looked_at = now - self._looked_at, now
+        if called_at != self._seen_called_at:
+            self._seen_called_at, self._silent_s = called_at, 0.0
+        else:
+            self._silent_s += min(since, _EVIDENCE_S)
+        return self._silent_s < (_FIRST_CALLBACK_S if called_at is None else _STALLED_S)
 
     @property
     def is_flowing(self) -> bool:

@@ -79,13 +79,14 @@ class Streams:
             if wants
         )
         self._follow(settings)
+        dead = {direction for direction, stream in self._open.items() if not stream.look()}
         faults = [
             f"the {direction.part} {stream.device.name!r} has stopped: is it unplugged? ({_DOCTOR})"
             for direction, stream in self._open.items()
-            if direction in self._wanted and not stream.is_alive
+            if direction in self._wanted & dead
         ]
         for direction in [*self._open]:
-            if direction not in self._wanted or not self._open[direction].is_alive:
+            if direction not in self._wanted or direction in dead:
                 self._open.pop(direction).close()
         if not self._wanted:
             self.close()

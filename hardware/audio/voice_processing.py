@@ -4,15 +4,10 @@ WebRTC's audio processing does it, by livekit, which is imported when the first 
 ringer without a microphone does not pay for it.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from config.audio import ProcessingSettings
 from hardware.audio.block import BLOCK_FRAMES, SAMPLE_RATE_HZ, Block
-
-if TYPE_CHECKING:
-    from livekit.rtc import AudioFrame
 
 _MAX_DELAY_MS = 500
 """What WebRTC takes (modules/audio_processing, set_stream_delay_ms)."""
@@ -34,7 +29,9 @@ class VoiceProcessing:
             return
         from livekit.rtc import AudioFrame, AudioProcessingModule
 
-        self._frame = AudioFrame
+        self._bytes = bytearray(2 * BLOCK_FRAMES)
+        self._samples = np.frombuffer(self._bytes, np.int16)
+        self._frame = AudioFrame(self._bytes, SAMPLE_RATE_HZ, 1, BLOCK_FRAMES)
         self._module = AudioProcessingModule(
             echo_cancellation=settings.echo_cancellation,
             noise_suppression=settings.noise_suppression,
@@ -50,15 +47,13 @@ class VoiceProcessing:
     def played(self, block: Block) -> None:
         """Takes in what the speaker is about to play."""
         if self._module is not None and self._cancels_echo:
-            self._module.process_reverse_stream(self._framed(block))
+            self._samples[:] = block
+            self._module.process_reverse_stream(self._frame)
 
     def captured(self, block: Block) -> Block:
         """What is left of a captured block."""
         if self._module is None:
             return block
-        frame = self._framed(block)
-        self._module.process_stream(frame)
-        return np.frombuffer(frame.data, np.int16)
-
-    def _framed(self, block: Block) -> "AudioFrame":
-        return self._frame(bytearray(block.tobytes()), SAMPLE_RATE_HZ, 1, BLOCK_FRAMES)
+        self._samples[:] = block
+        self._module.process_stream(self._frame)
+        return self._samples.copy()

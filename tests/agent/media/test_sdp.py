@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.media.sdp import is_of, spoken_codecs
+from agent.media.sdp import asking_for_short_packets, is_of, spoken_codecs
 
 OFFER = (
     "v=0\r\nm=audio 9 UDP/TLS/RTP/SAVPF {formats}\r\na=ice-ufrag:abcd\r\n"
@@ -50,3 +50,10 @@ def test_a_candidate_belongs_to_the_description_with_its_ufrag() -> None:
     assert is_of("candidate:1 1 udp 1 10.0.0.1 9 typ host generation 0 ufrag abcd", sdp)
     assert is_of("candidate:1 1 udp 1 10.0.0.1 9 typ host", sdp)
     assert not is_of("candidate:1 1 udp 1 10.0.0.1 9 typ host ufrag abc", sdp)
+
+
+def test_short_packets_are_asked_for_once_in_the_audio_section() -> None:
+    sdp = OFFER.format(formats="111").replace("a=ice-ufrag", "c=IN IP4 0.0.0.0\r\na=ice-ufrag")
+    asking = asking_for_short_packets(sdp)
+    assert asking.replace("a=ptime:10\r\n", "", 1) == sdp
+    assert "c=IN IP4 0.0.0.0\r\na=ptime:10\r\na=ice-ufrag" in asking

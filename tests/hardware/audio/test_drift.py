@@ -74,6 +74,49 @@ def test_without_a_compensation_200_ppm_would_make_gaps(monkeypatch: pytest.Monk
     assert simulation.source.gaps > 0
 
 
+def test_what_is_too_much_for_a_while_is_skipped_without_a_step() -> None:
+    simulation = Simulation(0.0)
+    simulation.play(1)
+    for _ in range(4):
+        simulation.source.play(SINE)
+    played, fills = simulation.play(6)
+    assert simulation.source.skips > 0
+    assert (simulation.source.gaps, simulation.source.jumps) == (0, 0)
+    assert fills[-1] < TARGET_FRAMES + BLOCK_FRAMES
+    steepest = 10_000 * 2 * np.pi * FREQUENCY_HZ / 48_000
+    assert np.max(np.abs(np.diff(played.reshape(-1).astype(np.int32)))) <= 1.01 * steepest + 2
+
+
+def test_what_is_too_much_is_kept_for_longer_after_each_gap() -> None:
+    source = DriftingSource()
+
+    def run_dry() -> None:
+        gaps = source.gaps
+        for _ in range(3):
+            source.play(SINE)
+        for _ in range(12):
+            source.pull()
+        assert source.gaps == gaps + 1
+
+    def pulls_until_skipped() -> int:
+        for _ in range(7):
+            source.play(SINE)
+        skips = source.skips
+        for number in range(3_000):
+            source.play(SINE)
+            source.pull()
+            if source.skips > skips:
+                return number
+        pytest.fail("nothing was skipped")
+
+    waited = []
+    for _ in range(3):
+        run_dry()
+        waited.append(pulls_until_skipped())
+    assert waited[1] > 1.5 * waited[0]
+    assert waited[2] > 1.5 * waited[1]
+
+
 def test_a_tone_is_as_clean_as_it_came() -> None:
     simulation = Simulation(200.0)
     played, _ = simulation.play(20)
@@ -89,7 +132,7 @@ def test_sound_begins_again_after_a_gap_and_what_piled_up_is_dropped() -> None:
     block = np.full(BLOCK_FRAMES, 1000, np.int16)
     for _ in range(4):
         source.play(block)
-    assert [int(source.pull()[-1]) for _ in range(5)] == [1000, 1000, 1000, 0, 0]
+    assert [int(source.pull()[-1]) for _ in range(4)] == [1000, 1000, 0, 0]  # 25 ms were left
     assert source.gaps == 1
     for _ in range(30):
         source.play(block)
