@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from importlib.metadata import version
 from typing import Protocol
@@ -33,6 +33,10 @@ _LATE_S = 0.5
 """How much longer a layer that is gone is waited for: not every broker sends what it retains before
 what is published later."""
 _TRY_AGAIN_S = 5.0
+_VANISHED = (
+    "the broker has lost this layer, and nobody has removed it: it stays in force; write it again, or"
+    " one without settings to be rid of it"
+)
 
 
 class Transport(Protocol):
@@ -112,6 +116,11 @@ class Fleet:
         """What the device is to run."""
         return self._verdict
 
+    @property
+    def vanished(self) -> Mapping[str, Layer]:
+        """The layers that are in force though the broker has lost them; see `HeardLayers`."""
+        return self._layers.vanished
+
     def report_fault(self, path: str, reason: str | None) -> None:
         """Reports that settings which are in order could not be put into effect here (a pin that
         another program has); None takes that back."""
@@ -150,10 +159,11 @@ class Fleet:
         if self._connected and self._layers.in_doubt:
             await self._gather()
             self._apply()
-        await self._keep()
-        if self._connected:
-            await self._report()
-        if self._connected and self._layers.in_doubt:
+        if not self._layers.in_doubt:
+            await self._keep()
+            if self._connected:
+                await self._report()
+        elif self._connected:
             self._work.set()
 
     # What is heard
@@ -235,7 +245,7 @@ class Fleet:
     def reported(self) -> Reported:
         """What this device runs, as it reports it."""
         verdict, waiting = self._verdict, self._live.waiting
-        errors = (*verdict.errors, *self._faults.values())
+        errors = (*verdict.errors, *self._vanished(), *self._faults.values())
         return Reported(
             device_id=self._local.device_id,
             software=version("bellwire"),
@@ -250,6 +260,11 @@ class Fleet:
             waiting=waiting,
             state="refused" if errors else "waiting" if waiting else "applied",
         )
+
+    def _vanished(self) -> Iterator[LayerProblem]:
+        for name, layer in self._layers.vanished.items():
+            if name in self._verdict.layers:
+                yield LayerProblem(layer=name, revision=layer.revision, path="", reason=_VANISHED)
 
     def _problem(self, path: str, reason: str) -> LayerProblem:
         """A fault under the last layer that says something about what is faulty."""

@@ -4,6 +4,10 @@ What the broker retains is the truth. A live message with a higher revision is n
 once. Anything else that is no mere repetition (a lower revision, another document under the same
 one, a removal) may be late or may be meant, which only the broker knows: the layers are in doubt, and
 gathered anew. They are gathered after each connection, too, and stand together when that ends.
+
+A layer goes only where somebody says so: an empty message. One that the broker had and does not have
+any more, without that word, has vanished (a broker that lost its disk has no layer at all): it stands
+on, and is reported, since a whole fleet must not fall back to its files for that.
 """
 
 from collections.abc import Mapping
@@ -34,6 +38,9 @@ class HeardLayers:
         self._highest: dict[str, int] = {}
         self._arriving: dict[str, Standing] | None = {}
         self._unconfirmed: set[str] = set()
+        self._had = set(kept)
+        self._removed: set[str] = set()
+        self._vanished: dict[str, Layer] = {}
         self._in_doubt = True
 
     @property
@@ -51,6 +58,11 @@ class HeardLayers:
         """Those that stand and that this gathering has not brought yet."""
         return set() if self._arriving is None else set(self._standing) - set(self._arriving)
 
+    @property
+    def vanished(self) -> Mapping[str, Layer]:
+        """Those that stand, and that the broker does not have, though nobody removed them."""
+        return self._vanished
+
     def gather(self) -> None:
         """Begins a gathering: what comes from now on is to be all that there is."""
         self._arriving = {}
@@ -58,8 +70,18 @@ class HeardLayers:
         self._in_doubt = True
 
     def end_gathering(self) -> None:
-        """What was gathered stands now, and nothing else."""
-        self._standing, self._arriving = self._arriving or {}, None
+        """What was gathered stands now, what has vanished, and nothing else."""
+        arrived, self._arriving = self._arriving or {}, None
+        self._vanished = {
+            name: layer
+            for name, layer in self._standing.items()
+            if isinstance(layer, Layer)
+            and name in self._had - self._removed
+            and name not in arrived
+        }
+        self._standing = {**self._vanished, **arrived}
+        self._had = set(self._standing) - self._unconfirmed
+        self._removed.clear()
         for name, layer in self._standing.items():
             self._highest[name] = max(self._highest.get(name, 0), _revision(layer))
         self._in_doubt = bool(self._unconfirmed)
@@ -70,6 +92,8 @@ class HeardLayers:
         if name is None:
             return
         layer = parse_layer(name, payload) if payload else None
+        if layer is None and name in self._standing:
+            self._removed.add(name)
         if self._arriving is not None:
             self._take_gathered(self._arriving, name, layer, retained=retained)
         elif layer != self._standing.get(name):

@@ -1,4 +1,5 @@
-"""How this device is, reported on its telemetry topic at the pace that is configured."""
+"""How this device is, retained on its telemetry topic at the pace that is configured, and whenever a
+call has ended."""
 
 import asyncio
 import time
@@ -10,18 +11,20 @@ from importlib.metadata import version
 
 import structlog
 
+from agent.call_record import CallRecord, CallStatus
 from agent.fleet import Fleet, Transport
 from agent.live_settings import LiveSettings
 from agent.machine import Machine
 from broker.session import NotConnected, Sleep
 from config.agent import ConfigurableSettings
-from config.telemetry import CallNow, Fault, Telemetry
+from config.telemetry import CallNow, Fault, LastCall, Telemetry
 from signaling.identifiers import DeviceId
 from signaling.topics import telemetry_topic
 
 log = structlog.get_logger(__name__)
 
 _TIMES_HEARD = 16
+_REASON_LENGTH = 512
 
 
 class HealthReports:
@@ -62,6 +65,7 @@ class HealthReports:
         self._began = time.monotonic()
         self._ahead_s: deque[float] = deque(maxlen=_TIMES_HEARD)
         self._sources: list[Callable[[], Iterable[Fault]]] = []
+        self._last_call: LastCall | None = None
         self._due = asyncio.Event()
         self._is_up = asyncio.Event()
         transport.on_connected(self._begin)
@@ -77,10 +81,23 @@ class HealthReports:
         have waited in the broker, so that of the last few the smallest difference is the clocks'."""
         self._ahead_s.append((self._now() - at).total_seconds())
 
+    def hear_call(self, call: CallRecord) -> None:
+        """Takes a call as it stands now. One that has ended is reported at once."""
+        if call.status is not CallStatus.CLOSED:
+            return
+        self._last_call = LastCall(
+            call_sid=call.sid,
+            direction=call.direction.value,
+            ended_at=self._now(),
+            ended_because=call.ended_because[:_REASON_LENGTH],
+        )
+        self._due.set()
+
     async def run(self) -> None:
         """Reports until cancelled."""
         while True:
             await self._is_up.wait()
+            self._due.clear()
             if self._live.now.telemetry.enabled:
                 try:
                     await self._report()
@@ -100,6 +117,7 @@ class HealthReports:
             clock_skew_s=round(min(self._ahead_s), 3) if self._ahead_s else None,
             config_hash=self._fleet.verdict.hash,
             call=self._call(),
+            last_call=self._last_call,
             faults=tuple(
                 fault for source in (self._fleet.faults, *self._sources) for fault in source()
             ),
@@ -107,11 +125,10 @@ class HealthReports:
 
     async def _report(self) -> None:
         document = (await self.telemetry()).model_dump_json(exclude_none=True).encode()
-        await self._transport.publish(self._topic, document)
+        await self._transport.publish(self._topic, document, retain=True)
 
     async def _pause(self) -> None:
         """Waits until the next report is due, by a pace that may change meanwhile."""
-        self._due.clear()
         async with asyncio.TaskGroup() as tasks:
             ending = tasks.create_task(self._end_pause())
             await self._due.wait()

@@ -99,6 +99,7 @@ class Agent:
         )
         self.health.add_faults(self._sound_faults)
         self.health.add_faults(self.doors.faults)
+        self.phone.watch(self.health.hear_call)
         self.link.listen(lambda event, _: self.health.hear_time(event.at))
         self.commands = Commands(
             device_id, self.link.session, is_idle=lambda: not self.device.calls, ring=self._ring

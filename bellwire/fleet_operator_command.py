@@ -14,7 +14,6 @@ from rich.console import Console
 from bellwire.failures import fail, reported
 from bellwire.fleet_session import running
 from bellwire.logs import configure_logs
-from bellwire.relay_client import DataOption
 from broker.address import BrokerAddress, parse_broker_url
 from broker.embedded import embedded_address
 from broker.provision import DynamicSecurity
@@ -25,13 +24,18 @@ from config.operator import (
     default_operator_file,
     write_operator_file,
 )
-from config.relay import default_data_folder
 from signaling.errors import InvalidInput
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 NameArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="The operator's name, such as ann.")
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", metavar="DIR", envvar="BELLWIRE_DATA", help="The data directory of a relay here."
+    ),
 ]
 AdminOption = Annotated[
     str | None,
@@ -143,6 +147,8 @@ def _admin_address(data: Path | None, admin_broker: str | None) -> BrokerAddress
             username=os.environ.get("BELLWIRE_BROKER_USERNAME"),
             password=os.environ.get("BELLWIRE_BROKER_PASSWORD"),
         )
+    from config.relay import default_data_folder  # all other fleet commands do without
+
     try:
         return embedded_address((data or default_data_folder()) / "broker")
     except InvalidInput as error:

@@ -67,6 +67,7 @@ class Fleet:
         self.session = session
         self.register = register
         self.devices: dict[DeviceId, Device] = {}
+        self._heard: dict[DeviceId, Device] = {}
         self.results: asyncio.Queue[tuple[DeviceId, CommandResult]] = asyncio.Queue()
         self.changed = asyncio.Event()
         self._listeners: list[Callable[[Device], None]] = []
@@ -92,10 +93,12 @@ class Fleet:
                 said = model.model_validate_json(message.payload) if message.payload else None
             except (InvalidInput, ValidationError):
                 return
-            device = self.devices.setdefault(device_id, Device(device_id))
+            device = self._heard.setdefault(device_id, Device(device_id))
             setattr(device, what, said)
             if device.presence is None and device.reported is None:
-                del self.devices[device_id]  # It was removed.
+                self.devices.pop(device_id, None)  # It was removed, or the rest is to come.
+            else:
+                self.devices[device_id] = device
             self.changed.set()
             for listener in self._listeners:
                 listener(device)

@@ -54,7 +54,10 @@ class Standing:
             "reported_at": reported.at.isoformat() if reported else None,
             "waiting": list(reported.waiting) if reported else [],
             "errors": [error.model_dump() for error in self.errors],
-            "call": telemetry.call if telemetry else None,
+            "call": telemetry.call if telemetry and device.online else None,
+            "last_call": telemetry.last_call.model_dump(mode="json")
+            if telemetry and telemetry.last_call
+            else None,
             "faults": [fault.model_dump() for fault in telemetry.faults] if telemetry else [],
         }
 

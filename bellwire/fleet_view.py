@@ -9,6 +9,7 @@ from rich.text import Text
 
 from bellwire.fleet_plan import Change, Effect
 from bellwire.fleet_rollout import Followed
+from bellwire.fleet_session import Device
 from bellwire.fleet_standing import Standing
 from config.fleet_layer import Layer, LayerProblem
 
@@ -28,7 +29,7 @@ def status_table(standings: Iterable[Standing], limit: int | None = None) -> Ren
     rows = everybody
     if limit is not None and len(everybody) > limit:
         rows = sorted(everybody, key=lambda row: _URGENCY.index(row.state))[:limit]
-    table = Table("Device", "Online", "Software", "Config", "Layers", "Call", "Errors")
+    table = Table("Device", "Online", "Software", "Config", "Layers", "Last call", "Errors")
     for standing in rows:
         device, reported = standing.device, standing.device.reported
         software = (device.presence and device.presence.software) or (
@@ -40,7 +41,7 @@ def status_table(standings: Iterable[Standing], limit: int | None = None) -> Ren
             escape(software or "-"),
             Text(standing.state, _STYLES[standing.state]),
             escape(_layers(standing)),
-            device.telemetry.call if device.telemetry else "-",
+            escape(_last_call(device)),
             Text(_errors(standing), "red"),
         )
     left_out = len(everybody) - len(rows)
@@ -60,9 +61,24 @@ def _layers(standing: Standing) -> str:
     )
 
 
+def _last_call(device: Device) -> str:
+    """The call that it is in, or when and how the last one ended (UTC)."""
+    telemetry = device.telemetry
+    if telemetry is None:
+        return "-"
+    if device.online and telemetry.call not in ("idle", "closed"):
+        return f"now: {telemetry.call}"
+    last = telemetry.last_call
+    return f"{last.ended_at:%Y-%m-%d %H:%M} {last.ended_because}".rstrip() if last else "-"
+
+
 def _errors(standing: Standing) -> str:
-    waiting = standing.device.reported.waiting if standing.device.reported else ()
+    device = standing.device
+    waiting = device.reported.waiting if device.reported else ()
     lines = [error_line(error) for error in standing.errors]
+    told = {error.reason for error in standing.errors}
+    faults = device.telemetry.faults if device.telemetry and device.online else ()
+    lines += [f"{fault.part}: {fault.reason}" for fault in faults if fault.reason not in told]
     if waiting:
         lines.append(f"once idle: {', '.join(waiting)}")
     return "\n".join(lines)

@@ -1,52 +1,96 @@
-"""The `bellwire` command: its subcommands, and how errors reach the terminal."""
+"""The `bellwire` command: its subcommands, each imported when it is called, and how errors reach the
+terminal."""
 
 import sys
+from collections.abc import Iterator, MutableMapping
+from importlib import import_module
 from importlib.metadata import version
+from typing import Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
-from bellwire import (
-    agent_command,
-    call_command,
-    demo_command,
-    doctor_command,
-    relay_command,
-    token_command,
-)
-from bellwire.devices_command import devices
-from bellwire.doctor_audio import audio, doctor_audio_epilog
-from bellwire.fleet_command import fleet
-from bellwire.push_command import push
+_COMMANDS = {
+    "relay": (
+        "relay_command:relay",
+        "Example: `bellwire relay --listen 0.0.0.0:8080 --data /var/lib/bellwire`",
+    ),
+    "agent": ("agent_command:agent", "Example: `bellwire agent --config desk.toml --simulate`"),
+    "call": (
+        "call_command:call",
+        "Example: `bellwire call desk --from lobby --param reason=parcel`",
+    ),
+    "token": ("token_command:token", "Example: `bellwire token alice --ttl 3600`"),
+    "demo": ("demo_command:demo", "Example: `bellwire demo --once`"),
+}
+"""Command: where its function is, and how its help ends."""
 
-app = typer.Typer(
+_GROUPS = {
+    "devices": "devices_command:devices",
+    "fleet": "fleet_command:fleet",
+    "push": "push_command:push",
+    "doctor": "doctor_group:doctor",
+}
+"""Group of commands: where it is."""
+
+
+def _new_app(**options: Any) -> typer.Typer:  # noqa: ANN401 - Typer's own
+    return typer.Typer(rich_markup_mode="markdown", pretty_exceptions_show_locals=False, **options)
+
+
+class _Subcommands(MutableMapping[str, Any]):
+    """All of them by name. Together they take seconds to import on a Pi, and one is called."""
+
+    def __init__(self) -> None:
+        self._built: dict[str, Any] = dict.fromkeys([*_COMMANDS, *_GROUPS])
+
+    def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - click's, which ships with Typer
+        if self._built[name] is None:
+            self._built[name] = _build(name)
+        return self._built[name]
+
+    def __setitem__(self, name: str, command: Any) -> None:  # noqa: ANN401
+        self._built[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._built[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._built)
+
+    def __len__(self) -> int:
+        return len(self._built)
+
+
+def _build(name: str) -> Any:  # noqa: ANN401
+    around = _new_app()
+    if name in _COMMANDS:
+        place, epilog = _COMMANDS[name]
+        around.command(name, epilog=epilog)(_import(place))
+    else:
+        around.add_typer(_import(_GROUPS[name]), name=name)
+    return typer.main.get_group(around).commands[name]
+
+
+def _import(place: str) -> Any:  # noqa: ANN401
+    module, _, attribute = place.partition(":")
+    return getattr(import_module(f"bellwire.{module}"), attribute)
+
+
+class _Group(TyperGroup):
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401
+        super().__init__(**options)
+        self.commands = _Subcommands()
+
+
+app = _new_app(
     name="bellwire",
+    cls=_Group,
     no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_show_locals=False,
     help="Rings intercoms, desk phones, mobiles and browsers, on servers you own.",
     epilog="Start with `bellwire demo`, or with `bellwire relay` and docs/getting-started.md.",
 )
-app.command(
-    "relay", epilog="Example: `bellwire relay --listen 0.0.0.0:8080 --data /var/lib/bellwire`"
-)(relay_command.relay)
-app.command("agent", epilog="Example: `bellwire agent --config desk.toml --simulate`")(
-    agent_command.agent
-)
-app.command("call", epilog="Example: `bellwire call desk --from lobby --param reason=parcel`")(
-    call_command.call
-)
-app.add_typer(devices, name="devices")
-app.add_typer(fleet, name="fleet")
-app.add_typer(push, name="push")
-app.command("token", epilog="Example: `bellwire token alice --ttl 3600`")(token_command.token)
-doctor = typer.Typer()
-doctor.callback(
-    invoke_without_command=True, epilog="Example: `bellwire doctor --config desk.toml`"
-)(doctor_command.doctor)
-doctor.command("audio", epilog=doctor_audio_epilog)(audio)
-app.add_typer(doctor, name="doctor")
-app.command("demo", epilog="Example: `bellwire demo --once`")(demo_command.demo)
 
 
 def _show_version(wanted: bool) -> None:

@@ -67,7 +67,7 @@ class FleetBroker:
         environment = {k: v for k, v in os.environ.items() if k != "NOTIFY_SOCKET"}
         with (self._folder / "mosquitto.log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                find_mosquitto(),
+                *("setpriv", "--pdeathsig", "TERM", find_mosquitto()),
                 *("-c", str(self._folder / "mosquitto.conf")),
                 stdout=log,
                 stderr=log,

@@ -11,12 +11,13 @@ processors is done here one after the other, so that the times are upper bounds.
 import argparse
 import asyncio
 import json
+import signal
 import socket
 import sys
 import tempfile
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -39,7 +40,8 @@ from signaling.identifiers import DeviceId
 
 _PROCESSES = 2
 _ROUND_TIMEOUT_S = 120.0
-_STORM_TIMEOUT_S = 300.0
+_STORM_TIMEOUT_S = 180.0
+_CONNECT_TIMEOUT_S = 300.0
 
 
 @dataclass
@@ -111,6 +113,7 @@ async def workers(broker: FleetBroker, agents: int, reply_size: int) -> AsyncIte
     share = agents // _PROCESSES
     started = [
         await asyncio.create_subprocess_exec(
+            *("setpriv", "--pdeathsig", "KILL"),  # they end with this process, however it ends
             *(sys.executable, "-m", "bench.fleet_worker", "--port", str(broker.address.port)),
             *("--reply-size", str(reply_size), "--first", str(number * share)),
             *("--count", str(share)),
@@ -122,8 +125,10 @@ async def workers(broker: FleetBroker, agents: int, reply_size: int) -> AsyncIte
     ]
     try:
         here = Workers(started)
-        await here.answers()  # the agents
-        await here.answers()  # the bare clients
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            await here.answers()
+            _progress(f"{agents} agents: connected; as many bare clients: connecting")
+            await here.answers()
         yield here
     finally:
         for process in started:
@@ -250,24 +255,45 @@ def _most_in(moments: list[float], window_s: float) -> int:
 
 
 async def measure_all(sizes: list[int], rounds: int) -> None:
-    """Measures and prints."""
+    """Measures and prints. What was found before one fails or it is told to stop is printed all the same."""
+    asyncio.get_running_loop().add_signal_handler(
+        signal.SIGTERM, _cancel_of(asyncio.current_task())
+    )
     found = []
-    for agents in sizes:
-        with tempfile.TemporaryDirectory(prefix="bellwire-bench-") as folder:
-            found.append(await measure(agents, rounds, Path(folder)))
-    print_figures(found)
+    try:
+        for agents in sizes:
+            with tempfile.TemporaryDirectory(prefix="bellwire-bench-") as folder:
+                found.append(await measure(agents, rounds, Path(folder)))
+            _progress(f"{agents} agents: {_in_words(found[-1])}")
+    finally:
+        if found:
+            print_figures(found)
+
+
+def _cancel_of(task: "asyncio.Task[None] | None") -> Callable[[], object]:
+    return task.cancel if task is not None else lambda: None
+
+
+def _in_words(one: Figures) -> str:
+    return (
+        f"p50 {percentile(one.last_s, 0.5):.2f} s, p95 {percentile(one.last_s, 0.95):.2f} s,"
+        f" {one.ratio:.2f} times the bare fan-out, all back after {max(one.back_s):.1f} s"
+    )
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10, help="changes to measure (10)")
+    parser.add_argument("--rounds", type=int, default=4, help="changes to measure (4)")
     parser.add_argument(
         "--agents", type=int, nargs="+", default=[500, 1000, 2000], help="sizes of the fleet"
     )
     given = parser.parse_args()
     configure_logs("error")
-    asyncio.run(measure_all(given.agents, given.rounds))
+    try:
+        asyncio.run(measure_all(given.agents, given.rounds))
+    except (TimeoutError, asyncio.CancelledError) as error:
+        raise SystemExit("stopped: too slow, or told to") from error
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""aiomqtt's client, mended where it hides what the broker says: a publish that the broker refuses, or
-that nobody hears (MQTT 5, reason code of PUBACK), counts there as confirmed."""
+"""aiomqtt's client, mended where it hides what happened: a publish that the broker refuses, or that
+nobody hears (MQTT 5, reason code of PUBACK), counts there as confirmed, and a cancellation that meets
+the broker's answer is lost."""
 
 import asyncio
 import socket
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 from aiomqtt import Client as AiomqttClient
 from aiomqtt import MqttError, ProtocolVersion, Will
@@ -15,6 +17,8 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from broker.address import BrokerAddress
+
+T = TypeVar("T")
 
 _KEEPALIVE_S = 20
 _TIMEOUT_S = 5.0
@@ -69,6 +73,15 @@ class Client(AiomqttClient):
             if not confirmed.done():
                 confirmed.set_exception(MqttError("the broker was lost before it confirmed"))
                 confirmed.exception()  # Who waited no longer is not to be told.
+
+    async def _wait_for(self, fut: Awaitable[T], timeout: float | None) -> T:  # noqa: ASYNC109
+        """As aiomqtt's, which takes asyncio.wait_for: until Python 3.12 that returns a result which
+        comes together with a cancellation, so that who was to stop goes on for ever."""
+        try:
+            async with asyncio.timeout(self.timeout if timeout is None else timeout):
+                return await fut
+        except TimeoutError:
+            raise MqttError("the broker did not answer in time") from None
 
     def _on_publish(
         self,

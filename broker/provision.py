@@ -17,7 +17,7 @@ from broker.dynamic_security import (
 from broker.session import Incoming, NotConnected, Session
 from signaling.errors import InvalidInput, Unavailable
 from signaling.identifiers import DeviceId
-from signaling.topics import presence_topic
+from signaling.topics import presence_topic, reported_topic, telemetry_topic
 
 _TIMEOUT_S = 10.0
 _ALREADY_GONE = ("Client not found", "Role not found")
@@ -83,9 +83,10 @@ class DynamicSecurity:
         await self._refuse_foreign(device)
         await self._run(*_removal(device), tolerate=_ALREADY_GONE)
         try:
-            await self._session.publish(presence_topic(device), b"", retain=True)
+            for topic in (presence_topic(device), reported_topic(device), telemetry_topic(device)):
+                await self._session.publish(topic, b"", retain=True)
         except NotConnected as error:
-            raise Unavailable(f"the broker kept the device's presence: {error}") from error
+            raise Unavailable(f"the broker kept what the device said last: {error}") from error
 
     async def grant_operator(self, username: str) -> str:
         """Lets an operator of the fleet write its layers, and returns their new password. One that has

@@ -126,6 +126,13 @@ def merge_patch(target: JsonValue, patch: JsonValue) -> JsonValue:
     return merged
 
 
+def only_the_file_says(patch: Settings) -> list[str]:
+    """The dotted paths that a layer says and no layer may: secrets, and who a device is. No value is
+    repeated."""
+    own = [name for name in LOCAL_ONLY if name in patch]
+    return [*local_only_in(patch, LOCAL_ONLY_PLACES), *own]
+
+
 def in_rollout(device_id: str, layer: str, percent: int) -> bool:
     """Whether a device is among the `percent` that a layer is for."""
     digest = hashlib.sha256(f"{layer}\n{device_id}".encode()).digest()

@@ -14,6 +14,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from config.fleet_layer import HISTORY_LENGTH, LAYER_LIMIT_BYTES, Layer, Rollout, hash_of
+from config.fleet_merge import only_the_file_says
 from signaling.errors import InvalidInput
 
 CLAIM_LIFE_S = 10
@@ -66,8 +67,14 @@ def layer_after(before: Held, draft: Draft, *, author: str, at: datetime, known:
     the layer itself was removed or is not to be read.
 
     Raises:
-        InvalidInput: it has more than 64 KiB.
+        InvalidInput: it has more than 64 KiB, or says what only a device's own file may: every device
+            could read it, and the broker would keep it.
     """
+    secret = [*only_the_file_says(draft.settings), *only_the_file_says(draft.rollout.before)]
+    if secret:
+        raise InvalidInput(
+            f"{secret[0]}: only the device's own file may say this, no layer; nothing was written"
+        )
     layer = Layer(
         revision=max(known, before.layer.revision if before.layer else 0) + 1,
         author=author,

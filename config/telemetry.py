@@ -26,6 +26,17 @@ class Fault(BaseModel):
     reason: Annotated[str, Field(max_length=512)]
 
 
+class LastCall(BaseModel):
+    """The call that has ended last: `ended_because` says in words why."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    call_sid: Annotated[str, Field(max_length=64)]
+    direction: Literal["INCOMING", "OUTGOING"]
+    ended_at: AwareDatetime
+    ended_because: Annotated[str, Field(max_length=512)] = ""
+
+
 class Telemetry(BaseModel):
     """A device's health. What it cannot tell (a Pi on a cable has no Wi-Fi) is None.
 
@@ -52,4 +63,6 @@ class Telemetry(BaseModel):
     clock_skew_s: float | None = None
     config_hash: str = ""
     call: CallNow = "idle"
+    last_call: LastCall | None = None
+    """Since the agent started."""
     faults: tuple[Fault, ...] = ()

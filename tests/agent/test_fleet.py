@@ -71,7 +71,8 @@ class Operator:
             self.reports.note(Reported.model_validate_json(message.payload))
 
     def _take_health(self, message: Incoming) -> None:
-        self.health.note(Telemetry.model_validate_json(message.payload))
+        if message.payload:
+            self.health.note(Telemetry.model_validate_json(message.payload))
 
 
 def device_of(desk: Desk) -> DeviceId:
@@ -209,7 +210,7 @@ async def test_health_is_reported_at_the_pace_that_is_configured(
     desk: Desk, operator: Operator
 ) -> None:
     name = device_of(desk)
-    await desk.ring()
+    sid = await desk.ring()
     await operator.configure(desk, {"telemetry": {"interval_s": 1}})
     ringing = await operator.health.until(
         lambda h: h.device_id == name and h.call == "pending", "that it rings"
@@ -219,9 +220,16 @@ async def test_health_is_reported_at_the_pace_that_is_configured(
     assert ringing.memory_percent is not None and 0 < ringing.memory_percent < 100
     assert ringing.agent_rss_mb is not None and ringing.agent_rss_mb > 5
     assert ringing.config_hash == desk.station.agent.fleet.verdict.hash
+    await operator.configure(desk, {"telemetry": {"interval_s": 3600}}, 2)
+    await operator.until(desk, lambda r: r.revisions == {"device": 2}, "the slow pace")
     await desk.press("h")
-    await operator.health.until(
-        lambda h: h.device_id == name and h.call == "idle" and h.uptime_s > ringing.uptime_s, "idle"
+    ended = await operator.health.until(
+        lambda h: h.device_id == name and h.last_call is not None, "its last call, at once"
+    )
+    assert (ended.call, ended.last_call.call_sid) == ("idle", sid)
+    assert (ended.last_call.direction, ended.last_call.ended_because) == (
+        "INCOMING",
+        "rejected here",
     )
 
 

@@ -126,7 +126,7 @@ class Device:
                 self.start()
             case ("lose",):
                 self.session.lose()
-            case ("lose session",):
+            case ("lose session",):  # with all that the broker kept for it
                 self.session.lose()
                 self.broker.late.clear()
             case ("rest",):
@@ -136,6 +136,7 @@ class Device:
 async def play(steps: Sequence[tuple[Any, ...]], folder: Path) -> None:
     broker = RoughBroker(GATE)
     device = Device(broker, folder)
+    unheard: set[str] = set()
     device.start()
     for revision, step in enumerate(steps, 1):
         match step:
@@ -145,6 +146,9 @@ async def play(steps: Sequence[tuple[Any, ...]], folder: Path) -> None:
                 broker.publish(TOPICS[name], b"")
             case ("garbage", name):
                 broker.publish(TOPICS[name], b"{garbage")
+            case ("lose session",):
+                unheard |= {topic for topic, payload in broker.late if not payload}
+                await device.suffer(step)
             case _:
                 await device.suffer(step)
     await device.session.connect()
@@ -153,9 +157,13 @@ async def play(steps: Sequence[tuple[Any, ...]], folder: Path) -> None:
     await device.until_at_rest()
     names = {topic: name for name, topic in TOPICS.items()}
     final = {names[t]: parse_layer(names[t], payload) for t, payload in broker.retained.items()}
-    expected = judge(local_file(FILE), final)
+    lost = device.fleet.vanished
+    assert {TOPICS[name] for name in lost} <= unheard - set(broker.retained), steps
+    expected = judge(local_file(FILE), final | dict(lost))
     reported = Reported.model_validate_json(broker.reports[-1])
-    assert reported.errors == expected.errors
+    errors = tuple(e for e in reported.errors if "the broker has lost this layer" not in e.reason)
+    assert errors == expected.errors
+    assert len(reported.errors) - len(errors) == len(set(lost) & set(reported.revisions))
     assert reported.revisions == device.fleet.verdict.revisions
     if not expected.errors:
         assert (reported.hash, reported.effective) == (expected.hash, expected.effective)

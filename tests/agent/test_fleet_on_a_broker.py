@@ -46,7 +46,8 @@ async def suffer(broker: RunningBroker, tmp_path: Path, chance: random.Random) -
     operator = Session(broker.address, "operator", sleep=soon)
     reports = Record()
     operator.subscribe(
-        reported_topic(GATE), lambda m: reports.note(Reported.model_validate_json(m.payload))
+        reported_topic(GATE),
+        lambda m: m.payload and reports.note(Reported.model_validate_json(m.payload)),
     )
     provisioner = DynamicSecurity(operator)
     final: dict[str, Layer] = {}
