@@ -250,7 +250,24 @@ class CallMedia:
                 await self._sound.attach(self._captured, self.options.audio_devices)
                 self._attached = True
                 self._tasks.start(self._detach_at_the_end())
+                self._tasks.start(self._watch_card())
         return self._sound.engine.connect(await self._servers(), listeners)
+
+    async def _watch_card(self) -> None:
+        """Gives the call up when a sound device of it is gone, and not back in time."""
+        while True:
+            fault = await self._sound.voice.failed()
+            log.warning("the call goes on without a sound device", reason=fault)
+            try:
+                async with asyncio.timeout(self._timing.give_up_s):
+                    await self._sound.voice.works()
+            except TimeoutError:
+                break
+        for who, peer in tuple(self._peers.items()):
+            working = self._working.get(who)
+            if working is not None:
+                working.cancel()
+            await self._give_up(peer, CallError(53400, fault))
 
     async def _servers(self) -> Sequence[IceServer]:
         if self.options.ice_servers is not None:

@@ -82,6 +82,7 @@ class CallSignalling:
         self._now = now
         self._sleep = sleep
         self._rejected: set[str] = set()
+        self._followed = 0
         self._rang_out = self._withdrawn = False
 
     @property
@@ -145,6 +146,8 @@ class CallSignalling:
 
     def follow(self, event: CallEvent) -> None:
         """Takes an event of this call."""
+        if not isinstance(event, CallMessage):
+            self._followed += 1
         match event:
             case CallUserStateChanged(identity=who) if who != self._me:
                 self._follow_other(event)
@@ -185,9 +188,8 @@ class CallSignalling:
 
     async def catch_up(self) -> None:
         """Learns, after the broker was away, what became of the call meanwhile."""
-        show = DeviceShow(operation="show", call_sid=self.sid)
         try:
-            shown = await self._requests.ask(show, within=PERSISTENCE)
+            shown = await self._show()
         except RequestRefused as refused:
             self._news.ended(str(refused), error_of(refused))
             return
@@ -205,6 +207,20 @@ class CallSignalling:
             self._news.ended("answered_elsewhere")
         else:
             self._learn_who_is_there(shown)
+
+    async def _show(self) -> CallAnswer:
+        """How the call stands, as of no earlier than this device's own last step and the last event:
+        an answer that either has overtaken is out of date."""
+        show = DeviceShow(operation="show", call_sid=self.sid)
+        while True:
+            asked_at = self._standing
+            shown = await self._requests.ask(show, within=PERSISTENCE)
+            if self._standing == asked_at:
+                return shown
+
+    @property
+    def _standing(self) -> tuple[bool, bool, bool, int]:
+        return self._accepting, self._joining, self.answered, self._followed
 
     @property
     def _is_pending(self) -> bool:

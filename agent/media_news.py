@@ -25,7 +25,7 @@ class MediaTiming:
     restart_longest_s: float = 8.0
     """Between two restarts of ICE: the first, doubled up to the longest."""
     give_up_s: float = 30.0
-    """From the loss of the sound until the call is given up."""
+    """From the loss of the sound, or of a sound device, until the call is given up."""
     signalling_give_up_s: float = 600.0
     """From the loss of the relay until a call whose sound goes on is given up."""
     last_word_s: float = 3.0

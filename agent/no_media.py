@@ -102,6 +102,7 @@ class NoMedia:
                     device_id=self._device,
                     to_device=to_device,
                     code=53400,
+                    without_sound=True,
                     detail="this device has no sound",
                 ),
             )

@@ -210,7 +210,7 @@ class Peer:
             failed.code if failed.code in ERROR_TABLE else 53405,
             f"{self.who}: {failed.detail}" if failed.detail else "",
         )
-        if error.code != 53400 or self.is_up:
+        if not failed.without_sound or self.is_up:
             raise _FromThere(error)
         self.has_sound = False
         self._watch.look()

@@ -22,6 +22,8 @@ _OPENS_WITHIN_S = 5.0
 CALL_WAITING = Cadence((425,), (0.2, 0.2, 0.2, 9.4))
 """ITU-T E.180, the call waiting tone as most European administrations use it."""
 
+_PROGRESS = {Tone.RINGBACK: RINGBACK, Tone.CALL_WAITING: CALL_WAITING}
+
 
 class SoundCard:
     """The device's sound card. Build it in a running loop; `run` it.
@@ -39,10 +41,16 @@ class SoundCard:
         recorder: Recorder | None = None,
         initialise: Initialise = initialise_pyaudio,
     ) -> None:
-        self._sound = Sound(settings, recorder=recorder, initialise=initialise)
+        self._sound = Sound(
+            settings, on_fault=self._take_fault, recorder=recorder, initialise=initialise
+        )
+        self._failed, self._works = asyncio.Event(), asyncio.Event()
+        self._works.set()
         self._voice: Voice | None = None
         self._sources: dict[str, DriftingSource] = {}
-        self._starting: asyncio.Task[None] | None = None
+        self._tone: Tone | None = None
+        self._tone_volume = 1.0
+        self._tone_changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -55,8 +63,10 @@ class SoundCard:
         self._sound.use(settings)
 
     async def run(self) -> None:
-        """Keeps the card's streams as they are needed, until cancelled."""
-        await self._sound.run()
+        """Keeps the card's streams as they are needed, and starts tones, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._sound.run())
+            tasks.create_task(self._follow_tone())
 
     async def open(self, on_captured: OnBlock, devices: AudioDevices) -> None:
         """Starts microphone and speaker.
@@ -97,24 +107,48 @@ class SoundCard:
         for source in tuple(self._sources):
             self.forget(source)
 
+    async def failed(self) -> str:
+        """Waits until a device of it does not work; returns what is wrong, and what to do."""
+        while self.fault is None:
+            await self._failed.wait()
+        return self.fault
+
+    async def works(self) -> None:
+        """Waits until it is well."""
+        await self._works.wait()
+
     def start_tone(self, tone: Tone, volume: float = 1.0) -> None:
         """Plays a tone until `stop_tone`."""
-        if tone is Tone.RING:
-            self._starting = asyncio.ensure_future(self._ring(volume))
-        else:
-            cadence = RINGBACK if tone is Tone.RINGBACK else CALL_WAITING
-            self._sound.start_progress_tone(cadence, volume)
+        self._tone, self._tone_volume = tone, volume
+        self._tone_changed.set()
 
     def stop_tone(self) -> None:
         """Ends it."""
-        if self._starting is not None:
-            self._starting.cancel()
-            self._starting = None
+        self._tone = None
+        self._tone_changed.set()
         self._sound.stop_tone()
+
+    def _take_fault(self, fault: str | None) -> None:
+        happened, over = (
+            (self._works, self._failed) if fault is None else (self._failed, self._works)
+        )
+        happened.set()
+        over.clear()
 
     def _add(self, source: str) -> None:
         if self._voice is not None and source not in self._sources:
             self._sources[source] = self._sound.add_source()
+
+    async def _follow_tone(self) -> None:
+        while True:
+            await self._tone_changed.wait()
+            self._tone_changed.clear()
+            if self._tone is Tone.RING:
+                await self._ring(self._tone_volume)
+            elif self._tone is not None:
+                self._sound.start_progress_tone(_PROGRESS[self._tone], self._tone_volume)
+            else:
+                self._sound.stop_tone()  # it may have been stopped while it was being read
 
     async def _ring(self, volume: float) -> None:
         try:

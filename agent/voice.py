@@ -54,6 +54,14 @@ class Voice(Protocol):
         """Stops both. They may be stopped already."""
         ...
 
+    async def failed(self) -> str:
+        """Waits until a device of it does not work; returns what is wrong, and what to do."""
+        ...
+
+    async def works(self) -> None:
+        """Waits until it is well."""
+        ...
+
     def start_tone(self, tone: Tone, volume: float = 1.0) -> None:
         """Plays a tone until `stop_tone`, whether or not a call is on; `volume` is 0.0 to 1.0."""
         ...

@@ -14,9 +14,11 @@ from rich.panel import Panel as Frame
 from rich.table import Table
 from rich.text import Text
 
-from agent.call import CallRecord, CallStatus
+from agent.call import Call, CallRecord, CallStatus
 from bellwire.demo_stage import Stage, Station, demo_stage
+from bellwire.demo_voice import voice
 from bellwire.keyboard import single_keys
+from hardware.audio.level import Meter, volume
 
 _FRAMES_PER_S = 12
 _EVENTS_SHOWN = 10
@@ -25,10 +27,15 @@ _KEYS = {
     "1": ("lobby", "1", "call desk"),
     "2": ("lobby", "a", "answer"),
     "3": ("lobby", "h", "reject or hang up"),
+    "4": ("lobby", "say", "speak"),
     "7": ("desk", "1", "call lobby"),
     "8": ("desk", "a", "answer"),
     "9": ("desk", "h", "reject or hang up"),
+    "0": ("desk", "say", "speak"),
 }
+_SPEAK = "say"
+_PITCHES_HZ = {"lobby": 110.0, "desk": 190.0}
+_BAR_CELLS = 20
 
 
 async def demo_live(console: Console) -> None:
@@ -49,8 +56,26 @@ class _Screen:
         self._stations = {station.name: station for station in (stage.lobby, stage.desk)}
         self._events: deque[str] = deque(maxlen=_EVENTS_SHOWN)
         self._pressed: asyncio.Queue[str] = asyncio.Queue()
+        self._meters = {name: {"spoken": Meter(), "heard": Meter()} for name in self._stations}
         for station in self._stations.values():
             station.agent.phone.watch(self._noter(station.name))
+            station.agent.device.on_change(self._meter(station.name))
+            station.card.listen(self._meters[station.name]["heard"].add)
+
+    def _meter(self, name: str) -> Callable[[Call], None]:
+        """Shows the microphone's level of each call, and nothing's after it."""
+        meters = self._meters[name]
+        metered: list[Call] = []
+
+        def follow(call: Call) -> None:
+            if call not in metered:
+                metered[:] = [call]
+                call.local_stream.listen(meters["spoken"].add)
+            if call.status() is CallStatus.CLOSED:
+                for meter in meters.values():
+                    meter.clear()
+
+        return follow
 
     async def run(self) -> None:
         with (
@@ -72,7 +97,11 @@ class _Screen:
             if key in _KEYS:
                 name, button, label = _KEYS[key]
                 self._note(name, f"pressed: {label}")
-                await self._stations[name].fingers.press(button)
+                station = self._stations[name]
+                if button == _SPEAK:
+                    station.card.say(voice(_PITCHES_HZ[name]))
+                else:
+                    await station.fingers.press(button)
 
     async def _draw(self, live: Live) -> None:
         while True:
@@ -98,6 +127,8 @@ class _Screen:
         rows.add_row("light", "" if light is None or light.pattern is None else light.pattern.value)
         rows.add_row("call", "none" if call is None else f"{call.status} {call.direction.lower()}")
         rows.add_row("with", _other_party(call))
+        for what, meter in self._meters[station.name].items():
+            rows.add_row(what, _bar(meter.db))
         rows.add_row("")
         for key, (name, _, label) in _KEYS.items():
             if name == station.name:
@@ -120,6 +151,11 @@ def _other_party(call: CallRecord | None) -> str:
         return ""
     parties = ", ".join(call.to) if call.direction == "OUTGOING" else (call.from_ or "")
     return parties.replace("client:", "")
+
+
+def _bar(db: float) -> Text:
+    cells = round(volume(db) * _BAR_CELLS)
+    return Text("█" * cells + "░" * (_BAR_CELLS - cells), "green" if cells else "dim")
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""One whole call, played without a keyboard: invited by TwiML, rung, answered and hung up by pins.
+"""Two calls, played without a keyboard: one invited by TwiML, rung, answered and hung up by pins, and
+one from station to station, with voices.
 
 Every time is taken where it happens: the ringer's at its pin, the answer's at the phone that hears
 the relay say so.
@@ -7,15 +8,16 @@ the relay say so.
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from rich.console import Console
-from rich.table import Table
 
 from agent.call import CallRecord, CallStatus
 from bellwire.demo_stage import Stage, demo_stage
+from bellwire.demo_steps import Timeline, within
+from bellwire.demo_talk import Talk, talk
 from broker.session import Incoming
 from signaling.answers import CallAnswer
 from signaling.calls import CallState, UserState
@@ -23,8 +25,6 @@ from signaling.errors import Unavailable
 from signaling.events import CallEnded, CallEvent, CallUserStateChanged
 
 T = TypeVar("T")
-
-STEP_TIMEOUT_S = 10.0
 
 TWIML = b"""<?xml version="1.0" encoding="UTF-8"?>
 <Response>
@@ -40,28 +40,6 @@ TWIML = b"""<?xml version="1.0" encoding="UTF-8"?>
 """
 
 
-@dataclass(slots=True)
-class Timeline:
-    """What happened when, in milliseconds since the invite was posted."""
-
-    started: float
-    steps: list[tuple[float, str, str]] = field(default_factory=list)
-
-    def note(self, who: str, what: str, at: float | None = None) -> float:
-        """Notes a step at a `time.perf_counter`, now by default; returns its milliseconds."""
-        ms = ((time.perf_counter() if at is None else at) - self.started) * 1000
-        self.steps.append((ms, who, what))
-        return ms
-
-    def table(self) -> Table:
-        """The steps in their order."""
-        table = Table("ms", "who", "what", title="One call, from invite to hang-up")
-        table.columns[0].justify = "right"
-        for ms, who, what in sorted(self.steps):
-            table.add_row(f"{ms:.1f}", who, what)
-        return table
-
-
 @dataclass(frozen=True, slots=True)
 class Played:
     """How the call went. Times are milliseconds: from POST to the ringer's pin, and from the answer
@@ -73,7 +51,7 @@ class Played:
     call: CallAnswer
     timeline: Timeline
 
-    def report(self) -> str:
+    def report(self, talked: Talk) -> str:
         """The one JSON object that `script/demo --once` ends with."""
         return json.dumps(
             {
@@ -82,13 +60,16 @@ class Played:
                 "custom_parameters": self.custom_parameters,
                 "call_state": self.call.state,
                 "final_states": {user.identity: user.state for user in self.call.users},
+                "voice_codec": talked.codec,
+                "voice_ms": round(talked.voice_ms, 1),
+                "voice_heard": {who: round(part, 2) for who, part in talked.heard.items()},
             },
             ensure_ascii=False,
         )
 
 
 async def demo_once(console: Console) -> None:
-    """Plays one call and prints it.
+    """Plays both calls and prints them.
 
     Raises:
         Unavailable: something of it did not happen in time, or not as it should; says what.
@@ -96,8 +77,10 @@ async def demo_once(console: Console) -> None:
     console.print("Setting the stage: a relay, its broker, and two simulated stations ...")
     async with demo_stage() as stage:
         played = await play(stage)
+        talked = await talk(stage)
     console.print(played.timeline.table())
-    console.out(played.report(), highlight=False)
+    console.print(talked.timeline.table())
+    console.out(played.report(talked), highlight=False)
 
 
 async def play(stage: Stage) -> Played:
@@ -119,10 +102,10 @@ async def play(stage: Stage) -> Played:
         raise Unavailable("the demo's desk has no ringer or buttons")
 
     ringing = asyncio.create_task(pins.wait_for(panel.ringer, active=True))
-    timeline = Timeline(time.perf_counter())
+    timeline = Timeline("One call, from invite to hang-up", time.perf_counter())
     posted = await asyncio.to_thread(stage.client.create_call_from_twiml, TWIML)
     timeline.note("backend", f"TwiML posted, call {posted.call_sid} is durable")
-    rang_ms = timeline.note("desk", "ringer pin high", await _within("the desk rings", ringing))
+    rang_ms = timeline.note("desk", "ringer pin high", await within("the desk rings", ringing))
     invited = await _until(desk_calls, CallStatus.PENDING)
     parameters = invited[0].custom_parameters
     timeline.note(
@@ -136,7 +119,7 @@ async def play(stage: Stage) -> Played:
     timeline.note("desk", "answer button pressed", pressed_at)
     await pins.tap(panel.answer)
     released_at = time.perf_counter()
-    timeline.note("desk", "ringer pin low", await _within("the ringer falls silent", silent))
+    timeline.note("desk", "ringer pin low", await within("the ringer falls silent", silent))
     opened = await _until(desk_calls, CallStatus.OPEN)
     timeline.note("desk", "call open (a server called, so no device speaks for lobby)", opened[1])
     told = await _until_state(lobby_events, UserState.ACCEPTED)
@@ -161,14 +144,6 @@ def _check(call: CallAnswer, heard: dict[str, str], posted: CallAnswer) -> None:
         raise Unavailable(f"the call is {call.state} with {states} after the hang-up")
 
 
-async def _within(what: str, happening: Awaitable[T]) -> T:
-    try:
-        async with asyncio.timeout(STEP_TIMEOUT_S):
-            return await happening
-    except TimeoutError as error:
-        raise Unavailable(f"waited {STEP_TIMEOUT_S:g} s in vain: {what}") from error
-
-
 async def _next(
     queue: "asyncio.Queue[tuple[T, float]]", what: str, wanted: Callable[[T], bool]
 ) -> tuple[T, float]:
@@ -178,7 +153,7 @@ async def _next(
             if wanted(found[0]):
                 return found
 
-    return await _within(what, search())
+    return await within(what, search())
 
 
 async def _until(

@@ -22,10 +22,12 @@ from signaling.requests import ChannelRequest, DeviceRequest
 
 @dataclass(frozen=True, slots=True)
 class Station:
-    """One device of the demo: its agent, and the fingers on its buttons."""
+    """One device of the demo: its agent, the fingers on its buttons, and the mouth and ears at its
+    sound card."""
 
     agent: Agent
     fingers: SimulatedStation
+    card: SimulatedSoundCard
 
     @property
     def name(self) -> str:
@@ -95,6 +97,7 @@ async def register_station(
 async def _station(client: RelayClient, name: str, calls: str) -> Station:
     settings = await register_station(client, name, (calls,))
     fingers = SimulatedStation(settings)
-    card = SoundCard(settings.audio, initialise=SimulatedSoundCard().initialised)
-    agent = Agent(settings, pin_factory=fingers.pins, card=card, allow_loopback=True)
-    return Station(agent, fingers)
+    card = SimulatedSoundCard()
+    sound = SoundCard(settings.audio, initialise=card.initialised)
+    agent = Agent(settings, pin_factory=fingers.pins, card=sound, allow_loopback=True)
+    return Station(agent, fingers, card)

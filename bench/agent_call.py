@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -31,13 +31,23 @@ class AgentStage:
     """The relay and both agents, idle, and the calls that are made between them."""
 
     def __init__(self, client: RelayClient, agents: dict[str, Process], *, counted: bool) -> None:
-        self._client = client
+        self.client = client
         self._agents = agents
         self._counted = counted
 
     def pid(self, party: str) -> int:
         """The process id of a party's agent."""
         return self._agents[party].pid
+
+    def press(self, party: str, key: str) -> None:
+        """Presses a button of a party's panel: `1` and so on calls, `a` answers, `h` hangs up, `q` ends
+        the agent."""
+        _press(self._agents[party], key)
+
+    async def ended(self, party: str) -> None:
+        """Waits until a party's agent has."""
+        async with asyncio.timeout(_TIMEOUT_S):
+            await self._agents[party].wait()
 
     @asynccontextmanager
     async def call(self) -> AsyncIterator[StandingCall]:
@@ -70,7 +80,7 @@ class AgentStage:
         async with asyncio.timeout(_TIMEOUT_S):
             while True:
                 self._must_live()
-                call = await asyncio.to_thread(self._client.call, sid)
+                call = await asyncio.to_thread(self.client.call, sid)
                 others = call.users[1:] if "Accepted" in states else call.users
                 if call.state == "ended" or any(user.state in states for user in others):
                     break
@@ -79,7 +89,7 @@ class AgentStage:
             raise SystemExit(f"the agents' call ended before it was accepted: {call}")
 
     async def _calls(self) -> tuple[CallAnswer, ...]:
-        return (await asyncio.to_thread(self._client.calls)).calls
+        return (await asyncio.to_thread(self.client.calls)).calls
 
     def _must_live(self) -> None:
         for party, agent in self._agents.items():
@@ -104,6 +114,8 @@ async def agent_stage(
     processing: bool = True,
     namespaces: bool = False,
     counted: bool = False,
+    more_calls: tuple[str, ...] = (),
+    arguments: Mapping[str, tuple[str, ...]] | None = None,
 ) -> AsyncIterator[AgentStage]:
     """Everything started and connected; ended when it is left.
 
@@ -113,13 +125,15 @@ async def agent_stage(
         processing: Whether the voice is processed (echo, noise, gain), as it is by default.
         namespaces: Each agent in its party's network namespace.
         counted: Concealment can be asked for; then the agents run under `bench.agent_party`.
+        more_calls: Whom the further call buttons of both call.
+        arguments: Further arguments of a party's `bellwire agent`.
     """
     async with AsyncExitStack() as opened:
         relay = await opened.enter_async_context(RelayProcess(folder / "relay"))
         client = opened.enter_context(RelayClient(relay.access))
         commands: dict[str, list[str]] = {}
         for party, other in (pulse.parties[:2], pulse.parties[1::-1]):
-            settings = await register_station(client, party, (other,))
+            settings = await register_station(client, party, (other, *more_calls))
             stages = dict.fromkeys(ProcessingSettings.model_fields, processing)
             audio = AudioSettings(
                 speaker_volume=1, ring_volume=0, processing=ProcessingSettings(**stages)
@@ -132,6 +146,7 @@ async def agent_stage(
             module = "bench.agent_party" if counted else "bellwire"
             command = [*namespace_command(party, inside=namespaces), sys.executable, "-m", module]
             command += ["agent", "--simulate", "--config", str(file), "--log-format", "json"]
+            command += (arguments or {}).get(party, ())
             commands[party] = command
         starting = [_start(opened, commands[party], pulse, party, folder) for party in commands]
         agents = dict(zip(commands, await asyncio.gather(*starting), strict=True))

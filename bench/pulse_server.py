@@ -9,8 +9,8 @@ import asyncio
 import os
 import signal
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,11 +18,12 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.pulse_daemon import PulseDaemon
+
 RATE_HZ = 48_000
 Samples = NDArray[np.float32]
 """Mono sound at 48 kHz, -1 to 1."""
 
-_START_TIMEOUT_S = 20.0
 _UNHURRIED_MS = 250
 """The latency that mouth and ear ask for: so long that only the parties decide on the wire's own."""
 
@@ -31,11 +32,6 @@ rlimit-rttime = -1
 """
 """A sound card does not wait for a busy machine; and where that is busy for 0.2 s the kernel is not to
 end the daemon, as its default limit would."""
-
-_ALSA = """</usr/share/alsa/alsa.conf>
-pcm.!default { type pulse }
-ctl.!default { type pulse }
-"""
 
 
 class PulseServer:
@@ -48,21 +44,13 @@ class PulseServer:
 
     def __init__(self, folder: Path, parties: tuple[str, ...] = ("a", "b")) -> None:
         self.parties = parties
-        self._folder = folder
         self._channels = [f"{party}_{end}" for party in parties for end in ("mic", "speaker")]
-        self._process: Process | None = None
+        self._daemon = PulseDaemon(folder, tuple(self._modules()), settings=_DAEMON)
 
     @property
     def environment(self) -> dict[str, str]:
         """What any client of this server needs, and nothing of the user's own PulseAudio."""
-        return {
-            **os.environ,
-            "PULSE_SERVER": f"unix:{self._folder}/native",
-            "PULSE_RUNTIME_PATH": str(self._folder),
-            "PULSE_STATE_PATH": str(self._folder),
-            "PULSE_COOKIE": str(self._folder / "cookie"),
-            "ALSA_CONFIG_PATH": str(self._folder / "alsa.conf"),
-        }
+        return {**os.environ, **self._daemon.environment}
 
     def environment_of(self, party: str) -> dict[str, str]:
         """For a party's process: its microphone and speaker are the default devices."""
@@ -73,34 +61,11 @@ class PulseServer:
         }
 
     async def __aenter__(self) -> Self:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / "alsa.conf").write_text(_ALSA)
-        (self._folder / "daemon.conf").write_text(_DAEMON)
-        positions = ",".join(f"aux{number}" for number in range(len(self._channels)))
-        modules = [
-            f"module-native-protocol-unix socket={self._folder}/native auth-anonymous=1",
-            f"module-null-sink sink_name=wire rate={RATE_HZ} format=float32le"
-            f" channels={len(self._channels)} channel_map={positions}",
-        ]
-        for number, channel in enumerate(self._channels):
-            kind, master = ("source", "wire.monitor") if "_mic" in channel else ("sink", "wire")
-            modules.append(
-                f"module-remap-{kind} {kind}_name={channel} master={master} channels=1"
-                f" channel_map=mono master_channel_map=aux{number} remix=no"
-                f" {kind}_properties=device.description={channel}"
-            )
-        loads = [word for module in modules for word in ("-L", module)]
-        command = ["pulseaudio", "-n", "--daemonize=no", "--use-pid-file=no", "--exit-idle-time=-1"]
-        command += ["--log-target=stderr", "--log-level=error"]
-        environment = {**self.environment, "PULSE_CONFIG": str(self._folder / "daemon.conf")}
-        with (self._folder / "log").open("wb") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *command, *loads, env=environment, stdin=DEVNULL, stdout=DEVNULL, stderr=log
-            )
+        self._daemon.spawn()
         try:
-            await self._until_ready()
+            await asyncio.to_thread(self._daemon.wait_ready)
         except BaseException:
-            await self._stop()
+            self._daemon.stop()
             raise
         return self
 
@@ -110,32 +75,46 @@ class PulseServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._stop()
+        await asyncio.to_thread(self._daemon.stop)
 
     async def play_and_record(self, told: Mapping[str, Samples]) -> dict[str, Samples]:
         """Tells each party's microphone something, all from the same sample on, and returns what all
         microphones and speakers carried meanwhile, and a second longer: `a_mic`, `a_speaker`, ...
         """
+        async with self.recording() as carried:
+            await self.play(told)
+        return carried
+
+    async def play(self, told: Mapping[str, Samples]) -> None:
+        """Tells each party's microphone something, all from the same sample on."""
         length = max(len(samples) for samples in told.values())
         sound = np.zeros((length, len(self._channels)), np.float32)
         for party, samples in told.items():
             sound[: len(samples), self._channels.index(f"{party}_mic")] = samples
+        mouth = await self._client("--playback", "--device=wire", stdin=asyncio.subprocess.PIPE)
+        try:
+            await mouth.communicate(sound.tobytes())
+        finally:
+            await end(mouth)
+
+    @asynccontextmanager
+    async def recording(self) -> AsyncIterator[dict[str, Samples]]:
+        """What is given is filled, at the end, with all that was carried since the beginning."""
+        carried: dict[str, Samples] = {}
         ear = await self._client(
             "--record", "--device=wire.monitor", stdout=asyncio.subprocess.PIPE
         )
         recorded = asyncio.create_task(_read(ear))
-        mouth = await self._client("--playback", "--device=wire", stdin=asyncio.subprocess.PIPE)
         try:
-            await mouth.communicate(sound.tobytes())
+            yield carried
             # What was told last is still on its way, and the ear hands over what it has in long blocks.
             await asyncio.sleep(0.5 + 2 * _UNHURRIED_MS / 1000)
         finally:
-            await end(mouth)
             await end(ear)
-        carried = np.frombuffer(await recorded, np.float32)
-        carried = carried[: len(carried) // len(self._channels) * len(self._channels)]
-        by_channel = carried.reshape(-1, len(self._channels))
-        return {name: by_channel[:, at].copy() for at, name in enumerate(self._channels)}
+            sound = np.frombuffer(await recorded, np.float32)
+        sound = sound[: len(sound) // len(self._channels) * len(self._channels)]
+        by_channel = sound.reshape(-1, len(self._channels))
+        carried.update({name: by_channel[:, at].copy() for at, name in enumerate(self._channels)})
 
     async def _client(
         self, *arguments: str, stdin: int = DEVNULL, stdout: int = DEVNULL
@@ -156,25 +135,19 @@ class PulseServer:
             stdout=stdout,
         )
 
-    async def _until_ready(self) -> None:
-        last = f"{self._channels[-1]}"
-        async with asyncio.timeout(_START_TIMEOUT_S):
-            while True:
-                if self._process is None or self._process.returncode is not None:
-                    log = (self._folder / "log").read_text(errors="replace")[-500:]
-                    raise SystemExit(f"pulseaudio did not start: {log}")
-                asking = await asyncio.create_subprocess_exec(
-                    "pactl", "list", "short", "sinks", env=self.environment,
-                    stdout=asyncio.subprocess.PIPE, stderr=DEVNULL,
-                )  # fmt: skip
-                listed, _ = await asking.communicate()
-                if last in listed.decode():
-                    return
-                await asyncio.sleep(0.05)
-
-    async def _stop(self) -> None:
-        if self._process is not None:
-            await end(self._process)
+    def _modules(self) -> Iterator[str]:
+        positions = ",".join(f"aux{number}" for number in range(len(self._channels)))
+        yield (
+            f"module-null-sink sink_name=wire rate={RATE_HZ} format=float32le"
+            f" channels={len(self._channels)} channel_map={positions}"
+        )
+        for number, channel in enumerate(self._channels):
+            kind, master = ("source", "wire.monitor") if "_mic" in channel else ("sink", "wire")
+            yield (
+                f"module-remap-{kind} {kind}_name={channel} master={master} channels=1"
+                f" channel_map=mono master_channel_map=aux{number} remix=no"
+                f" {kind}_properties=device.description={channel}"
+            )
 
 
 async def end(process: Process, patience_s: float = 5.0) -> None:

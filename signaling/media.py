@@ -53,10 +53,12 @@ class MediaCandidate(_Media):
 
 
 class MediaFailed(_Media):
-    """The sender cannot go on with this session; `code` is Twilio's (53400 to 53405)."""
+    """The sender cannot go on with this session; `code` is Twilio's (53400 to 53405). It leaves the
+    call, or, `without_sound`, stays in it as it is."""
 
     kind: Literal["failed"] = "failed"
     code: int
+    without_sound: bool = False
     detail: Annotated[str, Field(max_length=512)] = ""
 
 

@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+from bench.pulse_daemon import PulseDaemon
 
 PATIENCE_S = 20.0
 SAMPLE_RATE_HZ = 48_000
@@ -30,76 +31,34 @@ SPEAKER, MICROPHONE = "bw-speaker", "bw-microphone"
 Samples = NDArray[np.int16]
 
 
-class PulseAudio:
-    """A running daemon. `environment` is what a process needs to find it, and nothing else's."""
+class PulseAudio(PulseDaemon):
+    """A running daemon, whose devices can be plugged in and unplugged."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.environment = {
-            "ALSA_CONFIG_PATH": str(folder / "asound.conf"),
-            "PULSE_SERVER": f"unix:{folder}/native",
-            "PULSE_RUNTIME_PATH": str(folder / "runtime"),
-            "PULSE_STATE_PATH": str(folder / "state"),
-            "PULSE_CLIENTCONFIG": str(folder / "client.conf"),
-            "PULSE_COOKIE": str(folder / "cookie"),
-            "JACK_NO_START_SERVER": "1",
-        }
-        self._modules: dict[str, str] = {}
-        self._process: subprocess.Popen[bytes] | None = None
-        (folder / "client.conf").write_text("autospawn = no\nenable-shm = no\n")
+        quietly = ("--disable-shm=yes", "--high-priority=no", "--realtime=no")
+        super().__init__(folder, arguments=quietly)
+        self._plugged: dict[str, str] = {}
         self.name_devices({SPEAKER: SPEAKER, MICROPHONE: f"{MICROPHONE}.monitor"})
-
-    def name_devices(self, devices: dict[str, str]) -> None:
-        """Which ALSA devices there are beside the default, each with its sink or source."""
-        named = "".join(
-            f'pcm.{name} {{ type pulse device "{device}" hint {{ show on description "{name}" }} }}\n'
-            for name, device in devices.items()
-        )
-        (self.folder / "asound.conf").write_text(
-            f"{named}pcm.!default {{ type pulse }}\nctl.!default {{ type pulse }}\n"
-        )
-
-    def start(self) -> None:
-        """Starts the daemon; it answers when this returns."""
-        arguments = (
-            *("pulseaudio", "-n", "--daemonize=no", "--use-pid-file=no", "--exit-idle-time=-1"),
-            *("--disable-shm=yes", "--high-priority=no", "--realtime=no", "--log-level=error"),
-            *("-L", f"module-native-protocol-unix socket={self.folder}/native auth-anonymous=1"),
-        )
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603
-                # Dies with its parent, however that ends.
-                ("setpriv", "--pdeathsig", "KILL", *arguments),  # noqa: S607
-                env=self._own_environment() | {"HOME": str(self.folder)},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        end = time.monotonic() + PATIENCE_S
-        while self._ask("info").returncode:
-            if self._process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError((self.folder / "log").read_text())
-            time.sleep(0.02)
 
     def plug_in(self, name: str) -> None:
         """A null sink, with its monitor."""
         # Without norewinds, a sink that was idle takes 2 s to notice that somebody listens.
-        answer = self._ask(
+        answer = self.ask(
             *("load-module", "module-null-sink", f"sink_name={name}", "norewinds=1"),
             *(f"rate={SAMPLE_RATE_HZ}", "channels=1"),
         )
         assert answer.returncode == 0, answer.stderr
-        self._modules[name] = answer.stdout.strip()
+        self._plugged[name] = answer.stdout.strip()
 
     def unplug(self, name: str) -> None:
         """It is gone, as a USB sound card that is pulled out."""
-        answer = self._ask("unload-module", self._modules.pop(name))
+        answer = self.ask("unload-module", self._plugged.pop(name))
         assert answer.returncode == 0, answer.stderr
 
     def set_defaults(self, sink: str, source: str) -> None:
         """What the default ALSA device plays to and captures from."""
-        assert self._ask("set-default-sink", sink).returncode == 0
-        assert self._ask("set-default-source", source).returncode == 0
+        assert self.ask("set-default-sink", sink).returncode == 0
+        assert self.ask("set-default-source", source).returncode == 0
 
     def ear(self, sink: str) -> "Ear":
         """Hears what is played to a sink."""
@@ -109,24 +68,8 @@ class PulseAudio:
         """Says these samples, again and again, into the microphone that is the sink's monitor."""
         return Mouth(self._own_environment(), sink, samples)
 
-    def close(self) -> None:
-        """Ends the daemon."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
     def _own_environment(self) -> dict[str, str]:
         return {**os.environ, **self.environment}
-
-    def _ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(  # noqa: S603
-            ("pactl", *arguments),  # noqa: S607
-            env=self._own_environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=PATIENCE_S,
-        )
 
 
 _RAW = ("--raw", "--format=s16le", f"--rate={SAMPLE_RATE_HZ}", "--channels=1", "--latency-msec=20")
@@ -192,7 +135,8 @@ def running_pulse() -> Iterator[PulseAudio]:
     folder = Path(tempfile.mkdtemp(prefix="bw-pulse-"))  # a socket's path has to be short
     pulse = PulseAudio(folder)
     try:
-        pulse.start()
+        pulse.spawn()
+        pulse.wait_ready()
         with pytest.MonkeyPatch.context() as patch:
             for name, value in pulse.environment.items():
                 patch.setenv(name, value)
@@ -201,7 +145,7 @@ def running_pulse() -> Iterator[PulseAudio]:
             pulse.set_defaults(SPEAKER, f"{MICROPHONE}.monitor")
             yield pulse
     finally:
-        pulse.close()
+        pulse.stop()
         shutil.rmtree(folder)
 
 

@@ -47,6 +47,11 @@ class Recorder:
         )
         self._thread.start()
 
+    def begin(self) -> None:
+        """Somebody is in the call from now on: both sides hear the beep at once, however short it is."""
+        self.notice.restart()
+        self._notice_sent.restart()
+
     def played(self, block: Block) -> None:
         """Takes what the speaker is given, to be written beside what is captured next."""
         self._played = block

@@ -145,6 +145,7 @@ class Sound:
         """Opens the microphone: `on_captured` gets each block, processed, and must not block."""
         voice = Voice(self, on_captured)
         if self._recorder is not None and not self._voices:
+            log.warning("this call is recorded to %s; both sides hear a beep", self._recorder.path)
             self.mixer.add(self._recorder.notice)
         self._voices = (*self._voices, voice)
         self._changed.set()
@@ -153,6 +154,8 @@ class Sound:
     def add_source(self, volume: float = 1.0) -> DriftingSource:
         """Somebody who is heard; `play` what they say, from any one thread. `remove_source` ends it."""
         source = DriftingSource(volume)
+        if self._recorder is not None:
+            self._recorder.begin()  # who is heard hears, too
         self._add(source)
         return source
 

@@ -50,6 +50,10 @@ class LoopedTone:
         self._samples = rendered(tone) if isinstance(tone, Cadence) else tone
         self._at = 0
 
+    def restart(self) -> None:
+        """Plays it from its beginning."""
+        self._at = 0
+
     def pull(self) -> Block:
         """The next 10 ms."""
         index = (self._at + np.arange(BLOCK_FRAMES)) % len(self._samples)

@@ -20,6 +20,7 @@ from agent.link import Link
 from agent.media.engine import (
     BLOCK_FRAMES,
     Block,
+    IceCandidate,
     IceServer,
     MediaEngine,
     PeerConnection,
@@ -61,6 +62,8 @@ class ArrayVoice:
         self.heard: dict[str, list[Block]] = {}
         self.tones: list[tuple[Tone, float] | None] = []
         self.broken = False
+        self.gone, self.there = asyncio.Event(), asyncio.Event()
+        self.there.set()
         self.opened: list[AudioDevices] = []
         self._played = 0
         self._wanted: list[tuple[int, Callable[[], object]]] = []
@@ -96,6 +99,22 @@ class ArrayVoice:
         if thread is not None:
             self._stop.set()
             await asyncio.to_thread(thread.join)
+
+    def pull_out(self) -> None:
+        """It is gone in the middle of a call."""
+        self.gone.set()
+        self.there.clear()
+
+    def plug_in(self) -> None:
+        self.there.set()
+        self.gone.clear()
+
+    async def failed(self) -> str:
+        await self.gone.wait()
+        return "the microphone is gone: plug it in again"
+
+    async def works(self) -> None:
+        await self.there.wait()
 
     async def hears_more(self, blocks: int = 40) -> None:
         """Waits until so many more blocks have been played."""
@@ -134,6 +153,8 @@ class Switchboard:
         self.wire: UdpWire | None = None
         self.silent = False
         """Whether it tells nobody how to reach it."""
+        self.relayed_by: IceServer | None = None
+        """The TURN server through which alone it can be reached."""
         self.spoil: Callable[[str], str] = lambda sdp: sdp
         """What is done to its offers and answers."""
 
@@ -142,12 +163,23 @@ class Switchboard:
             listeners = self.wire.listeners(listeners)
         if self.silent:
             listeners = replace(listeners, on_candidate=lambda _: None)
+        if self.relayed_by is not None:
+            ice_servers = (self.relayed_by,)
+            listeners = replace(listeners, on_candidate=_relayed_only(listeners.on_candidate))
         return _Spoiled(self._engine.connect(ice_servers, listeners), self)
 
     async def close(self) -> None:
         if self.wire is not None:
             self.wire.close()
         await self._engine.close()
+
+
+def _relayed_only(tell: Callable[[IceCandidate], None]) -> Callable[[IceCandidate], None]:
+    def found(candidate: IceCandidate) -> None:
+        if not candidate.candidate or " typ relay" in candidate.candidate:
+            tell(candidate)
+
+    return found
 
 
 class _Spoiled:

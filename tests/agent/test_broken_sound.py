@@ -1,11 +1,14 @@
 """Sound that fails, at each stage: the right code at both ends, the call over, and the next one works."""
 
+import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
 
 from agent.call import CallStatus
+from agent.media.engine import IceServer
 from tests.agent.talking import (
     DESK,
     FRONT,
@@ -18,6 +21,7 @@ from tests.agent.talking import (
 )
 from tests.broker.running import Wire
 from tests.conftest import register_station
+from tests.push.coturn import coturn, needs_coturn
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -85,14 +89,50 @@ async def test_a_microphone_that_cannot_be_opened_ends_the_call_at_both_ends(
     front: Talker, inside: Talker
 ) -> None:
     inside.voice.broken = True
-    call = front.device.connect("desk")
-    answered = (await inside.invited()).accept()
-    (error,) = await inside.until(answered, "error")
-    assert error.code == 53400
-    await inside.until(answered, "disconnect")
-    await front.until(call, "disconnect")
+    await fails_with(53400, front, inside)
     inside.voice.broken = False
+    front.voice.broken = True
+    await fails_with(53400, front, inside)
+    front.voice.broken = False
     await works(front, inside)
+
+
+async def test_a_sound_device_pulled_out_in_a_call_may_come_back_or_the_call_ends_at_both_ends(
+    talk_http: httpx.AsyncClient, inside: Talker
+) -> None:
+    async with talker(talk_http, "loose", FRONT, timing=replace(QUICK, give_up_s=0.5)) as loose:
+        call, answered = await connected(loose, inside)
+        loose.voice.pull_out()
+        await asyncio.sleep(0.1)  # less than it has
+        loose.voice.plug_in()
+        await heard(inside, "loose", FRONT)
+        assert call.status() is answered.status() is CallStatus.OPEN
+        loose.voice.pull_out()
+        for end, its in ((loose, call), (inside, answered)):
+            (error,) = await end.until(its, "error")
+            assert error.code == 53400
+            await end.until(its, "disconnect")
+        loose.voice.plug_in()
+        await works(loose, inside)
+
+
+@needs_coturn
+async def test_a_turn_server_that_refuses_leaves_two_ends_without_a_way_and_says_so(
+    talk_http: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    """Both may be reached over TURN alone, and it takes the credentials of neither."""
+    soon = replace(QUICK, connect_within_s=2)
+    async with (
+        coturn(tmp_path, "the right secret") as turn,
+        talker(talk_http, "walled", FRONT, timing=soon) as caller,
+        talker(talk_http, "fenced", DESK, timing=replace(soon, connect_within_s=10)) as callee,
+    ):
+        for end in (caller, callee):
+            end.board.relayed_by = IceServer((turn.url,), "nobody", "wrong")
+        await fails_with(53405, caller, callee)
+        for end in (caller, callee):
+            end.board.relayed_by = None
+        await works(caller, callee)
 
 
 async def test_a_device_without_sound_is_called_all_the_same(

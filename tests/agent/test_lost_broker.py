@@ -6,9 +6,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from agent.call import CallStatus
+from agent.connect_token import write_token
 from signaling.answers import DeviceResponse
 from signaling.calls import CallState, UserState
 from signaling.events import CallCancelled
+from signaling.identifiers import CallSid
 from tests.agent.desk import Desk, Exchange
 from tests.agent.scripted_relay import (
     Answer,
@@ -162,6 +164,35 @@ async def test_a_call_that_another_device_took_over_meanwhile_is_closed_here(
     await far_desk.lost()
     await far_desk.wire.mend()
     assert (await far_desk.until(sid, CallStatus.CLOSED)).ended_because == "answered_elsewhere"
+
+
+async def test_a_look_at_the_call_that_its_own_answer_has_overtaken_does_not_end_it(
+    desk: Desk,
+) -> None:
+    """The relay's word that another device is in the call is older than this device's joining it."""
+    joined = asyncio.Event()
+    here = desk.station.agent.settings.device_id
+    device = desk.station.agent.device
+    shows_so_far = 0
+
+    def show(request: Request) -> DeviceResponse | None:
+        nonlocal shows_so_far
+        shows_so_far += 1
+        main = "phone" if shows_so_far == 1 else here
+        if shows_so_far == 2:
+            joined.set()
+        return shows(CallState.OPEN, UserState.ACCEPTED, main_device=main)(request)
+
+    desk.relay.answers["show"] = show
+    desk.relay.answers["join"] = shows(CallState.OPEN, UserState.ACCEPTED, main_device=here)
+    sid = CallSid(fresh_sid())
+    call = device.reconnect(write_token(sid, {}))
+    # Asked while it joins, answered after the join is: the requests are answered in their order.
+    asking = asyncio.create_task(call.signalling.catch_up())
+    await asyncio.wait_for(joined.wait(), PATIENCE_S)
+    await asking
+    assert not call.is_over
+    call.disconnect()
 
 
 async def test_an_open_call_outlives_its_invites_deadline_and_a_broken_wire(far_desk: Desk) -> None:

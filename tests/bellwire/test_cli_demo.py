@@ -20,6 +20,15 @@ def test_demo_once_plays_a_call_and_ends_with_one_json_object(tmp_path: Path) ->
     }
     assert report["final_states"]["desk"] == "Quit"
     assert report["call_state"] == "ended"
-    for step in ("ringer pin high", "answer button pressed", "the call has ended"):
+    assert report["voice_codec"] == "opus"
+    assert report["voice_ms"] > 0
+    assert all(part >= 0.5 for part in report["voice_heard"].values())
+    assert report["voice_heard"].keys() == {"lobby", "desk"}
+    for step in (
+        "ringer pin high",
+        "answer button pressed",
+        "the call has ended",
+        "hears desk's voice",
+    ):
         assert step in ended.out
     assert list(tmp_path.iterdir()) == []

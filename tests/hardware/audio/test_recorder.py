@@ -36,6 +36,20 @@ def test_recording_holds_both_sides_is_private_bounded_and_beeps(tmp_path: Path)
     assert np.array_equal(recorder.notice.pull(), beep[:BLOCK_FRAMES])
 
 
+def test_whoever_comes_into_the_call_hears_the_beep_at_once(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "call.wav")
+    silence = np.zeros(BLOCK_FRAMES, np.int16)
+    for _ in range(100):
+        recorder.captured(silence)
+        recorder.notice.pull()
+    assert not recorder.captured(silence).any()
+    recorder.begin()
+    beep = rendered(RECORDING_NOTICE)[:BLOCK_FRAMES]
+    assert np.abs(recorder.captured(silence) - beep).max() <= 1
+    assert np.array_equal(recorder.notice.pull(), beep)
+    recorder.close()
+
+
 def test_recording_does_not_overwrite(tmp_path: Path) -> None:
     path = tmp_path / "call.wav"
     path.write_text("mine")

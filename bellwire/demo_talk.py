@@ -1,0 +1,158 @@
+"""The demo's second call: one station calls, the other answers, and each hears the other over WebRTC.
+
+They talk in turn, as people do: two made voices at once are too alike, and echo cancellation takes one
+for the echo of the other."""
+
+import asyncio
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+
+from agent.call import Call, CallStatus
+from bellwire.demo_stage import Stage, Station
+from bellwire.demo_steps import Timeline, within
+from bellwire.demo_voice import VOICE_S, fraction_heard, voice
+from config.panel import ButtonSettings
+from hardware.audio.block import BLOCK_S, Block
+from hardware.audio.level import level_db
+from signaling.errors import Unavailable
+
+_PITCHES_HZ = {"lobby": 110.0, "desk": 190.0}
+_LISTENED_BLOCKS = round((VOICE_S + 0.3) / BLOCK_S)
+"""From the first sound on: what was said, and a jitter buffer's worth more."""
+_SPOKEN_DB = -50.0
+_UNDERSTOOD = 0.5
+"""A voice of which less is heard was none."""
+_TIMES_SAID = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Talk:
+    """How it went.
+
+    Args:
+        codec: What was spoken.
+        voice_ms: From the answer button's pin to the first of the lobby's voice at the desk's speaker.
+        heard: By who heard it, how much of the other's voice was, 0 to 1.
+        timeline: Its steps.
+    """
+
+    codec: str
+    voice_ms: float
+    heard: dict[str, float]
+    timeline: Timeline
+
+
+async def talk(stage: Stage) -> Talk:
+    """Lobby's call button calls desk, desk answers, each says something, lobby hangs up.
+
+    Raises:
+        Unavailable: something of it did not happen in time, or a voice was not heard; says what.
+    """
+    panel, answer = stage.lobby.agent.settings.panel, stage.desk.agent.settings.panel.answer
+    if answer is None or panel.hang_up is None:
+        raise Unavailable("the demo's stations have no buttons")
+    with ExitStack() as listening:
+        lobby, desk = (_Party(station, listening) for station in (stage.lobby, stage.desk))
+        both = (lobby, desk)
+        timeline = Timeline("A second call, from button to button", time.perf_counter())
+        await lobby.press(panel.call_buttons["desk"], "call", timeline)
+        await within("the desk rings", desk.rings.wait())
+        timeline.note("desk", "rings: the lobby calls")
+        answered_at = await desk.press(answer, "answer", timeline)
+        codecs = [await within(f"{party.name} has sound", party.connected) for party in both]
+        timeline.note("both", f"connected by WebRTC, codec {codecs[0]}")
+        desk_heard = await _listen(lobby, desk, timeline)
+        lobby_heard = await _listen(desk, lobby, timeline)
+        await lobby.press(panel.hang_up, "hang-up", timeline)
+        for party in both:
+            await within(f"{party.name}'s call is closed", party.closed.wait())
+    timeline.note("both", "call closed")
+    first_sound = desk.first_sound.result()
+    heard = {"lobby": lobby_heard, "desk": desk_heard}
+    return Talk(codecs[0], (first_sound - answered_at) * 1000, heard, timeline)
+
+
+async def _listen(speaker: "_Party", listener: "_Party", timeline: Timeline) -> float:
+    """One speaks; how much of it the other hears. Said again where a busy machine tore it up."""
+    timeline.note(speaker.name, "speaks")
+    for _ in range(_TIMES_SAID):
+        listener.listen()
+        speaker.speak()
+        await within(f"{listener.name} hears {speaker.name}", listener.heard_all.wait())
+        heard = listener.fraction_of(speaker)
+        if heard >= _UNDERSTOOD:
+            at = listener.first_sound.result()
+            timeline.note(listener.name, f"hears {speaker.name}'s voice", at)
+            return heard
+    raise Unavailable(f"{listener.name} heard only {heard:.0%} of what {speaker.name} said")
+
+
+class _Party:
+    """One station in the second call: what its phone goes through, and what its speaker plays."""
+
+    def __init__(self, station: Station, listening: ExitStack) -> None:
+        loop = asyncio.get_running_loop()
+        self.name = station.name
+        self.rings, self.heard_all, self.closed = (asyncio.Event() for _ in range(3))
+        self.connected: asyncio.Future[str] = loop.create_future()
+        """Its codec, once there is sound."""
+        self.first_sound: asyncio.Future[float] = loop.create_future()
+        """When its speaker gave the first of the other's voice, as `time.perf_counter` tells."""
+        self._said = voice(_PITCHES_HZ[station.name])
+        self._station = station
+        self._loop = loop
+        self._blocks: list[Block] = []
+        listening.callback(station.agent.device.on_change(self._follow))
+        listening.callback(station.card.listen(self._hear))
+
+    async def press(self, button: ButtonSettings, name: str, timeline: Timeline) -> float:
+        """Presses a button; returns when it was released, as `time.perf_counter` tells."""
+        timeline.note(self.name, f"{name} button pressed")
+        await self._station.fingers.pins.tap(button)
+        return time.perf_counter()
+
+    def listen(self) -> None:
+        """Listens anew."""
+        self._blocks = []
+        self.heard_all.clear()
+
+    def speak(self) -> None:
+        """Says something into its microphone."""
+        self._station.card.say(self._said)
+
+    def fraction_of(self, other: "_Party") -> float:
+        """How much of what the other said was heard here."""
+        return fraction_heard(other._said, np.concatenate(self._blocks))
+
+    def _follow(self, call: Call) -> None:
+        if call.status() is CallStatus.PENDING:
+            call.on("audio", lambda _: self._have_sound(call))
+            self.rings.set()
+        elif call.status() is CallStatus.CONNECTING and call.direction == "OUTGOING":
+            call.on("audio", lambda _: self._have_sound(call))
+        elif call.status() is CallStatus.CLOSED:
+            self.closed.set()
+
+    def _have_sound(self, call: Call) -> None:
+        if not self.connected.done():
+            self.connected.set_result(call.codec or "")
+
+    def _have_heard(self, at: float) -> None:
+        if not self.first_sound.done():
+            self.first_sound.set_result(at)
+
+    def _hear(self, block: Block) -> None:
+        """Takes what is played from when the first was loud, on the speaker's thread."""
+        if not self.connected.done():
+            return  # the ring tone
+        if not self._blocks:
+            if level_db(block) < _SPOKEN_DB:
+                return
+            self._loop.call_soon_threadsafe(self._have_heard, time.perf_counter())
+        if len(self._blocks) < _LISTENED_BLOCKS:
+            self._blocks.append(block)
+        elif not self.heard_all.is_set():
+            self._loop.call_soon_threadsafe(self.heard_all.set)
