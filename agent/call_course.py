@@ -190,9 +190,9 @@ class CallCourse(CallEvents):
             self._emit("audio", self._media.remote_stream)
         self._regain(_MEDIA_LOST)
 
-    def _sound_failed(self, who: Identity, error: CallError, nobody_left: bool) -> None:
+    def _sound_failed(self, who: Identity | None, error: CallError, nobody_left: bool) -> None:
         if not nobody_left:
-            log.warning("the call goes on without the sound of one party", other=who)
+            log.warning("the call goes on without some of its sound", other=who or "its room")
             self._tell_error(error)
             return
         self.signalling.leave()
@@ -219,6 +219,7 @@ class CallCourse(CallEvents):
             me=context.identity,
             device=context.device,
             say=self._say_media,
+            enter_room=self._enter_room,
             tasks=self._tasks,
             news=news,
             timing=context.timing,
@@ -229,6 +230,9 @@ class CallCourse(CallEvents):
 
     async def _say_media(self, who: Identity, document: MediaDocument) -> None:
         await say_media(self._context.requests, self.sid, who, document)
+
+    async def _enter_room(self, offer: str) -> str:
+        return await self._context.requests.enter_room(self.sid, offer)
 
     async def _meter(self) -> None:
         await CallMeter(

@@ -2,6 +2,9 @@
 
 Who offers: the caller to everybody else; of two invitees, the one whose identity sorts first. So
 there is one offer between any two.
+
+With more than four others it goes through a room of the relay's. Each device tells the others once it is
+there; with who is there too, it ends the connection between the two.
 """
 
 import asyncio
@@ -24,17 +27,19 @@ from agent.media.engine import (
     PeerConnection,
     PeerListeners,
 )
-from agent.media_news import MediaNews, MediaOptions, MediaTiming, PeerNews, Say
+from agent.media_news import EnterRoom, MediaNews, MediaOptions, MediaTiming, PeerNews, Say
+from agent.negotiation import new_session
 from agent.peer import Peer, is_known_there
+from agent.room import Room, Unmixed
 from agent.sound import Sound
 from agent.voice import AudioStream
 from signaling.errors import CallError
 from signaling.identifiers import DeviceId, Identity
-from signaling.media import MediaDocument
+from signaling.media import MESH_USERS, MediaDocument, MediaRoom
 
 log = structlog.get_logger(__name__)
 
-MAX_PEERS = 4
+MAX_PEERS = MESH_USERS - 1
 """Other parties whose sound one device mixes."""
 
 _EARLY_DOCUMENTS = 64
@@ -53,6 +58,7 @@ class CallMedia:
 
     Args:
         say: Tells a party something, and returns once the relay has it.
+        enter_room: Gives the call's room an offer, and returns its answer.
         news: Who is told how it stands.
     """
 
@@ -63,6 +69,7 @@ class CallMedia:
         me: Identity,
         device: DeviceId,
         say: Say,
+        enter_room: EnterRoom,
         tasks: CallTasks,
         news: MediaNews,
         timing: MediaTiming,
@@ -78,13 +85,17 @@ class CallMedia:
         self._me = me
         self._device = device
         self._say = say
+        self._enter_room = enter_room
         self._tasks = tasks
         self._news = news
         self._timing = timing
         self._sleep = sleep
         self._peers: dict[Identity, Peer] = {}
         self._working: dict[Identity, asyncio.Task[None] | None] = {}
-        self._sending: tuple[Peer, ...] = ()
+        self._room: Room | None = None
+        self._in_room: set[Identity] = set()
+        self._unmixed = Unmixed(device, say, tasks)
+        self._sending: tuple[Peer | Room, ...] = ()
         self._was_up: set[Identity] = set()
         self._early: deque[tuple[Identity, MediaDocument]] = deque(maxlen=_EARLY_DOCUMENTS)
         self.early_media = EarlyMedia(self._make_early_peer, tasks)
@@ -109,10 +120,13 @@ class CallMedia:
 
     def add(self, who: Identity, caller: Identity | None) -> None:
         """One more party is in the call; it may be known already."""
-        if not self._begun or who in self._peers:
+        known = who in self._peers or who in self._unmixed
+        if not self._begun or known or (who in self._in_room and self._is_in_room):
             return
+        offers = self._me == caller or (who != caller and self._me < who)
         if len(self._peers) >= MAX_PEERS:
-            log.error("no sound with one more party: this device mixes 4", other=who)
+            self._unmixed.add(who, waits=offers)
+            self._go_to_room()
             return
         loop = asyncio.get_running_loop()
         detector = DtmfDetector()
@@ -128,7 +142,7 @@ class CallMedia:
 
         peer = Peer(
             who,
-            offers=self._me == caller or (who != caller and self._me < who),
+            offers=offers,
             connect=self._connect,
             say=self._say,
             device=self._device,
@@ -138,9 +152,16 @@ class CallMedia:
         self._peers[who] = peer
         self._sending = self._all_peers()
         self._working[who] = self._tasks.start(self._keep(peer, source))
+        if self._is_in_room:
+            self._say_in_room(who)
 
     def remove(self, who: Identity) -> None:
         """A party is not in the call any more; it may be unknown."""
+        self._in_room.discard(who)
+        self._drop(who)
+
+    def _drop(self, who: Identity) -> None:
+        self._unmixed.remove(who)
         working = self._working.get(who)
         if working is not None:
             self._forget(who)
@@ -153,10 +174,14 @@ class CallMedia:
             self._sending = self._all_peers()
             return
         peer = self._peers.get(who)
-        if peer is not None:
-            peer.take(document)
-        elif not self._begun:
+        if not self._begun:
             self._early.append((who, document))
+        elif isinstance(document, MediaRoom):
+            self._take_in_room(who)
+        elif peer is not None:
+            peer.take(document)
+        elif who in self._unmixed:
+            self._unmixed.take(who, document)
         else:
             log.info("media document ignored: not in the call", from_=who, kind=document.kind)
 
@@ -182,12 +207,12 @@ class CallMedia:
     @property
     def is_heard(self) -> bool:
         """Whether there is, or was, sound from anybody."""
-        return bool(self._was_up)
+        return bool(self._was_up) or self._is_in_room
 
     @property
     def codec(self) -> str | None:
         """What is spoken: `opus` or `pcmu`; None before an answer."""
-        codecs = (peer.connection.codec for peer in self._peers.values() if peer.connection)
+        codecs = (way.connection.codec for way in self._ways() if way.connection)
         return next((codec for codec in codecs if codec is not None), None)
 
     async def send_digits(self, digits: str) -> None:
@@ -241,8 +266,78 @@ class CallMedia:
         if not is_known_there(error):
             await peer.say_failed(error)
         self._forget(peer.who)
-        self._news.failed(peer.who, error, not self._peers)
+        self._news.failed(peer.who, error, not self._ways())
         self._settle()
+
+    # The room
+
+    @property
+    def _is_in_room(self) -> bool:
+        return self._room is not None and self._room.was_up
+
+    def _go_to_room(self) -> None:
+        """What goes directly goes on meanwhile."""
+        if self._room is not None:
+            return
+
+        def heard(block: Block) -> None:
+            self._sound.voice.play("room", block)
+            self.output_meter.take(block)
+            self.remote_stream.publish(block)
+
+        self._room = Room(
+            self._enter_room,
+            connect=self._connect,
+            device=self._device,
+            news=PeerNews(self._room_is_up, self._settle, self._settle, heard),
+            timing=self._timing,
+            sleep=self._sleep,
+        )
+        self._sending = self._all_peers()
+        self._tasks.start(self._keep_room(self._room))
+
+    async def _keep_room(self, room: Room) -> None:
+        try:
+            await room.run()
+        except CallError as error:
+            self._leave_room(error)
+        except Exception as error:  # as of a party
+            log.exception("the sound with the call's room broke")
+            self._leave_room(CallError(53400, "the media engine failed", repr(error)))
+        finally:
+            self._sound.voice.forget("room")
+
+    def _leave_room(self, error: CallError) -> None:
+        log.warning("no room for the call", error=str(error), parties=self._unmixed.parties)
+        was_up, self._room = self._is_in_room, None
+        self._sending = self._all_peers()
+        self._unmixed.refuse(error)
+        if was_up or not self._peers:
+            self._news.failed(None, error, not self._peers)
+        else:
+            for who in self._unmixed.parties:
+                self._news.failed(who, error, False)
+        self._settle()
+
+    def _room_is_up(self) -> None:
+        self.early_media.end()
+        self._sending = self._all_peers()
+        self._settle()
+        for who in (*self._peers, *self._unmixed.parties):
+            self._say_in_room(who)
+        for who in tuple(self._in_room):
+            self._drop(who)
+
+    def _say_in_room(self, who: Identity) -> None:
+        document = MediaRoom(session=new_session(), device_id=self._device)
+        self._tasks.start(self._say(who, document))
+
+    def _take_in_room(self, who: Identity) -> None:
+        self._in_room.add(who)
+        if self._is_in_room:
+            self._drop(who)
+        else:
+            self._go_to_room()
 
     async def _connect(self, listeners: PeerListeners) -> PeerConnection:
         async with self._attaching:
@@ -290,12 +385,15 @@ class CallMedia:
         self._was_up.discard(who)
         self._sending = self._all_peers()
 
-    def _all_peers(self) -> tuple[Peer, ...]:
+    def _all_peers(self) -> tuple[Peer | Room, ...]:
         early = self.early_media.listeners if self.early_media.allowed else ()
-        return (*self._peers.values(), *early)
+        return (*self._ways(), *early)
 
-    def _up(self) -> tuple[Peer, ...]:
-        return tuple(peer for peer in self._peers.values() if peer.is_up)
+    def _ways(self) -> tuple[Peer | Room, ...]:
+        return (*self._peers.values(), *(() if self._room is None else (self._room,)))
+
+    def _up(self) -> tuple[Peer | Room, ...]:
+        return tuple(way for way in self._ways() if way.is_up)
 
     def _is_up(self, who: Identity) -> None:
         self._was_up.add(who)
@@ -306,9 +404,9 @@ class CallMedia:
     def _settle(self) -> None:
         """Says how the sound of the whole call stands, from how it stands with each."""
         peers = self._peers.values()
-        if any(peer.is_connected for peer in peers):
+        if any(way.is_connected for way in self._ways()):
             self._news.connected()
-        elif any(peer.who in self._was_up for peer in peers):
+        elif self._is_in_room or any(peer.who in self._was_up for peer in peers):
             self._news.lost()
         elif peers and not any(peer.has_sound for peer in peers):
             self._news.connected()

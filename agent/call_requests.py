@@ -8,7 +8,13 @@ import structlog
 from agent.link import Link, RequestRefused
 from signaling.answers import CallAnswer
 from signaling.calls import RejectStatus, UserState
-from signaling.device_operations import DeviceCancel, DeviceOperation, DeviceQuit, DeviceReject
+from signaling.device_operations import (
+    DeviceCancel,
+    DeviceOperation,
+    DeviceQuit,
+    DeviceReject,
+    DeviceRoom,
+)
 from signaling.errors import ERROR_TABLE, CallError
 from signaling.identifiers import CallSid
 
@@ -17,6 +23,7 @@ log = structlog.get_logger(__name__)
 PERSISTENCE = timedelta(minutes=5)
 """How long a hang-up or rejection is repeated while the relay is away."""
 
+_ROOM_WITHIN = timedelta(seconds=10)
 _TURNS = 3
 _FORBIDDEN = 31403
 _BY_HTTP_STATUS = {401: 20151, 404: 31481, 408: 31408, 429: 31503, 500: 31500, 502: 31502}
@@ -40,6 +47,19 @@ class CallRequests:
             CallError: 31408, no answer came in time.
         """
         return await self._link.ask(operation, within=within)
+
+    async def enter_room(self, sid: CallSid, offer: str) -> str:
+        """Brings this device's sound (SDP) to the call's room; returns the room's answer.
+
+        Raises:
+            CallError: 53401, the relay has no room, or refused; 31408, it did not answer in time.
+        """
+        operation = DeviceRoom(operation="room", call_sid=sid, sdp=offer)
+        try:
+            response = await self._link.request(operation, within=_ROOM_WITHIN)
+        except RequestRefused as refused:
+            raise CallError(53401, refused.problem.detail, refused.problem.title) from refused
+        return response.sdp or ""
 
     async def tell_until_heard(self, operation: DeviceOperation) -> str | None:
         """Tells the relay something that holds here whatever it answers; returns the state that it

@@ -45,6 +45,8 @@ class PeerNews:
 
 Connect = Callable[[PeerListeners], Awaitable[PeerConnection]]
 Say = Callable[[Identity, MediaDocument], Coroutine[Any, Any, None]]
+EnterRoom = Callable[[str], Awaitable[str]]
+"""Gives the call's room an offer (SDP), and returns its answer. CallError where there is no room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +56,14 @@ class MediaNews:
     Args:
         connected: Sound goes both ways with somebody, or nobody else has any.
         lost: It went, and does not with anybody now; it is tried to get it back.
-        failed: It cannot be with one party; the flag says that no other is left.
+        failed: It cannot be with one party, or, for None, with the room of the call; the flag says that
+            nobody is left.
         digit: A party has pressed a digit.
     """
 
     connected: Callable[[], None]
     lost: Callable[[], None]
-    failed: Callable[[Identity, CallError, bool], None]
+    failed: Callable[[Identity | None, CallError, bool], None]
     digit: Callable[[Identity, str], None]
 
 

@@ -188,7 +188,7 @@ class Peer:
                 await self._take_offer(document)
             elif isinstance(document, MediaFailed):
                 self._take_failure(document)
-            else:
+            elif isinstance(document, MediaAnswer | MediaCandidate):
                 await self._take_of_session(document)
 
     async def _take_offer(self, offer: MediaOffer) -> None:

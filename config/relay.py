@@ -13,6 +13,7 @@ from pydantic_settings import (
 )
 
 from config.ice_servers import StunUrl, TurnUrl
+from config.janus import JanusUrl
 from config.push_apps import ApnsApp, FcmApp, WebhookTarget
 from signaling.errors import InvalidInput
 
@@ -97,6 +98,15 @@ class RelaySettings(BaseSettings):
     turn_credentials_life_s: Annotated[
         int, Field(ge=60, le=86_400, description="how long TURN credentials may be first used")
     ] = 3600
+    janus_url: Annotated[
+        JanusUrl | None,
+        Field(
+            description="Janus' WebSocket API: rooms for calls of more than five; none: no rooms"
+        ),
+    ] = None
+    janus_secret_file: Annotated[
+        Path | None, Field(description="holds Janus' `api_secret`, its rooms' `admin_key` too")
+    ] = None
     app_invites_per_s: Annotated[
         float, Field(gt=0, description="per push app; five times as many at once")
     ] = 1000.0
@@ -113,6 +123,12 @@ class RelaySettings(BaseSettings):
         secrets = sum(given is not None for given in (self.turn_secret, self.turn_secret_file))
         if secrets > 1 or (self.turn_urls and not secrets):
             raise ValueError("turn_urls need turn_secret_file or turn_secret, and not both")
+        return self
+
+    @model_validator(mode="after")
+    def _janus_has_a_secret(self) -> Self:
+        if (self.janus_url is None) != (self.janus_secret_file is None):
+            raise ValueError("janus_url and janus_secret_file go together: give both, or neither")
         return self
 
     @property

@@ -13,6 +13,7 @@ from push.invites import invite_from_json, invite_more_command
 from push.messages import message_command
 from push.metrics import Metrics
 from push.problems import problem_of, problem_of_defect, problem_of_validation
+from push.rooms import Rooms
 from signaling.answers import CallAnswer, DeviceResponse, Problem
 from signaling.commands import (
     Accept,
@@ -44,6 +45,7 @@ from signaling.device_operations import (
     DeviceQuit,
     DeviceReceived,
     DeviceReject,
+    DeviceRoom,
     DeviceShow,
     parse_device_operation,
 )
@@ -64,6 +66,7 @@ class DeviceOperations:
         metrics: Counts the operations.
         tokens: Holds the relay's public keys.
         ice_servers: Tells the servers to connect calls by.
+        rooms: Lets users into the rooms of their calls.
         check_after_s: Seconds until an invite whose delivery is checked counts as not yet received.
     """
 
@@ -73,6 +76,7 @@ class DeviceOperations:
         metrics: Metrics,
         tokens: AccessTokens,
         ice_servers: IceServers,
+        rooms: Rooms,
         *,
         check_after_s: float,
     ) -> None:
@@ -80,6 +84,7 @@ class DeviceOperations:
         self._metrics = metrics
         self._tokens = tokens
         self._ice_servers = ice_servers
+        self._rooms = rooms
         self._check_after_s = check_after_s
 
     async def answer(self, document: bytes, actor: Actor, over: ChannelKind) -> DeviceResponse:
@@ -126,6 +131,10 @@ class DeviceOperations:
                 identity, device = actor.acting_as(None, None)
                 sid = CallSid(operation.call_sid)
                 call = await self._calls.rate(sid, identity, device, operation)
+            case DeviceRoom(call_sid=room_of, sdp=offer):
+                identity, device = actor.acting_as(None, None)
+                sdp = await self._rooms.enter(CallSid(room_of), identity, device, offer)
+                return DeviceResponse(status=200, sdp=sdp)
             case DeviceList():
                 return await self._list(operation, actor)
             case _:

@@ -43,6 +43,7 @@ from push.groups import Groups
 from push.ice_servers import open_ice_servers
 from push.metrics import Metrics
 from push.outbox import Outbox
+from push.rooms import open_rooms
 from push.store.call_rows import to_ms
 from push.store.database import Database
 from push.store.event_rows import forget_expired
@@ -115,6 +116,7 @@ class _Files:
         token_file = settings.twilio_auth_token_file
         self.auth_token = None if token_file is None else read_auth_token(token_file)
         self.ice_servers = open_ice_servers(settings, now=now)
+        self.rooms_of = open_rooms(settings)
         self.webhook_channel = WebhookChannel(settings.webhooks, now=now)
 
     async def aclose(self) -> None:
@@ -167,11 +169,13 @@ async def _serve(
         now=now,
     )
     connections = Connections(database, calls, deliveries, now=now)
+    rooms = files.rooms_of(calls)
     operations = DeviceOperations(
         calls,
         metrics,
         tokens,
         files.ice_servers,
+        rooms,
         check_after_s=settings.not_received_after_s,
     )
     requests = DeviceRequests(session, operations, devices, connections, now=now)
@@ -201,6 +205,7 @@ async def _serve(
                 database, outbox, channels, files.auth_token, floods, now=now
             ),
             ice_servers=files.ice_servers,
+            rooms=rooms,
         )
     )
     server = _Server(
@@ -227,6 +232,7 @@ async def _serve(
             *(tasks.create_task(channel.run()) for channel in pushes.values()),
             tasks.create_task(connections.run()),
             tasks.create_task(calls.deadlines.run()),
+            tasks.create_task(rooms.run()),
             tasks.create_task(_keep_house(database, calls, webhooks, settings, now)),
             tasks.create_task(_announce(settings.data, url, session, ready)),
         ]

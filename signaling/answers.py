@@ -113,6 +113,12 @@ class IceServerAnswer(_Answer):
         return {name: value for name, value in members.items() if value is not None}
 
 
+class RoomAnswer(_Answer):
+    """The room's SDP answer, with its candidates."""
+
+    sdp: str
+
+
 class IceServersAnswer(_Answer):
     """The servers to connect calls by, none where the relay's settings name none, and how many seconds
     their credentials are good for."""
@@ -213,8 +219,8 @@ class Problem(BaseModel):
 
 class DeviceResponse(_Answer):
     """The answer to a device's request over MQTT or WebSocket: an HTTP status, and the call, the
-    list of calls, the ICE servers, the keys, or the problem. `voice_event_sid` names the message that
-    was said."""
+    list of calls, the ICE servers, the keys, the room's answer (`sdp`), or the problem.
+    `voice_event_sid` names the message that was said."""
 
     status: int
     call: CallAnswer | None = None
@@ -224,9 +230,11 @@ class DeviceResponse(_Answer):
     ice_servers: tuple[IceServerAnswer, ...] | None = None
     ttl: int | None = None
     keys: tuple[Jwk, ...] | None = None
+    sdp: str | None = None
     problem: Problem | None = None
 
     def document(self) -> bytes:
         """The response as it travels."""
-        absent = {name for name in ("ice_servers", "ttl", "keys") if getattr(self, name) is None}
+        seldom = ("ice_servers", "ttl", "keys", "sdp")
+        absent = {name for name in seldom if getattr(self, name) is None}
         return self.model_dump_json(by_alias=True, exclude=absent).encode()

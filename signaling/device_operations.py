@@ -17,6 +17,7 @@ from signaling.requests import (
     MessageFields,
     ReceivedFields,
     Request,
+    RoomFields,
 )
 
 IdempotencyKey = Annotated[str, Field(min_length=1, max_length=255)]
@@ -105,6 +106,13 @@ class DeviceFeedback(_OfCall, FeedbackFields):
     operation: Literal["feedback"]
 
 
+class DeviceRoom(_OfCall, RoomFields):
+    """A device brings its sound to the room of a call of more than five, in place of what it brought
+    before; the answer is in `sdp`."""
+
+    operation: Literal["room"]
+
+
 class DeviceShow(_OfCall):
     """A device asks how a call stands."""
 
@@ -147,6 +155,7 @@ DeviceOperation = (
     CallOperation
     | DeviceInvite
     | DeviceFeedback
+    | DeviceRoom
     | DeviceShow
     | DeviceList
     | DeviceIceServers

@@ -15,9 +15,12 @@ from signaling.identifiers import DeviceIdField
 
 MEDIA_MESSAGE_TYPE = "media"
 MEDIA_SDP_MAX_LENGTH = 3500
+MESH_USERS = 5
+"""Users of a call who exchange their sound directly, each with each. Of more, each sends it to a room
+of the relay's, and hears all others from there."""
 
 Session = Annotated[str, Field(min_length=1, max_length=64)]
-_Sdp = Annotated[str, Field(min_length=1, max_length=MEDIA_SDP_MAX_LENGTH)]
+Sdp = Annotated[str, Field(min_length=1, max_length=MEDIA_SDP_MAX_LENGTH)]
 
 
 class _Media(BaseModel):
@@ -32,7 +35,7 @@ class MediaOffer(_Media):
     """One side's description of its sound. `early`: it is heard before the call is accepted."""
 
     kind: Literal["offer"] = "offer"
-    sdp: _Sdp
+    sdp: Sdp
     early: bool = False
 
 
@@ -40,7 +43,7 @@ class MediaAnswer(_Media):
     """The other side's description."""
 
     kind: Literal["answer"] = "answer"
-    sdp: _Sdp
+    sdp: Sdp
 
 
 class MediaCandidate(_Media):
@@ -62,7 +65,13 @@ class MediaFailed(_Media):
     detail: Annotated[str, Field(max_length=512)] = ""
 
 
-MediaDocument = MediaOffer | MediaAnswer | MediaCandidate | MediaFailed
+class MediaRoom(_Media):
+    """The sender's sound goes to the call's room: who is there too needs no session with it."""
+
+    kind: Literal["room"] = "room"
+
+
+MediaDocument = MediaOffer | MediaAnswer | MediaCandidate | MediaFailed | MediaRoom
 _DOCUMENT: TypeAdapter[MediaDocument] = TypeAdapter(
     Annotated[MediaDocument, Field(discriminator="kind")]
 )

@@ -19,7 +19,7 @@ from pydantic import (
 
 from signaling.calls import MAX_USERS, CallType, Mode, RejectStatus
 from signaling.identifiers import ChannelKind, DeviceIdField, GroupNameField, IdentityField
-from signaling.media import MEDIA_MESSAGE_TYPE
+from signaling.media import MEDIA_MESSAGE_TYPE, Sdp
 from signaling.params import CustomParameters
 
 DEFAULT_TIMEOUT_S = 60
@@ -224,6 +224,16 @@ class FeedbackFields(Request):
 
 class FeedbackRequest(FeedbackFields, _AsWhom):
     """See `FeedbackFields`."""
+
+
+class RoomFields(Request):
+    """A user's sound for the room of a call, as an SDP offer with its candidates."""
+
+    sdp: Sdp
+
+
+class RoomRequest(RoomFields, _AsWhom):
+    """See `RoomFields`."""
 
 
 class GroupRequest(Request):

@@ -20,6 +20,7 @@ from push.api import (
     groups,
     health,
     ice_servers,
+    rooms,
     tokens,
     twilio,
     webhooks,
@@ -86,7 +87,18 @@ def build_app(services: Services | None = None) -> FastAPI:
         description=_DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
-    for module in (calls, call_deliveries, devices, groups, tokens, ice_servers, webhooks, twilio):
+    described = (
+        calls,
+        call_deliveries,
+        rooms,
+        devices,
+        groups,
+        tokens,
+        ice_servers,
+        webhooks,
+        twilio,
+    )
+    for module in described:
         app.include_router(module.router, responses=_REFUSALS)
     app.include_router(events.router)
     app.include_router(health.router, responses={503: _REFUSALS[503]})

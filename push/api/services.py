@@ -17,6 +17,7 @@ from push.event_stream import EventStream
 from push.groups import Groups
 from push.ice_servers import IceServers
 from push.metrics import Metrics
+from push.rooms import Rooms
 from push.store.database import Database
 from push.twilio_notifications import TwilioNotifications
 from push.webhooks import Webhooks
@@ -45,6 +46,7 @@ class Services:
         webhook_channel: WebhookChannel,
         twilio: TwilioNotifications,
         ice_servers: IceServers,
+        rooms: Rooms,
     ) -> None:
         self.settings = settings
         self.database = database
@@ -62,6 +64,7 @@ class Services:
         self.webhook_channel = webhook_channel
         self.twilio = twilio
         self.ice_servers = ice_servers
+        self.rooms = rooms
 
 
 _bearer = HTTPBearer(

@@ -1,29 +1,15 @@
 """What an operator installs for sound: coturn and Janus, started with the very files of `deploy/`."""
 
-import asyncio
-import json
 import re
-import shutil
-import socket
-from asyncio.subprocess import DEVNULL
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import pytest
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.typing import Subprotocol
 
 from push.auth import Actor
 from push.ice_servers import IceServers
-from tests.conftest import PATIENCE_S
+from tests.janus import DEPLOY, ask, janus, needs_janus
 from tests.push.coturn import coturn, needs_coturn
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
-JANUS = shutil.which("janus")
-PLUGIN = next(Path("/usr/lib").glob("*/janus/plugins/libjanus_audiobridge.so"), None)
+SHIPPED = "CHANGE-ME-API"
 SECRET = "0123456789abcdef" * 2
 
 
@@ -55,68 +41,21 @@ def test_coturn_is_told_the_secret_in_one_place_that_must_be_changed() -> None:
     assert not any(line.startswith(("user=", "no-auth", "allow-loopback")) for line in lines)
 
 
-@asynccontextmanager
-async def janus(folder: Path) -> AsyncIterator[int]:
-    """Janus with the files of `deploy/janus`, on a port of its own."""
-    assert JANUS is not None and PLUGIN is not None
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-    for file in (DEPLOY / "janus").iterdir():
-        text = file.read_text().replace("/etc/janus", str(folder)).replace("8188", str(port))
-        triplet = PLUGIN.parts[3]
-        (folder / file.name).write_text(text.replace("x86_64-linux-gnu", triplet))
-    process = await asyncio.create_subprocess_exec(
-        *(JANUS, "--configs-folder", str(folder), "--disable-colors"),
-        stdin=DEVNULL,
-        stdout=DEVNULL,
-        stderr=DEVNULL,
-    )
-    try:
-        yield port
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-
-
-async def opened(port: int) -> ClientConnection:
-    """The connection, as soon as Janus listens."""
-    async with asyncio.timeout(PATIENCE_S):
-        while True:
-            try:
-                return await connect(
-                    f"ws://127.0.0.1:{port}", subprotocols=[Subprotocol("janus-protocol")]
-                )
-            except OSError:
-                await asyncio.sleep(0.05)
-
-
-async def ask(socket: ClientConnection, **request: object) -> dict[str, Any]:
-    document = {"transaction": "t", "apisecret": "CHANGE-ME-API", **request}
-    await socket.send(json.dumps(document))
-    async with asyncio.timeout(PATIENCE_S):
-        answer: dict[str, Any] = json.loads(await socket.recv())
-        return answer
-
-
-@pytest.mark.skipif(JANUS is None or PLUGIN is None, reason="janus is not installed")
+@needs_janus
 async def test_janus_makes_a_room_for_a_call_for_who_has_the_secrets_alone(tmp_path: Path) -> None:
-    async with janus(tmp_path) as port:
-        socket = await opened(port)
-        async with socket:
-            refused = await ask(socket, janus="create", apisecret="wrong")
-            assert (refused["janus"], refused["error"]["code"]) == ("error", 403)
-            session = (await ask(socket, janus="create"))["data"]["id"]
-            other = {"janus": "attach", "session_id": session, "plugin": "janus.plugin.echotest"}
-            assert (await ask(socket, **other))["janus"] == "error"
-            attach = {**other, "plugin": "janus.plugin.audiobridge"}
-            handle = (await ask(socket, **attach))["data"]["id"]
-            here = {"janus": "message", "session_id": session, "handle_id": handle}
-            room = {"request": "create", "room": "CA" + "0" * 32, "sampling_rate": 48000}
-            answer = await ask(socket, **here, body=room)
-            assert "error" in answer["plugindata"]["data"]
-            answer = await ask(socket, **here, body={**room, "admin_key": "CHANGE-ME-ROOMS"})
-            assert answer["plugindata"]["data"]["audiobridge"] == "created"
-            answer = await ask(socket, **here, body={"request": "list"})
-            assert [one["room"] for one in answer["plugindata"]["data"]["list"]] == [room["room"]]
+    async with janus(tmp_path, secret=None) as running, await running.opened() as socket:
+        refused = await ask(socket, "wrong", janus="create")
+        assert (refused["janus"], refused["error"]["code"]) == ("error", 403)
+        session = (await ask(socket, SHIPPED, janus="create"))["data"]["id"]
+        other = {"janus": "attach", "session_id": session, "plugin": "janus.plugin.echotest"}
+        assert (await ask(socket, SHIPPED, **other))["janus"] == "error"
+        attach = {**other, "plugin": "janus.plugin.audiobridge"}
+        handle = (await ask(socket, SHIPPED, **attach))["data"]["id"]
+        here = {"janus": "message", "session_id": session, "handle_id": handle}
+        room = {"request": "create", "room": "CA" + "0" * 32, "sampling_rate": 48000}
+        answer = await ask(socket, SHIPPED, **here, body=room)
+        assert "error" in answer["plugindata"]["data"]
+        answer = await ask(socket, SHIPPED, **here, body={**room, "admin_key": "CHANGE-ME-ROOMS"})
+        assert answer["plugindata"]["data"]["audiobridge"] == "created"
+        answer = await ask(socket, SHIPPED, **here, body={"request": "list"})
+        assert [one["room"] for one in answer["plugindata"]["data"]["list"]] == [room["room"]]

@@ -26,6 +26,7 @@ from signaling.device_operations import (
     DeviceQuit,
     DeviceReceived,
     DeviceReject,
+    DeviceRoom,
     DeviceShow,
     parse_device_operation,
 )
@@ -95,6 +96,7 @@ UNDERSTOOD: list[tuple[dict[str, object], DeviceOperation]] = [
         DeviceFeedback(operation="feedback", call_sid=SID, score=2, issue=FeedbackIssue.ECHO),
     ),
     ({"operation": "feedback"}, DeviceFeedback(operation="feedback", call_sid=SID)),
+    ({"operation": "room", "sdp": "v=0"}, DeviceRoom(operation="room", call_sid=SID, sdp="v=0")),
     ({"operation": "show"}, DeviceShow(operation="show", call_sid=SID)),
     ({"operation": "list", "count": 500}, DeviceList(operation="list", count=500)),
     ({"operation": "list", "next": 7}, DeviceList(operation="list", count=20, next=7)),

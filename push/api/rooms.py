@@ -1,0 +1,21 @@
+"""`/v1/calls/{sid}/room`: the place where calls of more than five are mixed."""
+
+from fastapi import APIRouter
+
+from push.api.calls import SidPath
+from push.api.services import ActorDep, ServicesDep
+from signaling.answers import RoomAnswer
+from signaling.identifiers import CallSid
+from signaling.requests import RoomRequest
+
+router = APIRouter(tags=["media"])
+
+
+@router.post("/v1/calls/{call_sid}/room")
+async def room(
+    call_sid: SidPath, body: RoomRequest, services: ServicesDep, actor: ActorDep
+) -> RoomAnswer:
+    """Brings a user's sound to the room of a call of more than five, in place of what it brought
+    before. Offer audio alone, with its candidates: none are taken later."""
+    identity, device = actor.acting_as(body.identity, body.device_id)
+    return RoomAnswer(sdp=await services.rooms.enter(CallSid(call_sid), identity, device, body.sdp))
