@@ -21,7 +21,7 @@ from push.auth import Actor
 from push.calls import Calls
 from push.janus import Handle, Janus, JanusAnswer, JanusRefused
 from signaling.calls import Call, CallState, UserState
-from signaling.errors import CallNotFound, Forbidden, OperationRefused, Unavailable
+from signaling.errors import CallNotFound, Forbidden, NotFound, OperationRefused, Unavailable
 from signaling.identifiers import CallSid, DeviceId, Identity
 from signaling.media import MEDIA_SDP_MAX_LENGTH, MESH_USERS
 
@@ -89,13 +89,14 @@ class Rooms:
             CallNotFound: there is no such call.
             Forbidden: the user is not in it, or talks on another device.
             OperationRefused: the user has not accepted, or the call needs no room.
-            Unavailable: the relay has no Janus, or it does not work.
+            NotFound: the relay has no Janus.
+            Unavailable: Janus does not work.
         """
         call = await self._calls.show(call_sid, Actor(identity, device))
         _check(call, identity, device)
         janus = self._janus
         if janus is None:
-            raise Unavailable("this relay has no rooms: its settings name no Janus (`janus_url`)")
+            raise NotFound("this relay has no rooms: its settings name no Janus (`janus_url`)")
         handle = await janus.attach()
         try:
             answer = await self._join(janus, handle, call, offer)
