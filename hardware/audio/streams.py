@@ -54,6 +54,7 @@ class Streams:
         self._processing: VoiceProcessing | None = None
         self._open: dict[Direction, DeviceStream] = {}
         self._wanted: frozenset[Direction] = frozenset()
+        self._told_dead: frozenset[Direction] = frozenset()
         self._cards_seen: str | None = None
 
     @property
@@ -79,12 +80,15 @@ class Streams:
             if wants
         )
         self._follow(settings)
-        dead = {direction for direction, stream in self._open.items() if not stream.look()}
+        dead = frozenset(way for way, stream in self._open.items() if not stream.look())
         faults = [
             f"the {direction.part} {stream.device.name!r} has stopped: is it unplugged? ({_DOCTOR})"
             for direction, stream in self._open.items()
             if direction in self._wanted & dead
         ]
+        told_before, self._told_dead = self._told_dead, self._wanted & dead
+        if self._told_dead - told_before:
+            return "; ".join(faults)  # first: to close a device that is gone may take seconds
         for direction in [*self._open]:
             if direction not in self._wanted or direction in dead:
                 self._open.pop(direction).close()

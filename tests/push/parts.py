@@ -16,6 +16,7 @@ from push.flood_limits import FloodLimits
 from push.ice_servers import IceServers
 from push.metrics import Metrics
 from push.outbox import Outbox
+from push.rooms import Rooms
 from push.store.database import Database
 from push.streams import Streams
 from tests.push.clock import Clock
@@ -43,6 +44,7 @@ def parts_on(database: Database, clock: Clock) -> Parts:
     connections = Connections(database, calls, deliveries, now=clock.now, sleep=clock.sleep)
     tokens = AccessTokens(database, [new_signing_key()], "bellwire", clock.now)
     ice_servers = IceServers((), (), None, 3600, now=clock.now)
-    operations = DeviceOperations(calls, metrics, tokens, ice_servers, check_after_s=5)
+    rooms = Rooms(None, "", calls)
+    operations = DeviceOperations(calls, metrics, tokens, ice_servers, rooms, check_after_s=5)
     event_stream = EventStream(connections, streams, operations, now=clock.now, sleep=clock.sleep)
     return Parts(database, calls, connections, event_stream)

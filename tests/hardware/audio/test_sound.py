@@ -132,11 +132,14 @@ async def test_sound_recovers_when_a_device_that_was_unplugged_is_plugged_in_aga
         sound.mixer.add(Looped(played))
         with pulse.ear(SPEAKER) as ear:
             await heard(lambda: ear.samples, played[: BLOCK_FRAMES * 20])
+        # Both, as of one USB headset: what plays to the one PulseAudio would move to the other.
+        pulse.unplug(MICROPHONE)
         pulse.unplug(SPEAKER)
         fault = await faults.next()
         assert fault is not None
         assert SPEAKER in fault
         pulse.plug_in(SPEAKER)
+        pulse.plug_in(MICROPHONE)
         pulse.set_defaults(SPEAKER, f"{MICROPHONE}.monitor")
         while await faults.next() is not None:
             pass
