@@ -1,6 +1,7 @@
 """`bellwire fleet operator`: who may configure the fleet. Run it where the relay's data is."""
 
 import asyncio
+import json
 import os
 import re
 import secrets
@@ -12,7 +13,7 @@ from pydantic import SecretStr
 from rich.console import Console
 
 from bellwire.failures import fail, reported
-from bellwire.fleet_session import running
+from bellwire.fleet_session import JsonOption, running
 from bellwire.logs import configure_logs
 from broker.address import BrokerAddress, parse_broker_url
 from broker.embedded import embedded_address
@@ -74,6 +75,7 @@ def add(
     ] = False,
     data: DataOption = None,
     admin_broker: AdminOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Gives somebody the right to configure the fleet, and writes their file (mode 600).
 
@@ -91,6 +93,9 @@ def add(
         url=url, username=username, password=SecretStr(password), ca_file=ca_file
     )
     write_operator_file(path, settings)
+    if as_json:
+        _print_json({"operator": name, "file": str(path), "broker": url})
+        return
     console = Console()
     console.print(
         f"Added operator [bold]{name}[/]; their file is {path} (mode 600).", soft_wrap=True
@@ -100,12 +105,24 @@ def add(
 
 @operator.command("remove", epilog="Example: `bellwire fleet operator remove ann`")
 @reported
-def remove(name: NameArgument, data: DataOption = None, admin_broker: AdminOption = None) -> None:
+def remove(
+    name: NameArgument,
+    data: DataOption = None,
+    admin_broker: AdminOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Takes an operator's access away, at once. What they have written stays."""
     username = _username(name)
     if not asyncio.run(_revoke(_admin_address(data, admin_broker), username)):
         fail(f"there is no operator {name}")
-    Console().print(f"Removed operator {name}.")
+    if as_json:
+        _print_json({"operator": name, "removed": True})
+    else:
+        Console().print(f"Removed operator {name}.")
+
+
+def _print_json(shown: dict[str, str | bool]) -> None:
+    Console(soft_wrap=True).out(json.dumps(shown, ensure_ascii=False), highlight=False)
 
 
 async def _grant(admin: BrokerAddress, username: str, *, rotate: bool) -> str:

@@ -1,6 +1,7 @@
 """Who may configure the fleet, and that several of them may do so at once."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -37,14 +38,21 @@ async def test_operator_is_added_works_and_is_removed(stage: FleetStage) -> None
     other = await operate("operator", "add", "eve", "--out", stage.folder / "b.toml", *data)
     other.must_say_in_one_line("eve exists already", "--rotate")
     assert not (stage.folder / "b.toml").exists()
-    assert (await operate("operator", "add", "eve", "--rotate", "--out", file, *data)).code == 0
+    rotated = await operate("operator", "add", "eve", "--rotate", "--out", file, "--json", *data)
+    assert json.loads(rotated.out) == {
+        "operator": "eve",
+        "file": str(file),
+        "broker": stage.broker.address.url,
+    }
     assert load_operator_settings(file).password != settings.password
 
     removed = await operate("operator", "remove", "eve", *data)
     assert (removed.code, removed.out) == (0, "Removed operator eve.\n")
     gone = await operate("status", "--operator", file)
     gone.must_say_in_one_line("refuses the credentials")
-    (await operate("operator", "remove", "eve", *data)).must_say_in_one_line("no operator eve")
+    (await operate("operator", "remove", "eve", "--json", *data)).must_say_in_one_line(
+        "no operator eve"
+    )
 
 
 async def test_operator_is_added_only_where_the_relays_data_is(stage: FleetStage) -> None:
