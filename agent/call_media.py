@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, Sequence
 import numpy as np
 import structlog
 
-from agent.call_meter import VolumeMeter
+from agent.call_card import CallCard
+from agent.call_sound import CallSound
 from agent.call_tasks import CallTasks
 from agent.dtmf import DtmfDetector, dial_steps
 from agent.early_media import EarlyMedia
@@ -27,12 +28,11 @@ from agent.media.engine import (
     PeerConnection,
     PeerListeners,
 )
-from agent.media_news import EnterRoom, MediaNews, MediaOptions, MediaTiming, PeerNews, Say
+from agent.media_news import EnterRoom, MediaNews, MediaTiming, PeerNews, Say
 from agent.negotiation import new_session
 from agent.peer import Peer, is_known_there
 from agent.room import Room, Unmixed
 from agent.sound import Sound
-from agent.voice import AudioStream
 from signaling.errors import CallError
 from signaling.identifiers import DeviceId, Identity
 from signaling.media import MESH_USERS, MediaDocument, MediaRoom
@@ -53,7 +53,7 @@ def _ignore() -> None:
     """Of early sound nobody is told."""
 
 
-class CallMedia:
+class CallMedia(CallSound):
     """The sound of one call.
 
     Args:
@@ -75,12 +75,7 @@ class CallMedia:
         timing: MediaTiming,
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
-        self.options = MediaOptions()
-        self.muted = False
-        self.local_stream = AudioStream()
-        self.remote_stream = AudioStream()
-        self.input_meter = VolumeMeter()
-        self.output_meter = VolumeMeter()
+        super().__init__()
         self._sound = sound
         self._me = me
         self._device = device
@@ -100,8 +95,7 @@ class CallMedia:
         self._early: deque[tuple[Identity, MediaDocument]] = deque(maxlen=_EARLY_DOCUMENTS)
         self.early_media = EarlyMedia(self._make_early_peer, tasks)
         self._begun = False
-        self._attached = False
-        self._attaching = asyncio.Lock()
+        self._card = CallCard(sound, self._captured, self._card_is_gone, tasks, timing.give_up_s)
         self._dialling = asyncio.Lock()
 
     # Who is in the call
@@ -340,24 +334,10 @@ class CallMedia:
             self._go_to_room()
 
     async def _connect(self, listeners: PeerListeners) -> PeerConnection:
-        async with self._attaching:
-            if not self._attached:
-                await self._sound.attach(self._captured, self.options.audio_devices)
-                self._attached = True
-                self._tasks.start(self._detach_at_the_end())
-                self._tasks.start(self._watch_card())
+        await self._card.attach(self.options.audio_devices)
         return self._sound.engine.connect(await self._servers(), listeners)
 
-    async def _watch_card(self) -> None:
-        """Gives the call up when a sound device of it is gone, and not back in time."""
-        while True:
-            fault = await self._sound.voice.failed()
-            log.warning("the call goes on without a sound device", reason=fault)
-            try:
-                async with asyncio.timeout(self._timing.give_up_s):
-                    await self._sound.voice.works()
-            except TimeoutError:
-                break
+    async def _card_is_gone(self, fault: str) -> None:
         for who, peer in tuple(self._peers.items()):
             working = self._working.get(who)
             if working is not None:
@@ -372,12 +352,6 @@ class CallMedia:
         except (CallError, RequestRefused) as error:
             log.warning("no ICE servers: tried without", error=str(error))
             return ()
-
-    async def _detach_at_the_end(self) -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            await self._sound.detach(self._captured)
 
     def _forget(self, who: Identity) -> None:
         self._peers.pop(who, None)

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 
 import structlog
 
-from agent.call_meter import VolumeMeter
+from agent.call_sound import CallSound
 from agent.call_tasks import CallTasks
 from agent.media.engine import MediaStats
-from agent.media_news import MediaNews, MediaOptions, Say
+from agent.media_news import MediaNews, Say
 from agent.negotiation import new_session
-from agent.voice import AudioStream
 from signaling.errors import CallError
 from signaling.identifiers import DeviceId, Identity
 from signaling.media import MediaDocument, MediaFailed, MediaOffer
@@ -18,7 +17,7 @@ from signaling.media import MediaDocument, MediaFailed, MediaOffer
 log = structlog.get_logger(__name__)
 
 
-class NoMedia:
+class NoMedia(CallSound):
     """Stands where `CallMedia` does.
 
     Args:
@@ -32,12 +31,7 @@ class NoMedia:
     def __init__(
         self, *, me: Identity, device: DeviceId, say: Say, tasks: CallTasks, news: MediaNews
     ) -> None:
-        self.options = MediaOptions()
-        self.muted = False
-        self.local_stream = AudioStream()
-        self.remote_stream = AudioStream()
-        self.input_meter = VolumeMeter()
-        self.output_meter = VolumeMeter()
+        super().__init__()
         self._me = me
         self._device = device
         self._say = say

@@ -5,12 +5,11 @@ import json
 import os
 import signal
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from broker.address import BrokerAddress
 from broker.dynamic_security import allow, client_entry, device_acls, device_role_name
 from broker.embedded import EmbeddedBroker, find_mosquitto
 from config.private_file import write_private
@@ -57,10 +56,6 @@ class FleetBroker:
         trace: TracebackType | None,
     ) -> None:
         await self.stop()
-
-    def of_device(self, device: str) -> BrokerAddress:
-        """How a device logs in."""
-        return replace(self.address, username=device, password=PASSWORD)
 
     async def start(self) -> None:
         """Starts it; returns once it takes connections."""

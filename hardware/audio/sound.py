@@ -77,7 +77,6 @@ class Sound:
         self._recorder = recorder
         self._voices: tuple[Voice, ...] = ()
         self._tone: Source | None = None
-        self._is_kept_warm = False
         self._changed = asyncio.Event()
         self._flowing = asyncio.Condition()
         self._streams = Streams(settings, self.mixer, self._deliver, recorder, initialise)
@@ -182,15 +181,10 @@ class Sound:
             self._remove(self._tone)
             self._tone = None
 
-    def keep_warm(self, should_keep: bool = True) -> None:
-        """Keeps the streams open though nobody talks, so that a call has its sound at once."""
-        self._is_kept_warm = should_keep
-        self._changed.set()
-
     def _wants(self) -> tuple[bool, bool]:
         if not self.settings.enabled:
             return False, False
-        talks = bool(self._voices) or self._is_kept_warm
+        talks = bool(self._voices)
         return talks, talks or not self.mixer.is_silent
 
     def _start(self, tone: LoopedTone) -> None:

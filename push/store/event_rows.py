@@ -7,7 +7,7 @@ visible in their order: who has read up to a number has missed none below it.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from push.store.prepared import Prepared, in_parts
 from push.store.tables import device_events, devices
@@ -130,9 +130,3 @@ def forget_stream_events(connection: Connection, event_ids: Sequence[str]) -> No
 def forget_expired(connection: Connection, now_ms: int) -> None:
     """Forgets what nobody has read in time."""
     connection.execute(delete(device_events).where(device_events.c.expires_at_ms <= now_ms))
-
-
-def count_unread(connection: Connection) -> int:
-    """How many events wait to be read."""
-    unread: int = connection.execute(select(func.count()).select_from(device_events)).scalar_one()
-    return unread
