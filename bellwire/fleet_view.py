@@ -1,6 +1,6 @@
 """How the fleet looks on a terminal: tables of devices, differences and revisions."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -20,6 +20,7 @@ _STYLES = {
     "behind": "yellow",
     "unknown": "dim",
 }
+_DEVICES_NAMED = 10
 _URGENCY = ("refused", "behind", "waiting", "unknown", "in step")
 
 
@@ -42,11 +43,11 @@ def status_table(standings: Iterable[Standing], limit: int | None = None) -> Ren
             Text(standing.state, _STYLES[standing.state]),
             escape(_layers(standing)),
             escape(_last_call(device)),
-            Text(_errors(standing), "red"),
+            Text(str(len(_errors(standing)) or "-"), "red"),
         )
     left_out = len(everybody) - len(rows)
     more = f"; {left_out} more: see them with --all or --json" if left_out else ""
-    return Group(table, Text(_summary(everybody) + more))
+    return Group(table, *_errors_view(rows), Text(_summary(everybody) + more))
 
 
 def _layers(standing: Standing) -> str:
@@ -72,7 +73,20 @@ def _last_call(device: Device) -> str:
     return f"{last.ended_at:%Y-%m-%d %H:%M} {last.ended_because}".rstrip() if last else "-"
 
 
-def _errors(standing: Standing) -> str:
+def _errors_view(standings: Iterable[Standing]) -> Iterator[Text]:
+    """Each thing that is wrong once, whole, with the devices that say so: most of a fleet says the same."""
+    by_error: dict[str, list[str]] = {}
+    for standing in standings:
+        for error in _errors(standing):
+            by_error.setdefault(error, []).append(standing.device.device_id)
+    for error, devices in by_error.items():
+        named = ", ".join(devices[:_DEVICES_NAMED])
+        left_out = len(devices) - _DEVICES_NAMED
+        more = f" and {left_out} more" if left_out > 0 else ""
+        yield Text.assemble((error, "red"), f"\n  on {named}{more}")
+
+
+def _errors(standing: Standing) -> list[str]:
     device = standing.device
     waiting = device.reported.waiting if device.reported else ()
     lines = [error_line(error) for error in standing.errors]
@@ -81,7 +95,7 @@ def _errors(standing: Standing) -> str:
     lines += [f"{fault.part}: {fault.reason}" for fault in faults if fault.reason not in told]
     if waiting:
         lines.append(f"once idle: {', '.join(waiting)}")
-    return "\n".join(lines)
+    return lines
 
 
 def _summary(rows: list[Standing]) -> str:

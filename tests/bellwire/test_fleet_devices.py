@@ -105,3 +105,22 @@ async def test_watch_prints_a_line_for_each_device_that_changes_until_it_is_stop
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def test_status_names_an_error_once_whole_and_all_devices_that_have_it(
+    stage: FleetStage,
+) -> None:
+    for name in ("gate", "yard"):
+        await stage.add(name)
+    await stage.run("set", "audio.speaker_volume=7", "--default", "--force")
+    await stage.until(
+        lambda fleet: all(
+            device.reported is not None and device.reported.errors
+            for device in fleet.devices.values()
+        )
+    )
+    shown = await stage.run("status")
+    error = "default revision 1, audio.speaker_volume: Input should be less than or equal to 1"
+    # However narrow the terminal is.
+    assert " ".join(shown.out.split()).count(error) == 1
+    assert "on gate, yard" in shown.out
