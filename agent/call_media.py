@@ -371,6 +371,7 @@ class CallMedia(CallSound):
 
     def _is_up(self, who: Identity) -> None:
         self._was_up.add(who)
+        log.info("sound goes both ways", other=who, codec=self.codec)
         self.early_media.end()
         self._sending = self._all_peers()
         self._settle()

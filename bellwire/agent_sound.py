@@ -2,11 +2,15 @@
 
 from typing import Any
 
+import structlog
+
 from agent.sound_card import SoundCard
 from config.audio import AudioSettings
 from hardware.audio.devices import initialise_pyaudio
 from hardware.audio.recorder import Recorder
 from hardware.audio.simulated_card import SimulatedSoundCard
+
+log = structlog.get_logger(__name__)
 
 
 def sound_card(
@@ -23,4 +27,5 @@ def _real_or_simulated() -> Any:  # noqa: ANN401 - PyAudio has no types
     if real.get_device_count():
         return real
     real.terminate()
+    log.info("no sound device here: a simulated one takes its place")
     return SimulatedSoundCard()
