@@ -139,6 +139,7 @@ def nobody_is_called_too_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(7200)
 async def test_two_thousand_calls_leave_no_more_behind_than_the_first_hundred() -> None:
     """24 hours of a busy door."""
     found = await play_day(2000, 100)
