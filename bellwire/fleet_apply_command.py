@@ -15,7 +15,14 @@ from bellwire.fleet_files import Settings, read_layers, write_layers
 from bellwire.fleet_plan import Change, Effect, effects, plan
 from bellwire.fleet_rollout import Followed, Outcome, roll_out, write_all
 from bellwire.fleet_session import Fleet, JsonOption, OperatorOption, open_fleet
-from bellwire.fleet_view import changes_view, effects_view, error_line, followed_line
+from bellwire.fleet_view import (
+    changes_view,
+    effects_view,
+    error_line,
+    followed_line,
+    rollout_lines,
+)
+from config.rollout_pause import can_pause
 from signaling.errors import InvalidInput
 from signaling.fleet_topics import DEFAULT_LAYER, LayerName, device_layer, group_layer
 
@@ -65,7 +72,9 @@ def apply(
     pause_at_errors: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="With --wait: go back a step if more devices refuse it."
+            min=1,
+            metavar="N",
+            help="Go back a step if more devices refuse it: --wait, a relay and `watch --guard` do.",
         ),
     ] = None,
     wait: Annotated[
@@ -91,8 +100,8 @@ def apply(
     all was done, 3 if it was and devices do not follow (`--wait`), 1 if it was not done.
     """
     steps = _steps(percent)
-    if (len(steps) > 1 or pause_at_errors is not None) and not wait:
-        fail("steps and --pause-at-errors need --wait: it is this command that counts the errors")
+    if len(steps) > 1 and not wait:
+        fail("steps need --wait: it is this command that takes them")
     asyncio.run(
         _apply(
             read_layers(path, chosen_layer(default, group, device)),
@@ -184,6 +193,11 @@ def _say_outcome(console: Console, outcome: Outcome, steps: list[int]) -> None:
         share = "" if layer.rollout.percent == 100 else f" for {layer.rollout.percent} %"
         console.print(f"Written: {name} revision {layer.revision}{share}", highlight=False)
     if outcome.followed is None:
+        if any(map(can_pause, outcome.written.values())):
+            console.print(
+                "It goes back by itself where a relay runs on this broker; without one keep"
+                " `bellwire fleet watch --guard` running."
+            )
         return
     console.print(followed_line(outcome.followed), highlight=False)
     for device_id, error in sorted(outcome.followed.errors.items())[:10]:
@@ -191,7 +205,9 @@ def _say_outcome(console: Console, outcome: Outcome, steps: list[int]) -> None:
     for device_id in outcome.followed.missing[:10]:
         console.print(f"  ? {device_id} has not said that it follows", style="yellow", markup=False)
     if outcome.paused:
-        console.print("Paused: mend the layer, then apply it again.", style="bold red")
+        for line in rollout_lines(outcome.written):
+            console.print(line, style="bold red", markup=False)
+        console.print("Paused: mend what was refused, then apply it again.", style="bold red")
     elif steps and any(layer.rollout.percent < 100 for layer in outcome.written.values()):
         console.print("Next: apply again with a larger --percent, or with --percent 100.")
 

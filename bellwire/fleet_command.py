@@ -39,8 +39,8 @@ fleet.command("set", epilog="Example: `bellwire fleet set audio.ring_volume=0.4 
 fleet.command("unset", epilog="Example: `bellwire fleet unset audio.ring_volume --group north`")(
     fleet_layer_command.unset
 )
-fleet.command("log", epilog="Example: `bellwire fleet log group/north`")(fleet_layer_command.log)
-fleet.command("rollback", epilog="Example: `bellwire fleet rollback group/north`")(
+fleet.command("log", epilog="Example: `bellwire fleet log --group north`")(fleet_layer_command.log)
+fleet.command("rollback", epilog="Example: `bellwire fleet rollback --group north`")(
     fleet_layer_command.rollback
 )
 

@@ -19,23 +19,21 @@ from bellwire.fleet_apply_command import (
     GroupOption,
     chosen_layer,
 )
-from bellwire.fleet_plan import Change, effects, rollout_on
+from bellwire.fleet_plan import Change, effects
 from bellwire.fleet_session import Fleet, JsonOption, OperatorOption, open_fleet
 from bellwire.fleet_view import error_line, history_table
 from broker.layer_register import LayerConflict
-from config.fleet_layer import Layer
+from config.fleet_layer import Layer, Rollout
 from config.fleet_writing import Draft, Held
+from config.rollout_pause import COMMENT_LIMIT
 from signaling.errors import InvalidInput
-from signaling.fleet_topics import LayerName, parse_layer_name
+from signaling.fleet_topics import LayerName
 
 Settings = dict[str, JsonValue]
 
 _TRIES = 8
 _MISSING = object()
 
-LayerArgument = Annotated[
-    str, typer.Argument(metavar="LAYER", help="default, group/NAME or device/ID.")
-]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Write it although devices will refuse it.")
 ]
@@ -169,9 +167,9 @@ async def _write(
     fleet: Fleet, name: LayerName, on: Held, settings: Settings, comment: str, force: bool
 ) -> Layer:
     """Writes a layer for the share of devices that it is for already."""
-    old = on.layer.rollout if on.layer else None
-    rollout = rollout_on(on, old.percent, old.pause_at_errors) if old else rollout_on(on, 100)
-    change = Change(name, on, Draft(settings, rollout, comment[:512]))
+    unfinished = on.layer is not None and on.layer.rollout.percent < 100
+    rollout = on.layer.rollout if on.layer and unfinished else Rollout()
+    change = Change(name, on, Draft(settings, rollout, comment[:COMMENT_LIMIT]))
     if not force:
         _refuse_bad(fleet, change)
     return await fleet.register.write(name, change.draft, on=on)
@@ -187,9 +185,15 @@ def _refuse_bad(fleet: Fleet, change: Change) -> None:
 
 
 @reported
-def log(layer: LayerArgument, as_json: JsonOption = False, operator: OperatorOption = None) -> None:
+def log(
+    default: DefaultOption = False,
+    group: GroupOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+    operator: OperatorOption = None,
+) -> None:
     """Shows the last 20 revisions of a layer, newest first."""
-    name = parse_layer_name(layer)
+    name = _named(default, group, device)
 
     async def run() -> list[Layer]:
         async with open_fleet(operator, histories=[name]) as fleet:
@@ -202,12 +206,16 @@ def log(layer: LayerArgument, as_json: JsonOption = False, operator: OperatorOpt
     elif revisions:
         Console().print(history_table(revisions))
     else:
-        fail(f"layer {name} has no revisions: see what there is with `bellwire fleet status`")
+        fail(
+            f"layer {name} has no revisions: see which layers are in force with `bellwire fleet status`"
+        )
 
 
 @reported
 def rollback(
-    layer: LayerArgument,
+    default: DefaultOption = False,
+    group: GroupOption = None,
+    device: DeviceOption = None,
     to: Annotated[
         int | None, typer.Option(min=1, metavar="REVISION", help="Which one. [the one before]")
     ] = None,
@@ -217,7 +225,7 @@ def rollback(
     operator: OperatorOption = None,
 ) -> None:
     """Writes an earlier revision's settings again, for all devices, as a new revision."""
-    name = parse_layer_name(layer)
+    name = _named(default, group, device)
 
     async def run() -> Layer:
         async with open_fleet(operator, histories=[name]) as fleet:
@@ -236,11 +244,14 @@ def _revision_before(name: LayerName, history: list[Layer], on: Held, wanted: in
     for revision in history:
         if revision.revision == wanted or (wanted is None and revision.revision != now):
             return revision
-    kept = ", ".join(str(revision.revision) for revision in history) or "none"
-    raise InvalidInput(
-        f"layer {name} has no {'revision before' if wanted is None else f'revision {wanted}'}"
-        f" in its history; kept: {kept}"
+    missing = "revision before" if wanted is None else f"revision {wanted}"
+    kept = ", ".join(str(revision.revision) for revision in history)
+    what_next = (
+        f"give --to one of {kept}"
+        if kept
+        else "nothing was ever written to it; see which layers are in force with `bellwire fleet status`"
     )
+    raise InvalidInput(f"layer {name} has no {missing} in its history: {what_next}")
 
 
 def _say(name: LayerName, layer: Layer, *, as_json: bool) -> None:

@@ -29,10 +29,15 @@ class Change:
         """What it changes: dotted path, old and new value; the share of a rollout too."""
         old = self.on.layer
         found = list(differences(old.settings if old else {}, self.draft.settings))
-        percent = old.rollout.percent if old else None
-        if percent != self.draft.rollout.percent and (old or self.draft.rollout.percent != 100):
-            found.append(("(rollout)", f"{percent} %", f"{self.draft.rollout.percent} %"))
+        before = _share(old.rollout if old else Rollout())
+        if (after := _share(self.draft.rollout)) != before:
+            found.append(("(rollout)", before, after))
         return found
+
+
+def _share(rollout: Rollout) -> str:
+    errors = rollout.pause_at_errors
+    return f"{rollout.percent} %" + (f", at most {errors} errors" if errors is not None else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,25 +57,43 @@ def plan(
     pause_at_errors: int | None = None,
     comment: str = "",
 ) -> list[Change]:
-    """The changes that make the layers say what is wanted. A layer that says it already, for as many
-    devices as wanted, is left alone, whatever the share of a rollout that is under way."""
+    """The changes that make the layers say what is wanted. A layer that says it already is left alone,
+    with a rollout that is under way, unless another share or number of errors is wanted."""
     changes = []
     for name, settings in wanted.items():
         on = held_layers.get(name, NOTHING)
         layer = on.layer
-        same = layer is not None and layer.settings == settings
-        if same and layer is not None and percent in (None, layer.rollout.percent):
-            continue
-        rollout = rollout_on(on, 100 if percent is None else percent, pause_at_errors)
+        if layer is not None and layer.settings == settings:
+            rollout = _rollout_after(layer.rollout, percent, pause_at_errors)
+            if rollout == layer.rollout:
+                continue
+        else:
+            rollout = rollout_on(on, 100 if percent is None else percent, pause_at_errors)
         changes.append(Change(name, on, Draft(settings, rollout, comment)))
     return changes
 
 
+def _rollout_after(old: Rollout, percent: int | None, pause_at_errors: int | None) -> Rollout:
+    """The rollout of the same settings to another share, or with another number of errors."""
+    if percent is None and pause_at_errors is None:
+        return old
+    share = old.percent if percent is None else percent
+    if share == old.percent:
+        return old.model_copy(update={"pause_at_errors": pause_at_errors})
+    return Rollout(
+        percent=share,
+        pause_at_errors=pause_at_errors,
+        back_to=old.percent if old.percent < share else 0,
+        before={} if share == 100 and pause_at_errors is None else old.before,
+    )
+
+
 def rollout_on(on: Held, percent: int, pause_at_errors: int | None = None) -> Rollout:
     """A rollout to a share of the devices. The others run what all ran before: under a rollout that is
-    not finished what its others run, else the layer itself."""
-    if percent == 100:
-        return Rollout(pause_at_errors=pause_at_errors)
+    not finished what its others run, else the layer itself. One to all devices needs that only where
+    errors may take it back."""
+    if percent == 100 and pause_at_errors is None:
+        return Rollout()
     before: Settings = {}
     if on.layer is not None:
         unfinished = on.layer.rollout.percent < 100

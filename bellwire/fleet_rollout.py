@@ -1,9 +1,9 @@
 """Writing changes to the fleet, and seeing whether it follows.
 
-No server counts errors: the command that rolls out does. It raises the share of the devices step by
-step, waits until those that are online have said what they run, and where more than `pause_at_errors`
-of them refuse the layer it writes the share of the step before, and stops. A command that dies leaves
-the share where it was.
+The command that rolls out raises the share of the devices step by step, and waits until those that are
+online have said what they run. Where more than `pause_at_errors` of them refuse what it wrote, it
+writes the share of the step before, and stops. A rollout guard (:mod:`broker.rollout_guard`) that is
+faster does the same, for each layer by itself, and goes on when the command has ended.
 """
 
 import asyncio
@@ -15,9 +15,11 @@ from bellwire.fleet_files import Settings
 from bellwire.fleet_plan import Change, rollout_on
 from bellwire.fleet_session import Device, Fleet
 from bellwire.fleet_standing import Standings
+from broker.layer_register import LayerConflict
 from config.fleet_layer import Layer, LayerProblem, Rollout
 from config.fleet_merge import in_rollout
 from config.fleet_writing import Draft
+from config.rollout_pause import pause
 from signaling.fleet_topics import LayerName
 from signaling.identifiers import DeviceId
 
@@ -92,7 +94,7 @@ async def roll_out(
 ) -> Outcome:
     """Writes changes for a growing share of the devices, each step once the one before is followed.
     `show` is told the step and how it stands. Each step has `timeout_s`; who is silent then is no error,
-    and ends the rollout at this step.
+    and ends the rollout at this step. The first step goes back to the share that the layer has already.
 
     Raises:
         LayerConflict: another operator wrote one of the layers meanwhile.
@@ -100,34 +102,75 @@ async def roll_out(
     before = {change.name: rollout_on(change.on, 0).before for change in changes}
     wanted = {change.name: change.draft for change in changes}
 
-    async def write(percent: int) -> dict[LayerName, Layer]:
-        drafts = {
-            name: replace(draft, rollout=_share(draft, percent, before[name]))
-            for name, draft in wanted.items()
-        }
-        return await write_all(fleet, [Change(name, on[name], drafts[name]) for name in on])
-
     on = {change.name: change.on for change in changes}
-    share_before = 0
+    back_to = {name: draft.rollout.back_to for name, draft in wanted.items()}
     outcome = Outcome({})
     for percent in steps:
-        written = await write(percent)
-        on = {name: fleet.register.held(name) for name in on}
+        drafts = {
+            name: replace(draft, rollout=_share(draft, percent, back_to[name], before[name]))
+            for name, draft in wanted.items()
+        }
+        written = await write_all(fleet, [Change(name, on[name], drafts[name]) for name in on])
         followed = await follow(
-            fleet, written, timeout_s=timeout_s, show=functools.partial(show, percent)
+            fleet,
+            written,
+            timeout_s=timeout_s,
+            show=functools.partial(show, percent),
+            errors_at_most=pause_at_errors,
         )
         outcome = Outcome(written, followed)
-        if pause_at_errors is not None and len(followed.errors) > pause_at_errors:
-            return Outcome(await write(share_before), followed, paused=True)
+        if _overtaken(fleet, written) or _too_many(followed, pause_at_errors):
+            return Outcome(await _pause(fleet, written, followed), followed, paused=True)
         if not followed.is_complete:
             break
-        share_before = percent
+        on = {name: fleet.register.held(name) for name in on}
+        back_to = dict.fromkeys(back_to, percent)
     return outcome
 
 
-def _share(draft: Draft, percent: int, before: Settings) -> Rollout:
-    kept = {} if percent == 100 else before
-    return draft.rollout.model_copy(update={"percent": percent, "before": kept})
+def _share(draft: Draft, percent: int, back_to: int, before: Settings) -> Rollout:
+    may_go_back = percent < 100 or draft.rollout.pause_at_errors is not None
+    return draft.rollout.model_copy(
+        update={
+            "percent": percent,
+            "back_to": back_to if back_to < percent else 0,
+            "before": before if may_go_back else {},
+        }
+    )
+
+
+def _too_many(followed: Followed, errors_at_most: int | None) -> bool:
+    return errors_at_most is not None and len(followed.errors) > errors_at_most
+
+
+def _overtaken(fleet: Fleet, written: Mapping[LayerName, Layer]) -> bool:
+    """Whether somebody has written one of the layers since."""
+    return any(fleet.register.held(name).layer != layer for name, layer in written.items())
+
+
+async def _pause(
+    fleet: Fleet, written: Mapping[LayerName, Layer], followed: Followed
+) -> dict[LayerName, Layer]:
+    """Takes each of the layers back that a guard has not taken back already.
+
+    Raises:
+        LayerConflict: another operator wrote one of them.
+    """
+    paused = {}
+    for name, layer in written.items():
+        on = fleet.register.held(name)
+        if on.layer == layer:
+            try:
+                paused[name] = await fleet.register.write(
+                    name, pause(layer, followed.errors), on=on
+                )
+                continue
+            except LayerConflict:
+                on = fleet.register.held(name)
+        if on.layer is None or on.layer.rollout.paused_at is None:
+            raise LayerConflict(name, on)
+        paused[name] = on.layer
+    return paused
 
 
 async def follow(
@@ -136,8 +179,10 @@ async def follow(
     *,
     timeout_s: float,
     show: Callable[[Followed], None] = lambda _: None,
+    errors_at_most: int | None = None,
 ) -> Followed:
-    """Waits until each device that is online has said that it runs the layers, or why it does not."""
+    """Waits until each device that is online has said that it runs the layers, or why it does not; no
+    longer than until more than `errors_at_most` refuse them, or somebody else has written them."""
     standings = Standings(fleet.register.layers())
     concerned = {
         device.device_id: layers
@@ -147,7 +192,9 @@ async def follow(
     followed = _look(fleet, concerned)
     try:
         async with asyncio.timeout(timeout_s):
-            while not followed.is_complete:
+            while not followed.is_complete and not _too_many(followed, errors_at_most):
+                if _overtaken(fleet, written):
+                    break
                 show(followed)
                 await fleet.next_change()
                 await asyncio.sleep(_COALESCE_S)

@@ -12,8 +12,11 @@ from bellwire.failures import reported
 from bellwire.fleet_apply_command import NOT_FOLLOWED
 from bellwire.fleet_session import Fleet, JsonOption, OperatorOption, open_fleet
 from bellwire.fleet_standing import Standing, Standings
-from bellwire.fleet_view import status_table
+from bellwire.fleet_view import status_view
 from bellwire.stopping import run_until_stopped
+from broker.rollout_guard import RolloutGuard
+from config.fleet_layer import Layer
+from signaling.fleet_topics import LayerName
 from signaling.identifiers import DeviceId
 
 _REDRAW_S = 0.25
@@ -26,6 +29,10 @@ CheckOption = Annotated[
 
 AllOption = Annotated[
     bool, typer.Option("--all", help="Show all; else 100, those that do not follow first.")
+]
+
+GuardOption = Annotated[
+    bool, typer.Option("--guard", help="Take rollouts back that too many devices refuse.")
 ]
 
 
@@ -43,16 +50,24 @@ def status(
     `default:6→7` means that it runs revision 6 of the layer, which is at 7.
     """
 
-    async def run() -> list[Standing]:
+    async def run() -> tuple[list[Standing], dict[LayerName, Layer]]:
         async with open_fleet(operator) as fleet:
-            return standings_of(fleet)
+            return standings_of(fleet), _layers(fleet)
 
-    rows = asyncio.run(run())
+    rows, layers = asyncio.run(run())
     if as_json:
-        shown = {"devices": [standing.as_json() for standing in rows]}
+        shown = {
+            "devices": [standing.as_json() for standing in rows],
+            "rollouts": [
+                {"layer": name, "revision": layer.revision, "comment": layer.comment}
+                | layer.rollout.model_dump(exclude={"before"})
+                for name, layer in layers.items()
+                if layer.rollout.percent < 100
+            ],
+        }
         Console(soft_wrap=True).out(json.dumps(shown, ensure_ascii=False))
     elif rows:
-        Console().print(status_table(rows, None if show_all else _ROWS))
+        Console().print(status_view(rows, layers, None if show_all else _ROWS))
     else:
         Console().print(
             "No device has reported yet: add one with `bellwire devices add`, and start its agent."
@@ -62,22 +77,42 @@ def status(
 
 
 @reported
-def watch(as_json: JsonOption = False, operator: OperatorOption = None) -> None:
-    """Shows the devices live until Ctrl-C. With --json a line for each device that changes."""
-    run_until_stopped(lambda stop: _watch(stop, operator_file=operator, as_json=as_json))
+def watch(
+    guard: GuardOption = False, as_json: JsonOption = False, operator: OperatorOption = None
+) -> None:
+    """Shows the devices live until Ctrl-C. With --json a line for each device that changes.
+
+    With --guard it takes rollouts back that more devices refuse than their --pause-at-errors says. A
+    relay does so by itself.
+    """
+    run_until_stopped(lambda stop: _watch(stop, operator, guard=guard, as_json=as_json))
 
 
-async def _watch(stop: asyncio.Event, *, operator_file: OperatorOption, as_json: bool) -> None:
-    async with open_fleet(operator_file) as fleet, asyncio.TaskGroup() as tasks:
-        showing = tasks.create_task(_print_lines(fleet) if as_json else _redraw(fleet))
+async def _watch(
+    stop: asyncio.Event, operator: OperatorOption, *, guard: bool, as_json: bool
+) -> None:
+    async with open_fleet(operator) as fleet, asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(_print_lines(fleet) if as_json else _redraw(fleet))]
+        if guard:
+            running.append(tasks.create_task(_guard(fleet)))
         await stop.wait()
-        showing.cancel()
+        for task in running:
+            task.cancel()
+
+
+async def _guard(fleet: Fleet) -> None:
+    guard = RolloutGuard(fleet.register)
+    for device in fleet.devices.values():
+        guard.take(device.device_id, device.reported)
+    fleet.listen(lambda device: guard.take(device.device_id, device.reported))
+    fleet.session.on_disconnected(guard.forget)
+    await guard.run()
 
 
 async def _redraw(fleet: Fleet) -> None:
     with Live(console=Console(), auto_refresh=False, vertical_overflow="visible") as live:
         while True:
-            live.update(status_table(standings_of(fleet), _ROWS), refresh=True)
+            live.update(status_view(standings_of(fleet), _layers(fleet), _ROWS), refresh=True)
             await fleet.next_change()
             await asyncio.sleep(_REDRAW_S)
 
@@ -99,3 +134,8 @@ def standings_of(fleet: Fleet) -> list[Standing]:
     """All devices, by id."""
     standings = Standings(fleet.register.layers())
     return [standings.of(device) for _, device in sorted(fleet.devices.items())]
+
+
+def _layers(fleet: Fleet) -> dict[LayerName, Layer]:
+    held = fleet.register.layers()
+    return {name: now.layer for name, now in held.items() if now.layer is not None}

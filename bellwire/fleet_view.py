@@ -1,6 +1,6 @@
 """How the fleet looks on a terminal: tables of devices, differences and revisions."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -12,6 +12,7 @@ from bellwire.fleet_rollout import Followed
 from bellwire.fleet_session import Device
 from bellwire.fleet_standing import Standing
 from config.fleet_layer import Layer, LayerProblem
+from signaling.fleet_topics import LayerName
 
 _STYLES = {
     "in step": "green",
@@ -24,8 +25,11 @@ _DEVICES_NAMED = 10
 _URGENCY = ("refused", "behind", "waiting", "unknown", "in step")
 
 
-def status_table(standings: Iterable[Standing], limit: int | None = None) -> RenderableType:
-    """A row for each device, or for `limit` of them: those that do not follow first."""
+def status_view(
+    standings: Iterable[Standing], layers: Mapping[LayerName, Layer], limit: int | None = None
+) -> RenderableType:
+    """A row for each device, or for `limit` of them: those that do not follow first. Then what is
+    wrong, and the rollouts that are under way."""
     everybody = list(standings)
     rows = everybody
     if limit is not None and len(everybody) > limit:
@@ -47,7 +51,8 @@ def status_table(standings: Iterable[Standing], limit: int | None = None) -> Ren
         )
     left_out = len(everybody) - len(rows)
     more = f"; {left_out} more: see them with --all or --json" if left_out else ""
-    return Group(table, *_errors_view(rows), Text(_summary(everybody) + more))
+    rollouts = [Text(line, "yellow") for line in rollout_lines(layers)]
+    return Group(table, *_errors_view(rows), *rollouts, Text(_summary(everybody) + more))
 
 
 def _layers(standing: Standing) -> str:
@@ -96,6 +101,17 @@ def _errors(standing: Standing) -> list[str]:
     if waiting:
         lines.append(f"once idle: {', '.join(waiting)}")
     return lines
+
+
+def rollout_lines(layers: Mapping[LayerName, Layer]) -> Iterator[str]:
+    """A line for each layer that is not for all devices."""
+    for name, layer in layers.items():
+        rollout = layer.rollout
+        if rollout.percent == 100:
+            continue
+        paused = rollout.paused_at is not None
+        what = f", {layer.comment}" if paused and layer.comment else ", paused" if paused else ""
+        yield f"{name} revision {layer.revision} is for {rollout.percent} % of its devices{what}"
 
 
 def _summary(rows: list[Standing]) -> str:

@@ -31,13 +31,17 @@ def _refuse_non_numbers(settings: dict[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 class Rollout(_Document):
-    """For which share of the devices a layer is in force: `percent` of them, always the same ones, and
-    none further once more than `pause_at_errors` of those report errors. The others run `before`, the
-    settings of the revision before (nothing where there is none): a device that never saw that
-    revision still knows it."""
+    """For which share of the devices a layer is in force: `percent` of them, always the same ones. The
+    others run `before`, the settings of the revision before (nothing where there is none): a device
+    that never saw that revision still knows it.
+
+    Once more than `pause_at_errors` of that share refuse the layer, it goes back to the share `back_to`
+    (:mod:`config.rollout_pause`), and `paused_at` then says which share that was."""
 
     percent: Annotated[int, Field(ge=0, le=100)] = 100
     pause_at_errors: Annotated[int, Field(ge=1)] | None = None
+    back_to: Annotated[int, Field(ge=0, le=100)] = 0
+    paused_at: Annotated[int, Field(ge=1, le=100)] | None = None
     before: dict[str, JsonValue] = Field(default_factory=dict)
 
     _numbers = field_validator("before")(_refuse_non_numbers)

@@ -20,6 +20,7 @@ import uvicorn
 from broker.address import BrokerAddress, parse_broker_url
 from broker.embedded import EmbeddedBroker
 from broker.provision import DynamicSecurity
+from broker.rollout_guard import guard_rollouts
 from broker.session import Session
 from config.private_file import write_private
 from config.relay import RelaySettings
@@ -233,6 +234,7 @@ async def _serve(
             tasks.create_task(connections.run()),
             tasks.create_task(calls.deadlines.run()),
             tasks.create_task(rooms.run()),
+            tasks.create_task(_guard_rollouts(address, now)),
             tasks.create_task(_keep_house(database, calls, webhooks, settings, now)),
             tasks.create_task(_announce(settings.data, url, session, ready)),
         ]
@@ -256,6 +258,12 @@ async def _announce(data: Path, url: str, session: Session, ready: Callable[[str
 async def _stop_when(stop: asyncio.Event, server: uvicorn.Server) -> None:
     await stop.wait()
     server.should_exit = True
+
+
+async def _guard_rollouts(address: BrokerAddress, now: Callable[[], datetime]) -> None:
+    # A session of its own: what a fleet reports must not queue before the calls.
+    session = Session(address, f"bellwire-guard-{secrets.token_hex(6)}")
+    await guard_rollouts(session, author="bellwire-relay", now=now)
 
 
 async def _take_over_deadlines(

@@ -132,3 +132,22 @@ async def fleet_stage(folder: Path) -> AsyncIterator[FleetStage]:
         provisioner = DynamicSecurity(relay)
         await stack.enter_async_context(held(relay))
         yield FleetStage(broker, provisioner, stack, folder)
+
+
+def runs(device: str, layer: str, revision: int) -> "Runs":
+    return Runs(DeviceId(device), layer, revision)
+
+
+class Runs:
+    """Whether a device has reported that it runs a layer's revision."""
+
+    def __init__(self, device: DeviceId, layer: str, revision: int) -> None:
+        self._device, self._layer, self._revision = device, layer, revision
+
+    def __call__(self, fleet: Fleet) -> bool:
+        known = fleet.devices.get(self._device)
+        return (
+            known is not None
+            and known.reported is not None
+            and known.reported.revisions.get(self._layer) == self._revision
+        )

@@ -5,10 +5,7 @@ import json
 import signal
 import sys
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator
-from pathlib import Path
 
-import pytest
 from pydantic import SecretStr
 
 from config.agent import AgentSettings, BrokerSettings, default_panel
@@ -16,15 +13,9 @@ from signaling.fleet_commands import RingTest
 from signaling.identifiers import DeviceId
 from signaling.topics import command_topic
 from tests.bellwire.command import environment
-from tests.bellwire.fleet_stage import FleetStage, fleet_stage
+from tests.bellwire.fleet_stage import FleetStage
 from tests.broker.running import raw_client
 from tests.conftest import PATIENCE_S, running_station
-
-
-@pytest.fixture
-async def stage(tmp_path: Path) -> AsyncIterator[FleetStage]:
-    async with fleet_stage(tmp_path) as here:
-        yield here
 
 
 async def settings_of(stage: FleetStage, device: str) -> AgentSettings:

@@ -9,42 +9,15 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from bellwire.fleet_session import Fleet
-from signaling.identifiers import DeviceId
 from signaling.topics import CONFIG_DEFAULT
-from tests.bellwire.fleet_stage import FleetStage, fleet_stage, invoke
+from tests.bellwire.fleet_stage import FleetStage, fleet_stage, invoke, runs
 from tests.broker.running import raw_client
-
-
-@pytest.fixture
-async def stage(tmp_path: Path) -> AsyncIterator[FleetStage]:
-    async with fleet_stage(tmp_path) as here:
-        yield here
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mistakes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[FleetStage]:
     async with fleet_stage(tmp_path_factory.mktemp("mistakes")) as here:
         yield here
-
-
-def runs(device: str, layer: str, revision: int) -> "Runs":
-    return Runs(DeviceId(device), layer, revision)
-
-
-class Runs:
-    """Whether a device has reported that it runs a layer's revision."""
-
-    def __init__(self, device: DeviceId, layer: str, revision: int) -> None:
-        self._device, self._layer, self._revision = device, layer, revision
-
-    def __call__(self, fleet: Fleet) -> bool:
-        known = fleet.devices.get(self._device)
-        return (
-            known is not None
-            and known.reported is not None
-            and known.reported.revisions.get(self._layer) == self._revision
-        )
 
 
 async def test_value_is_set_followed_logged_rolled_back_and_taken_out(stage: FleetStage) -> None:
@@ -55,7 +28,7 @@ async def test_value_is_set_followed_logged_rolled_back_and_taken_out(stage: Fle
     await stage.until(runs("desk", "group/north", 2))
     assert agent.live.now.audio.ring_volume == 0.2
 
-    assert (await stage.run("rollback", "group/north", "--comment", "too loud")).code == 0
+    assert (await stage.run("rollback", "--group", "north", "--comment", "too loud")).code == 0
     await stage.until(runs("desk", "group/north", 3))
     assert agent.live.now.audio.ring_volume == 0.1
 
@@ -63,7 +36,7 @@ async def test_value_is_set_followed_logged_rolled_back_and_taken_out(stage: Fle
     await stage.until(runs("desk", "group/north", 4))
     assert agent.live.now.audio.ring_volume == 0.8
 
-    log = await stage.json("log", "group/north")
+    log = await stage.json("log", "--group", "north")
     assert [(row["revision"], row["comment"]) for row in log] == [
         (4, "unset audio.ring_volume"),
         (3, "too loud"),
@@ -71,7 +44,7 @@ async def test_value_is_set_followed_logged_rolled_back_and_taken_out(stage: Fle
         (1, "set audio.ring_volume"),
     ]
     assert {row["author"] for row in log} == {"ann"}
-    gone = await stage.run("rollback", "group/north", "--to", 9)
+    gone = await stage.run("rollback", "--group", "north", "--to", 9)
     gone.must_say_in_one_line("no revision 9", "4, 3, 2, 1")
 
 
@@ -83,7 +56,7 @@ async def test_two_operators_at_one_layer_keep_each_others_keys_and_not_the_same
     ann = await stage.run("set", "audio.ring_volume=0.3", "--default")
     bob = await stage.run("set", "call_timeout_s=30", "--default", operator="bob")
     assert (ann.code, bob.code) == (0, 0)
-    (row, *_) = await stage.json("log", "default")
+    (row, *_) = await stage.json("log", "--default")
     assert (row["author"], row["settings"]) == (
         "bob",
         {"log_level": "debug", "audio": {"ring_volume": 0.3}, "call_timeout_s": 30},
@@ -133,7 +106,7 @@ async def test_layer_that_a_device_would_refuse_is_not_written_unless_forced(
     refused.must_say_in_one_line("desk", "default", "audio.ring_volume", "--force")
     bad = stage.write("default.toml", "[audio]\nring_volume = 7\n")
     (await stage.run("apply", bad)).must_say_in_one_line("would refuse", "--dry-run", "--force")
-    assert (await stage.run("log", "default")).code == 1
+    assert (await stage.run("log", "--default")).code == 1
 
     forced = await stage.json("apply", bad, "--force", "--wait")
     assert (forced["refusing"], forced["following"]) == (["desk"], [])
@@ -165,50 +138,8 @@ async def test_bad_layer_of_another_client_is_shown_with_each_devices_error(
     assert table.out.count("audio.ring_volume") == 1
     assert "on a, b, c" in table.out
 
-    assert (await stage.run("rollback", "default")).code == 0
+    assert (await stage.run("rollback", "--default")).code == 0
     await stage.until(runs("a", "default", 3))
-
-
-async def test_rollout_grows_by_steps_and_each_device_outside_keeps_what_it_had(
-    stage: FleetStage,
-) -> None:
-    names = [f"door-{number}" for number in range(6)]
-    for name in names:
-        await stage.add(name)
-    await stage.run("set", "audio.ring_volume=0.2", "--default")
-    file = stage.write("default.toml", "[audio]\nring_volume = 0.6\n")
-    half = await stage.json("apply", file, "--percent", "50", "--wait")
-    assert half["written"] == {"default": 2}
-    volumes = {name: stage.agents[name].live.now.audio.ring_volume for name in names}
-    assert set(half["following"]) == {name for name, volume in volumes.items() if volume == 0.6}
-    assert set(volumes.values()) == {0.2, 0.6}
-
-    assert (await stage.json("apply", file))["written"] == {}
-    whole = await stage.json("apply", file, "--percent", "80,100", "--wait")
-    assert (whole["written"], whole["following"]) == ({"default": 4}, names)
-    assert {agent.live.now.audio.ring_volume for agent in stage.agents.values()} == {0.6}
-
-
-@pytest.mark.parametrize(("steps", "failed_at"), [("50,100", 50), ("100", 100)])
-async def test_rollout_that_too_many_devices_refuse_goes_back_a_step_and_says_so(
-    stage: FleetStage, steps: str, failed_at: int
-) -> None:
-    names = [f"door-{number}" for number in range(6)]
-    for name in names:
-        await stage.add(name)
-    await stage.run("set", "audio.ring_volume=0.2", "--default")
-    file = stage.write("default.toml", "[audio]\nring_volume = 6\n")
-    ended = await stage.run(
-        *("apply", file, "--force", "--percent", steps, "--pause-at-errors", "1", "--wait")
-    )
-    assert ended.code == 3
-    assert "Paused" in ended.out
-    (last, failed, before) = await stage.json("log", "default")
-    assert (last["rollout"]["percent"], failed["rollout"]["percent"]) == (0, failed_at)
-    assert last["rollout"]["before"] == before["settings"]
-    await stage.until(runs("door-0", "default", 3))
-    assert {row["state"] for row in (await stage.statuses()).values()} == {"in step"}
-    assert {agent.live.now.audio.ring_volume for agent in stage.agents.values()} == {0.2}
 
 
 async def test_table_of_a_large_fleet_shows_those_that_do_not_follow_first(
@@ -273,8 +204,8 @@ async def test_device_that_is_away_or_runs_something_else_is_shown_behind(
         (("set", "log_level=debug", "--group", "a/b"), ("group 'a/b'",)),
         (("set", "a..b=1", "--default"), ("dots",)),
         (("unset", "log_level", "--default"), ("does not say log_level",)),
-        (("log", "everything"), ("default, group/NAME or device/ID",)),
-        (("log", "default"), ("has no revisions",)),
+        (("log",), ("--default", "--group NAME")),
+        (("log", "--default"), ("has no revisions",)),
         (("apply", "missing.toml"), ("missing.toml", "which layer")),
         (("apply", "missing.toml", "--default"), ("missing.toml cannot be read",)),
         (("apply", "x", "--percent", "50,20"), ("growing steps",)),

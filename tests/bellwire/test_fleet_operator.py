@@ -2,20 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
-
-import pytest
 
 from config.operator import load_operator_settings
 from tests.bellwire.command import Ended, bellwire
-from tests.bellwire.fleet_stage import FleetStage, fleet_stage, invoke
-
-
-@pytest.fixture
-async def stage(tmp_path: Path) -> AsyncIterator[FleetStage]:
-    async with fleet_stage(tmp_path) as here:
-        yield here
+from tests.bellwire.fleet_stage import FleetStage, invoke
 
 
 async def operate(*arguments: object) -> Ended:
@@ -80,7 +70,7 @@ async def test_commands_of_several_operators_at_the_same_moment_all_stand(
         )
     )
     assert [ended.code for ended in done] == [0, 0, 0], done
-    history = await stage.json("log", "default")
+    history = await stage.json("log", "--default")
     assert [row["revision"] for row in history] == [3, 2, 1]
     assert history[0]["settings"] == {
         "log_level": "debug",

@@ -31,7 +31,7 @@ async def test_what_only_a_file_says_reaches_no_broker_even_where_no_device_is_k
     ended = await stage.run("set", pair, "--group", "cellar", *force)
     ended.must_say_in_one_line(path, "only the device's own file may say this")
     assert "4711" not in ended.out + ended.err
-    (await stage.run("log", "group/cellar")).must_say_in_one_line("has no revisions")
+    (await stage.run("log", "--group", "cellar")).must_say_in_one_line("has no revisions")
 
 
 async def test_what_a_devices_file_locks_is_refused_and_names_the_device_and_the_lock(

@@ -54,8 +54,8 @@ class Terminal:
         ]
 
     @asynccontextmanager
-    async def watching(self) -> AsyncIterator[None]:
-        words = ("fleet", "watch", "--json", "--operator", str(self.folder / "ann.toml"))
+    async def watching(self, *more: str) -> AsyncIterator[None]:
+        words = ("fleet", "watch", "--json", "--operator", str(self.folder / "ann.toml"), *more)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "bellwire", *words),
             stdin=DEVNULL,
@@ -78,10 +78,15 @@ class Terminal:
 
 
 @pytest.fixture
-async def terminal(tmp_path: Path) -> AsyncIterator[Terminal]:
+async def broker(tmp_path: Path) -> AsyncIterator[Mosquitto]:
+    async with running_mosquitto(tmp_path / "mosquitto") as running:
+        yield running
+
+
+@pytest.fixture
+async def terminal(tmp_path: Path, broker: Mosquitto) -> AsyncIterator[Terminal]:
     """Three agents on a broker of their own, and an operator; the relay that let them in is gone."""
     async with AsyncExitStack() as opened:
-        broker = await opened.enter_async_context(running_mosquitto(tmp_path / "mosquitto"))
         files = await registered(tmp_path, broker)
         for file in files:
             await opened.enter_async_context(agent_process(file))
@@ -136,7 +141,7 @@ async def test_fleet_is_configured_from_a_terminal_and_shows_who_does_not_follow
     rang, changed, revisions, exported = await asyncio.gather(
         terminal.run("ring-test", "gate-1", "--seconds", 0.2),
         terminal.run("diff", files),
-        terminal.run("log", "default"),
+        terminal.run("log", "--default"),
         terminal.run("export", terminal.folder / "exported"),
     )
     assert (rang["device_id"], rang["result"]) == ("gate-1", "done")
@@ -158,6 +163,29 @@ async def test_fleet_is_configured_from_a_terminal_and_shows_who_does_not_follow
         ("refused", 1)
     }
 
-    back = await terminal.run("rollback", "default")
+    back = await terminal.run("rollback", "--default")
     assert back["revision"] == 3
     await terminal.all_seen("in step", 3)
+
+
+async def test_rollout_that_devices_refuse_pauses_itself_with_a_watch_that_guards_and_with_a_relay(
+    terminal: Terminal, broker: Mosquitto
+) -> None:
+    loud = terminal.folder / "default.toml"
+    loud.write_text("call_timeout_s = 3333\n")
+    apply = ("apply", loud, "--force", "--pause-at-errors", 2)
+    async with terminal.watching("--guard"):
+        assert (await terminal.run(*apply))["written"] == {"default": 1}
+        await terminal.all_seen("in step", 2)
+    [rollout] = (await terminal.run("status"))["rollouts"]
+    assert (rollout["percent"], rollout["paused_at"]) == (0, 100)
+    assert "3 refuse it, such as gate-1: call_timeout_s" in rollout["comment"]
+
+    async with RelayProcess(
+        terminal.folder / "relay", arguments=broker.arguments, environment=broker.environment
+    ):
+        assert (await terminal.run(*apply, "--percent", 100))["written"] == {"default": 3}
+        await terminal.all_seen("in step", 4)
+    newest, _, guarded, _ = await terminal.run("log", "--default")
+    assert (newest["author"], guarded["author"]) == ("bellwire-relay", "ann")
+    assert newest["settings"] == guarded["settings"] == {"call_timeout_s": 3333}

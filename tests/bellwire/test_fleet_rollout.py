@@ -1,0 +1,124 @@
+"""Rollouts from a terminal: by steps, and back again where devices refuse."""
+
+import asyncio
+from datetime import UTC, datetime
+
+import pytest
+
+from broker.rollout_guard import guard_rollouts
+from broker.session import Session
+from tests.bellwire.fleet_stage import FleetStage, runs
+from tests.broker.running import soon
+
+
+async def test_rollout_grows_by_steps_and_each_device_outside_keeps_what_it_had(
+    stage: FleetStage,
+) -> None:
+    names = [f"door-{number}" for number in range(6)]
+    for name in names:
+        await stage.add(name)
+    await stage.run("set", "audio.ring_volume=0.2", "--default")
+    file = stage.write("default.toml", "[audio]\nring_volume = 0.6\n")
+    half = await stage.json("apply", file, "--percent", "50", "--wait")
+    assert half["written"] == {"default": 2}
+    volumes = {name: stage.agents[name].live.now.audio.ring_volume for name in names}
+    assert set(half["following"]) == {name for name, volume in volumes.items() if volume == 0.6}
+    assert set(volumes.values()) == {0.2, 0.6}
+
+    assert (await stage.json("apply", file))["written"] == {}
+    whole = await stage.json("apply", file, "--percent", "80,100", "--wait")
+    assert (whole["written"], whole["following"]) == ({"default": 4}, names)
+    assert {agent.live.now.audio.ring_volume for agent in stage.agents.values()} == {0.6}
+
+
+@pytest.mark.parametrize(("steps", "failed_at"), [("50,100", 50), ("100", 100)])
+async def test_rollout_that_too_many_devices_refuse_goes_back_a_step_and_says_so(
+    stage: FleetStage, steps: str, failed_at: int
+) -> None:
+    names = [f"door-{number}" for number in range(6)]
+    for name in names:
+        await stage.add(name)
+    await stage.run("set", "audio.ring_volume=0.2", "--default")
+    file = stage.write("default.toml", "[audio]\nring_volume = 6\n")
+    ended = await stage.run(
+        *("apply", file, "--force", "--percent", steps, "--pause-at-errors", "1", "--wait")
+    )
+    assert ended.code == 3
+    assert "Paused" in ended.out
+    (last, failed, before) = await stage.json("log", "--default")
+    assert (last["rollout"]["percent"], failed["rollout"]["percent"]) == (0, failed_at)
+    assert last["rollout"]["before"] == before["settings"]
+    await stage.until(runs("door-0", "default", 3))
+    assert {row["state"] for row in (await stage.statuses()).values()} == {"in step"}
+    assert {agent.live.now.audio.ring_volume for agent in stage.agents.values()} == {0.2}
+
+
+async def test_rollout_without_a_command_that_waits_is_taken_back_by_whoever_guards(
+    stage: FleetStage,
+) -> None:
+    names = [f"door-{number}" for number in range(3)]
+    for name in names:
+        await stage.add(name)
+    await stage.run("set", "audio.ring_volume=0.2", "--default")
+    file = stage.write("default.toml", "[audio]\nring_volume = 6\n")
+    ended = await stage.run("apply", file, "--force", "--pause-at-errors", "2")
+    assert (ended.code, "bellwire fleet watch --guard" in ended.out) == (0, True)
+    assert (await stage.json("status"))["rollouts"] == []
+    session = Session(stage.broker.address, "bellwire-guard", sleep=soon)
+    async with asyncio.TaskGroup() as tasks:
+        guarding = tasks.create_task(
+            guard_rollouts(session, author="bellwire-relay", now=lambda: datetime.now(UTC))
+        )
+        await stage.until(runs("door-0", "default", 3))
+        guarding.cancel()
+    [rollout] = (await stage.json("status"))["rollouts"]
+    assert (rollout["layer"], rollout["percent"], rollout["paused_at"]) == ("default", 0, 100)
+    table = await stage.run("status")
+    assert "default revision 3 is for 0 % of its devices, paused at 100 %: 3 refuse it" in table.out
+
+    file.write_text("[audio]\nring_volume = 0.6\n")
+    mended = await stage.json("apply", file, "--pause-at-errors", "2", "--wait")
+    assert (mended["following"], mended["paused"]) == (names, False)
+
+
+async def test_command_that_waits_and_a_guard_beside_it_take_a_rollout_back_once(
+    stage: FleetStage,
+) -> None:
+    for number in range(3):
+        await stage.add(f"door-{number}")
+    file = stage.write("default.toml", "[audio]\nring_volume = 6\n")
+    session = Session(stage.broker.address, "bellwire-guard", sleep=soon)
+    async with asyncio.TaskGroup() as tasks:
+        guarding = tasks.create_task(
+            guard_rollouts(session, author="bellwire-relay", now=lambda: datetime.now(UTC))
+        )
+        await session.wait_connected()
+        ended = await stage.run("apply", file, "--force", "--pause-at-errors", "1", "--wait")
+        guarding.cancel()
+    assert ended.code == 3
+    assert "paused at 100 %" in ended.out
+    (last, _) = await stage.json("log", "--default")
+    assert (last["rollout"]["percent"], last["rollout"]["paused_at"]) == (0, 100)
+
+
+async def test_same_file_changes_the_share_or_the_number_of_errors_and_nothing_else(
+    stage: FleetStage,
+) -> None:
+    await stage.add("door")
+    await stage.run("set", "audio.ring_volume=0.2", "--default")
+    file = stage.write("default.toml", "[audio]\nring_volume = 0.6\n")
+
+    async def rollout(*options: str) -> tuple[object, ...]:
+        await stage.run("apply", file, *options)
+        (last, *_) = await stage.json("log", "--default")
+        said = last["rollout"]
+        before = said["before"].get("audio", {}).get("ring_volume")
+        return last["revision"], said["percent"], said["back_to"], said["pause_at_errors"], before
+
+    assert await rollout("--percent", "10") == (2, 10, 0, None, 0.2)
+    assert await rollout() == (2, 10, 0, None, 0.2)
+    assert await rollout("--pause-at-errors", "3") == (3, 10, 0, 3, 0.2)
+    assert await rollout("--percent", "100", "--pause-at-errors", "3") == (4, 100, 10, 3, 0.2)
+    assert await rollout("--percent", "100") == (5, 100, 10, None, 0.2)
+    assert await rollout("--percent", "50") == (6, 50, 0, None, 0.2)
+    assert await rollout("--percent", "100") == (7, 100, 50, None, None)

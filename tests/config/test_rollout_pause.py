@@ -1,0 +1,76 @@
+"""When a rollout has to pause: how many of its share refuse this very revision."""
+
+import pytest
+
+from config.fleet_layer import Layer, LayerProblem
+from config.fleet_merge import in_rollout
+from config.rollout_pause import due_pause, refusing
+from signaling.fleet_topics import DEFAULT_LAYER, LayerName, device_layer, group_layer
+from signaling.identifiers import DeviceId
+from tests.config.fleet_parts import layer
+
+DEVICES = [DeviceId(f"door-{number}") for number in range(40)]
+LOUD = {"audio": {"ring_volume": 6}}
+QUIET = {"audio": {"ring_volume": 0.2}}
+
+
+def refusal(name: str, revision: int | None = 7) -> tuple[LayerProblem, ...]:
+    return (LayerProblem(layer=name, revision=revision, path="audio.ring_volume", reason="6 > 1"),)
+
+
+def rolled_out(**rollout: object) -> Layer:
+    return layer(LOUD, 7, **{"pause_at_errors": 2, "percent": 50, "before": QUIET, **rollout})
+
+
+def inside(name: LayerName, percent: int = 50) -> list[DeviceId]:
+    return [device for device in DEVICES if in_rollout(device, name, percent)]
+
+
+@pytest.mark.parametrize("name", [DEFAULT_LAYER, group_layer("north")])
+def test_rollout_pauses_once_more_of_its_share_refuse_it_than_it_allows(name: LayerName) -> None:
+    three = inside(name)[:3]
+    assert due_pause(name, rolled_out(), dict.fromkeys(three[:2], refusal(name))) is None
+    draft = due_pause(name, rolled_out(back_to=10), dict.fromkeys(three, refusal(name)))
+    assert draft is not None
+    assert (draft.rollout.percent, draft.rollout.paused_at) == (10, 50)
+    assert (draft.settings, draft.rollout.before) == (LOUD, QUIET)
+    assert draft.comment == (
+        f"paused at 50 %: 3 refuse it, such as {min(three)}: audio.ring_volume: 6 > 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("rollout", "problems", "why"),
+    [
+        ({}, refusal("default", 6), "of the revision before"),
+        ({}, refusal("default", None), "of a document that was no layer"),
+        ({}, refusal("group/north"), "of another layer"),
+        ({}, refusal("device"), "of their own layers"),
+        ({"pause_at_errors": None}, refusal("default"), "nobody asked to pause"),
+        ({"percent": 10, "back_to": 10, "paused_at": 50}, refusal("default"), "paused already"),
+    ],
+)
+def test_other_errors_pause_nothing(
+    rollout: dict[str, object], problems: tuple[LayerProblem, ...], why: str
+) -> None:
+    errors = dict.fromkeys(DEVICES, problems)
+    assert due_pause(DEFAULT_LAYER, rolled_out(**rollout), errors) is None, why
+
+
+def test_devices_outside_the_share_do_not_count() -> None:
+    errors = dict.fromkeys(set(DEVICES) - set(inside(DEFAULT_LAYER)), refusal("default"))
+    assert len(errors) > 3
+    assert refusing(DEFAULT_LAYER, rolled_out(), errors) == {}
+
+
+def test_layer_of_one_device_counts_that_device_alone() -> None:
+    name = device_layer("door-1")
+    errors = dict.fromkeys(DEVICES, refusal("device"))
+    assert refusing(name, rolled_out(percent=100), errors).keys() == {"door-1"}
+
+
+def test_what_a_device_says_at_length_still_makes_a_layer() -> None:
+    long = (LayerProblem(layer="default", revision=7, path="p" * 300, reason="r" * 3000),)
+    draft = due_pause(DEFAULT_LAYER, rolled_out(), dict.fromkeys(DEVICES, long))
+    assert draft is not None
+    assert len(draft.comment) <= 512
