@@ -207,7 +207,9 @@ class Session:
         if client is None:
             raise NotConnected(f"no connection to the broker {self.address.url}")
         expiry_s = None if expires_in_s is None else max(1, math.ceil(expires_in_s))
-        properties = _publish_properties(expiry_s, response_topic, correlation)
+        # Correlation data is new each time: kept, such properties would fill the cache with megabytes.
+        make = _cached_properties if correlation is None else _publish_properties
+        properties = make(expiry_s, response_topic, correlation)
         try:
             async with asyncio.timeout(_PUBLISH_TIMEOUT_S):
                 await client.publish_confirmed(topic, payload, retain=retain, properties=properties)
@@ -376,7 +378,6 @@ def _are_refused(errors: BaseExceptionGroup[BaseException]) -> bool:
     return code in _REFUSED_CREDENTIALS
 
 
-@lru_cache(maxsize=1024)
 def _publish_properties(
     expiry_s: int | None, response_topic: str | None, correlation: bytes | None
 ) -> Properties:
@@ -388,6 +389,9 @@ def _publish_properties(
     if correlation is not None:
         properties.CorrelationData = correlation
     return properties
+
+
+_cached_properties = lru_cache(maxsize=1024)(_publish_properties)
 
 
 def _incoming(message: Message) -> Incoming:

@@ -16,6 +16,7 @@ from config.panel import ButtonSettings, KeypadSettings, OutputSettings, PanelSe
 from hardware.keypad import KEYS
 
 RASPBERRY_PI_4B = "c03111"
+_STATES_KEPT = 100
 
 Watcher = Callable[[bool, float], None]
 """Called with the pin's new level (True: high) and the :func:`time.perf_counter` of the change."""
@@ -29,6 +30,7 @@ class SimulatedPin(MockPin):  # type: ignore[misc]  # gpiozero ships no types
     def _change_state(self, value: bool) -> bool:
         changed = bool(super()._change_state(value))
         if changed:
+            del self.states[:-_STATES_KEPT]  # the mock would keep all that ever were
             self.factory.tell_watchers(self._number, bool(value), time.perf_counter())
         self.factory.connect_keys()
         return changed
