@@ -4,13 +4,13 @@ import asyncio
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
-from importlib.metadata import version
 from typing import Protocol
 
 import structlog
 
 from agent.fleet_layers import HeardLayers
 from agent.live_settings import LiveSettings
+from agent.software import SOFTWARE
 from broker.session import Handler, Hook, Incoming, NotConnected, PublishRefused, Sleep
 from config.agent import AgentSettings, with_secrets_of
 from config.fleet_layer import Layer, LayerProblem, Reported
@@ -248,7 +248,7 @@ class Fleet:
         errors = (*verdict.errors, *self._vanished(), *self._faults.values())
         return Reported(
             device_id=self._local.device_id,
-            software=version("bellwire"),
+            software=SOFTWARE,
             at=self._now(),
             hash=verdict.hash,
             effective=verdict.effective,

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import datetime
-from importlib.metadata import version
 
 import structlog
 
@@ -15,6 +14,7 @@ from agent.call_record import CallRecord, CallStatus
 from agent.fleet import Fleet, Transport
 from agent.live_settings import LiveSettings
 from agent.machine import Machine
+from agent.software import SOFTWARE
 from broker.session import NotConnected, Sleep
 from config.agent import ConfigurableSettings
 from config.telemetry import CallNow, Fault, LastCall, Telemetry
@@ -111,7 +111,7 @@ class HealthReports:
         return Telemetry(
             device_id=self._device_id,
             at=self._now(),
-            software=version("bellwire"),
+            software=SOFTWARE,
             uptime_s=round(time.monotonic() - self._began, 1),
             **asdict(readings),
             clock_skew_s=round(min(self._ahead_s), 3) if self._ahead_s else None,

@@ -5,11 +5,11 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from importlib.metadata import version
 
 import structlog
 from pydantic import ValidationError
 
+from agent.software import SOFTWARE
 from broker.address import BrokerAddress
 from broker.session import (
     Farewell,
@@ -187,7 +187,7 @@ class Link:
     async def _say_online(self) -> None:
         await self._session.publish(
             presence_topic(self._device),
-            presence_document(Presence(online=True, software=version("bellwire"))),
+            presence_document(Presence(online=True, software=SOFTWARE)),
             retain=True,
         )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from agent.heap import share_arenas
 from bellwire.failures import fail, reported
 from bellwire.logs import configure_logs, set_log_level
 from bellwire.stopping import run_until_stopped
@@ -103,6 +104,7 @@ async def _run(
     from agent.main import run_agent
     from bellwire.agent_sound import sound_card
 
+    share_arenas()
     up = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         beside = [tasks.create_task(_watch(up))]

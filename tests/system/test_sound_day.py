@@ -14,6 +14,7 @@ import pytest
 
 from agent.call import Call
 from agent.call_invite import CallInvite
+from agent.heap import share_arenas
 from bellwire.demo_stage import Stage, Station, demo_stage
 from hardware.audio.block import Block
 from tests.conftest import PATIENCE_S
@@ -114,6 +115,7 @@ async def _go_through(
 async def play_day(calls: int, every: int) -> list[Footprint]:
     """So many calls, one after the other; what is held after every so many of them."""
     found = []
+    share_arenas()
     async with demo_stage() as stage, answering(stage.desk) as answered:
         for number in range(1, calls + 1):
             await one_call(stage, answered)
