@@ -75,6 +75,7 @@ def audio(
 
 def _examine_devices(devices: "list[Device]", settings: AudioSettings) -> Iterator[Finding]:
     from hardware.audio.devices import Direction, NoDevice, find_device
+    from hardware.audio.speex import NoSpeex, find_speex
 
     for direction in Direction:
         wanted = getattr(settings, direction.value)
@@ -85,6 +86,12 @@ def _examine_devices(devices: "list[Device]", settings: AudioSettings) -> Iterat
             yield bad(what, mend)
         else:
             yield good(f"the {direction.part} is {device.index} {device.name!r}")
+    if settings.processing.echo_cancellation:
+        try:
+            find_speex()
+        except NoSpeex as error:
+            what, _, mend = str(error).rpartition(": ")
+            yield warning(f"both sides cannot speak at once: {what}", mend)
     if not settings.enabled:
         yield warning("this agent's sound is switched off", "set audio.enabled = true in its file")
 

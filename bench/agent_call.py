@@ -122,7 +122,7 @@ async def agent_stage(
     Args:
         pulse: The sound of both.
         folder: For the relay's data and the agents' logs, which tell of failures.
-        processing: Whether the voice is processed (echo, noise, gain), as it is by default.
+        processing: Whether the voice is processed as it is by default (echo, noise), or not at all.
         namespaces: Each agent in its party's network namespace.
         counted: Concealment can be asked for; then the agents run under `bench.agent_party`.
         more_calls: Whom the further call buttons of both call.
@@ -134,7 +134,7 @@ async def agent_stage(
         commands: dict[str, list[str]] = {}
         for party, other in (pulse.parties[:2], pulse.parties[1::-1]):
             settings = await register_station(client, party, (other, *more_calls))
-            stages = dict.fromkeys(ProcessingSettings.model_fields, processing)
+            stages = {} if processing else dict.fromkeys(ProcessingSettings.model_fields, False)
             audio = AudioSettings(
                 speaker_volume=1, ring_volume=0, processing=ProcessingSettings(**stages)
             )

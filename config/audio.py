@@ -14,12 +14,15 @@ class _Settings(BaseModel):
 
 
 class ProcessingSettings(_Settings):
-    """What is done to the captured voice (WebRTC's audio processing). Each stage can be off."""
+    """What is done to the captured voice (by SpeexDSP and WebRTC). Each stage can be off."""
 
     echo_cancellation: bool = True
     noise_suppression: bool = True
-    gain_control: bool = True
+    gain_control: bool = False
+    """Makes soft voices louder, and with them what is left of noise and echo: some 15 dB less of the
+    echo is taken away. Better is a microphone that is loud enough (alsamixer)."""
     high_pass_filter: bool = True
+    """Below 80 Hz. Echo cancellation and noise suppression bring one of their own, also where it is off."""
 
 
 class AudioSettings(_Settings):

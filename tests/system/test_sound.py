@@ -51,7 +51,6 @@ async def stage(folder: Path, pulse: PulseServer) -> AsyncIterator[AgentStage]:
     async with agent_stage(
         pulse,
         folder,
-        processing=False,  # echo cancellation has tests of its own
         more_calls=("browser",),
         arguments={"b": ("--record", str(folder / RECORDING))},
     ) as opened:
@@ -100,6 +99,9 @@ async def test_two_agent_processes_hear_each_other_both_at_once(
         )
 
     async with stage.call():
+        # As calls begin: first the one, then the other. So each learns that there is no echo here.
+        for party, said in (("a", FRONT), ("b", DESK)):
+            await pulse.play({party: on_wire(said)})
         await until_understood(both_speak)
     wire = await pulse.play_and_record({"a": on_wire(FRONT)})
     assert not understood(FRONT, from_wire(wire["b_speaker"]))
