@@ -40,7 +40,8 @@ class AcceptOptions:
 
     Args:
         uuid: The application's own name for the call.
-        audio_devices: Sound devices in place of the configured ones.
+        audio_devices: Sound devices in place of the configured ones, for as long as the call lasts. The
+            call ends with 53400 where one is not there or does not work, or another call uses others.
         ice_servers: STUN and TURN servers in place of the relay's.
         extended_data: What the others are told with the acceptance.
     """

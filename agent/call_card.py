@@ -36,19 +36,26 @@ class CallCard:
         self._gone = gone
         self._tasks = tasks
         self._give_up_s = give_up_s
-        self._is_attached = False
+        self._devices: AudioDevices | None = None
+        self._is_watched = False
         self._turn = asyncio.Lock()
 
     async def attach(self, devices: AudioDevices) -> None:
-        """Opens it for the call; it may be open already.
+        """Opens it for the call; it may be open already, for early media with other devices.
 
         Raises:
-            CallError: 53400, there is no sound card that works.
+            CallError: 53400, there is no sound card that works, or another call has it open with others.
         """
         async with self._turn:
-            if not self._is_attached:
-                await self._sound.attach(self._captured, devices)
-                self._is_attached = True
+            if self._devices == devices:
+                return
+            if self._devices is not None:
+                self._devices = None
+                await self._sound.detach(self._captured)
+            await self._sound.attach(self._captured, devices)
+            self._devices = devices
+            if not self._is_watched:
+                self._is_watched = True
                 self._tasks.start(self._detach_at_the_end())
                 self._tasks.start(self._watch())
 

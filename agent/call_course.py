@@ -15,9 +15,10 @@ from agent.call_record import CallerInfo, CallRecord, CallStatus, Direction
 from agent.call_reports import CallReports
 from agent.call_signalling import CallSignalling
 from agent.call_tasks import CallTasks
-from agent.media_news import MediaNews
+from agent.media_news import MediaNews, MediaOptions
 from agent.no_media import NoMedia
 from agent.quality_warnings import WarningCleared, WarningRaised
+from agent.voice import AudioDevices
 from signaling.errors import CallError
 from signaling.events import CallMessage
 from signaling.identifiers import CallSid, Identity
@@ -46,6 +47,7 @@ class CallCourse(CallEvents):
         custom_parameters: dict[str, str],
         sid: CallSid | None = None,
         early_media: bool = False,
+        audio_devices: AudioDevices | None = None,
     ) -> None:
         super().__init__()
         self.direction = direction
@@ -61,6 +63,7 @@ class CallCourse(CallEvents):
         self._ended_because = ""
         self._lost: set[int] = set()
         self._caller: Identity | None = None
+        self._others: set[Identity] = set()
         self._has_audio = False
         self._tasks = CallTasks(context.spawn)
         self._reports = CallReports(context, direction, lambda: self.sid)
@@ -77,6 +80,7 @@ class CallCourse(CallEvents):
             sleep=context.sleep,
         )
         self._media = self._make_media()
+        self._media.options = MediaOptions(audio_devices=audio_devices or AudioDevices())
 
     @property
     def sid(self) -> CallSid:
@@ -86,6 +90,11 @@ class CallCourse(CallEvents):
     def status(self) -> CallStatus:
         """Where it stands."""
         return self._status
+
+    @property
+    def others(self) -> frozenset[Identity]:
+        """Who else is in it, as far as is known here."""
+        return frozenset(self._others)
 
     @property
     def record(self) -> CallRecord:
@@ -126,6 +135,7 @@ class CallCourse(CallEvents):
     def was_answered(self, caller: Identity | None, others: Sequence[Identity]) -> None:
         """It is on."""
         self._caller = caller
+        self._others.update(others)
         if self.direction is Direction.INCOMING:
             self._emit("accept", self._as_call)
         elif self._context.sound is not None:
@@ -135,10 +145,12 @@ class CallCourse(CallEvents):
 
     def has_joined(self, who: Identity) -> None:
         """Somebody else is in it."""
+        self._others.add(who)
         self._media.add(who, self._caller)
 
     def has_left(self, who: Identity) -> None:
         """Somebody else is not in it any more."""
+        self._others.discard(who)
         self._media.remove(who)
 
     def was_said(self, message: CallMessage) -> None:

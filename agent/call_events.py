@@ -80,7 +80,7 @@ class CallEvents:
     ) -> Unsubscribe: ...
     @overload
     def on(
-        self, event: Literal["digit"], listener: Callable[[str, str], object]
+        self, event: Literal["digit"], listener: Callable[[str | None, str], object]
     ) -> Unsubscribe: ...
     @overload
     def on(self, event: Literal["sample"], listener: Callable[[Sample], object]) -> Unsubscribe: ...
@@ -96,7 +96,8 @@ class CallEvents:
         """Has `listener` called on the event loop at each `event`; what is returned ends that. What
         goes wrong in it is logged and breaks nothing.
 
-        Beyond the seed there is `digit`: somebody (an identity) has pressed a digit.
+        Beyond the seed there is `digit`: somebody has pressed a digit: an identity, or None for one of
+        all `others`, where it came out of a room.
         """
         return self._listeners.add(event, listener)
 

@@ -43,8 +43,6 @@ MAX_PEERS = MESH_USERS - 1
 """Other parties whose sound one device mixes."""
 
 _EARLY_DOCUMENTS = 64
-_TONE_MS, _GAP_MS = 160, 70
-"""As Twilio's client sends them (twilio-voice.js, call.ts)."""
 _SILENCE: Block = np.zeros(BLOCK_FRAMES, np.int16)
 _SILENCE.setflags(write=False)
 
@@ -114,26 +112,18 @@ class CallMedia(CallSound):
 
     def add(self, who: Identity, caller: Identity | None) -> None:
         """One more party is in the call; it may be known already."""
-        known = who in self._peers or who in self._unmixed
-        if not self._begun or known or (who in self._in_room and self._is_in_room):
+        if not self._begun or who in self._peers or who in self._unmixed:
+            return
+        if who in self._in_room and self._is_in_room:
+            self._say_in_room(who)  # it may have said so before it was known to be in the call
             return
         offers = self._me == caller or (who != caller and self._me < who)
         if len(self._peers) >= MAX_PEERS:
             self._unmixed.add(who, waits=offers)
             self._go_to_room()
             return
-        loop = asyncio.get_running_loop()
-        detector = DtmfDetector()
-        source = f"{who} {id(detector)}"
-
-        def heard(block: Block) -> None:
-            self._sound.voice.play(source, block)
-            self.output_meter.take(block)
-            self.remote_stream.publish(block)
-            digit = detector.hear(block)
-            if digit is not None:
-                loop.call_soon_threadsafe(self._news.digit, who, digit)
-
+        source = f"{who} {new_session()}"
+        heard = self._hearing(who, source)
         peer = Peer(
             who,
             offers=offers,
@@ -181,8 +171,10 @@ class CallMedia(CallSound):
 
     def hear_early(self, caller: Identity) -> None:
         """Has the caller heard before the call is accepted."""
-        source = f"{caller} early"
-        self.early_media.hear(caller, lambda block: self._sound.voice.play(source, block))
+        voice, source = self._sound.voice, f"{caller} early {new_session()}"
+        self.early_media.hear(
+            caller, lambda block: voice.play(source, block), lambda: voice.forget(source)
+        )
 
     def _make_early_peer(self, who: Identity, offers: bool, heard: Callable[[Block], None]) -> Peer:
         return Peer(
@@ -217,10 +209,8 @@ class CallMedia(CallSound):
         """
         async with self._dialling:
             for step in dial_steps(digits):
-                ways = [peer.connection for peer in self._up() if peer.connection and step.tones]
-                await asyncio.gather(
-                    *(way.insert_dtmf(step.tones, _TONE_MS, _GAP_MS) for way in ways)
-                )
+                ways = self._up() if step.tones else ()
+                await asyncio.gather(*(way.dial(step.tones) for way in ways))
                 if step.then_wait_s:
                     await self._sleep(step.then_wait_s)
 
@@ -241,6 +231,20 @@ class CallMedia(CallSound):
         self.local_stream.publish(spoken)
         for peer in self._sending:
             peer.send(spoken)
+
+    def _hearing(self, who: Identity | None, source: str) -> Callable[[Block], None]:
+        """What is done with each block heard of a party, or, for None, of the room."""
+        loop, detector = asyncio.get_running_loop(), DtmfDetector()
+
+        def heard(block: Block) -> None:
+            self._sound.voice.play(source, block)
+            self.output_meter.take(block)
+            self.remote_stream.publish(block)
+            digit = detector.hear(block)
+            if digit is not None:
+                loop.call_soon_threadsafe(self._news.digit, who, digit)
+
+        return heard
 
     # The work
 
@@ -274,11 +278,7 @@ class CallMedia(CallSound):
         if self._room is not None:
             return
 
-        def heard(block: Block) -> None:
-            self._sound.voice.play("room", block)
-            self.output_meter.take(block)
-            self.remote_stream.publish(block)
-
+        heard = self._hearing(None, "room")
         self._room = Room(
             self._enter_room,
             connect=self._connect,

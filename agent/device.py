@@ -24,6 +24,7 @@ from agent.link import Link
 from agent.listeners import Listeners, Unsubscribe
 from agent.media_news import MediaTiming
 from agent.sound import Sound
+from agent.voice import AudioDevices
 from broker.session import Incoming
 from signaling.calls import Mode, RejectStatus
 from signaling.device_operations import DeviceInvite
@@ -154,6 +155,7 @@ class Device:
         mode: Mode = Mode.COMMON,
         extended_data: str = "",
         early_media: bool = False,
+        audio_devices: AudioDevices | None = None,
     ) -> Call:
         """Calls somebody, and returns the call at once; it may later fail, and says so.
 
@@ -164,6 +166,7 @@ class Device:
             mode: How long the call lives.
             extended_data: More that the called side is told.
             early_media: Whether the called side may hear this device before it answers.
+            audio_devices: Sound devices in place of the configured ones, as in `AcceptOptions`.
 
         Raises:
             pydantic.ValidationError: nobody can be called so.
@@ -188,6 +191,7 @@ class Device:
             expires_at=self._now() + timedelta(seconds=timeout_s),
             custom_parameters=parameters,
             early_media=early_media,
+            audio_devices=audio_devices,
         )
         call.only_invited = mode is Mode.COMMON
         self._add(call)

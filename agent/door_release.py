@@ -5,6 +5,7 @@ compared in constant time, every one of them each time, and appear in no log, re
 """
 
 import hmac
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -17,6 +18,10 @@ from signaling.identifiers import parse_identity
 DOOR_MESSAGE_TYPE = "door-release"
 DOOR_RESULT_TYPE = "door-release-result"
 """Another type than that of the request, so that two stations never answer one another for ever."""
+
+
+_ONE_OF_SEVERAL = ""
+"""Whose tries are counted where nobody knows who typed: nobody's name."""
 
 
 class DoorMessage(BaseModel):
@@ -86,8 +91,8 @@ class DoorKeeper:
         for tries in self._tries.values():
             tries.typed = ""
 
-    def hear_digit(self, digit: str, party: Party, at: datetime) -> DoorDecision:
-        """What a digit that a party pressed opens.
+    def hear_digit(self, digit: str, parties: Sequence[Party], at: datetime) -> DoorDecision:
+        """What a digit that one of these parties pressed opens.
 
         A code is typed whole, each digit within `digit_timeout_s` of the last. As many digits as the
         longest code without a match are a wrong code; so are fewer that could have been a shorter
@@ -95,7 +100,7 @@ class DoorKeeper:
 
         Args:
             digit: One of `0-9 * #`; anything else is not understood.
-            party: Who pressed it.
+            parties: Who pressed it; of several, who may have: they open what every one of them may.
             at: When.
         """
         if len(digit) != 1 or digit not in "0123456789*#":
@@ -103,11 +108,12 @@ class DoorKeeper:
         codes = {
             name: door.code.get_secret_value()
             for name, door in self.settings.doors.items()
-            if door.code is not None and _may_open(door, party)
+            if door.code is not None and _may_all_open(door, parties)
         }
         if not codes:
             return DoorDecision(Outcome.NOT_ALLOWED)
-        tries = self._tries.setdefault(_name(party), _Tries())
+        name = _name(parties[0]) if len(parties) == 1 else _ONE_OF_SEVERAL
+        tries = self._tries.setdefault(name, _Tries())
         lengths = [len(code) for code in codes.values()]
         self._forget_late(tries, min(lengths), at)
         if tries.wrong >= self.settings.wrong_codes:
@@ -157,6 +163,10 @@ class DoorKeeper:
         tries.typed, tries.wrong, tries.wrong_at = "", tries.wrong + 1, at
         locked = tries.wrong >= self.settings.wrong_codes
         return DoorDecision(Outcome.LOCKED_OUT if locked else Outcome.WRONG_CODE)
+
+
+def _may_all_open(door: DoorRelease, parties: Sequence[Party]) -> bool:
+    return bool(parties) and all(_may_open(door, party) for party in parties)
 
 
 def _may_open(door: DoorRelease, party: Party) -> bool:

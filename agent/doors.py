@@ -4,7 +4,7 @@ Which of them may is `agent.door_release`'s decision; `hardware.door` opens and 
 logged, without digits, and told to who asked.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 import structlog
@@ -94,22 +94,23 @@ class Doors:
             call.on("digit", lambda who, digit: self._hear_digit(call, who, digit))
             call.on("messageReceived", lambda message: self._take_message(call, message))
 
-    def _hear_digit(self, call: Call, who: str, digit: str) -> None:
+    def _hear_digit(self, call: Call, who: str | None, digit: str) -> None:
         if not self._live.now.behaviour.doors:
             return
-        party = _party(call, who)
+        # Out of a room it may be anybody's.
+        parties = [_party(call, one) for one in (sorted(call.others) if who is None else (who,))]
         if not call.signalling.answered:
             decision = DoorDecision(Outcome.NOT_IN_CALL)
         else:
-            decision = self._keeper.hear_digit(digit, party, self._now())
+            decision = self._keeper.hear_digit(digit, parties, self._now())
         decision = self._carry_out(decision)
         last, self._last[call] = self._last.get(call), decision.outcome
         if decision.outcome is Outcome.UNFINISHED:
             return
-        self._log(decision, call, party, by="digits")
+        self._log(decision, call, parties, by="digits")
         is_news = decision.outcome is not Outcome.LOCKED_OUT or last is not Outcome.LOCKED_OUT
         if decision.outcome not in _UNTOLD and is_news:
-            self._tell(decision, call, party)
+            self._tell(decision, call, parties)
 
     def _take_message(self, call: Call, message: Message) -> None:
         if message.message_type != DOOR_MESSAGE_TYPE:
@@ -120,8 +121,8 @@ class Doors:
         else:
             decision = self._keeper.take_message(message.content, party)
         decision = self._carry_out(decision)
-        self._log(decision, call, party, by="message")
-        self._tell(decision, call, party)
+        self._log(decision, call, [party], by="message")
+        self._tell(decision, call, [party])
 
     # What is done
 
@@ -139,23 +140,25 @@ class Doors:
             return DoorDecision(Outcome.FAILED, decision.door)
         return decision
 
-    def _log(self, decision: DoorDecision, call: Call, party: Party, *, by: str) -> None:
+    def _log(
+        self, decision: DoorDecision, call: Call, parties: Sequence[Party], *, by: str
+    ) -> None:
         log.info(
             "door decision",
             outcome=decision.outcome,
             door=decision.door,
             by=by,
-            party=party.identity,
-            verified=party.verified,
+            party=" or ".join(party.identity for party in parties),
+            verified=all(party.verified for party in parties),
             call_sid=call.sid,
         )
 
-    def _tell(self, decision: DoorDecision, call: Call, party: Party) -> None:
+    def _tell(self, decision: DoorDecision, call: Call, parties: Sequence[Party]) -> None:
         try:
             call.send_message(
                 {"door": decision.door, "result": decision.outcome.value},
                 message_type=DOOR_RESULT_TYPE,
-                to=[Identity(parse_identity(party.identity))],
+                to=[Identity(parse_identity(party.identity)) for party in parties],
             )
         except (CallError, InvalidInput) as error:  # they have hung up, or are a server
             log.info("nobody to tell of the door", call_sid=call.sid, error=str(error))

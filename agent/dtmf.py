@@ -20,6 +20,9 @@ from signaling.errors import InvalidInput
 MAX_DIGITS = 128
 PAUSE_S = 0.5
 """What a `w` waits (seed 003, Call.sendDigits)."""
+TONE_MS, TONE_GAP_MS = 160, 70
+"""How long a tone sounds, and the silence after it: as Twilio's client sends them (twilio-voice.js,
+call.ts); both whole blocks."""
 
 _DIGITS = re.compile(r"[0-9*#w]*")
 _STEP = re.compile(r"([0-9*#]*)(w*)")
@@ -78,6 +81,12 @@ def dial_steps(digits: str) -> tuple[DialStep, ...]:
         for run in _STEP.finditer(check_digits(digits))
         if run[0]
     )
+
+
+def tone_frequencies(digit: str) -> tuple[float, float]:
+    """The two frequencies of a digit, `0-9*#`, in Hz (ITU-T Q.23)."""
+    row = next(row for row, keys in enumerate(_KEYS) if digit in keys)
+    return _ROWS_HZ[row], _COLUMNS_HZ[_KEYS[row].index(digit)]
 
 
 class DtmfDetector:

@@ -81,11 +81,13 @@ class EarlyMedia:
         """Who hears this device early."""
         return tuple(self._sessions.values())
 
-    def hear(self, caller: Identity, play: Callable[[Block], None]) -> None:
-        """Asks the caller for its voice, once."""
+    def hear(
+        self, caller: Identity, play: Callable[[Block], None], over: Callable[[], None]
+    ) -> None:
+        """Asks the caller for its voice, once; `over` is called when nothing of it comes any more."""
         if not self._working:
             peer = self._make_peer(caller, True, play)
-            self._start(peer, peer.name_session())
+            self._start(peer, peer.name_session(), over)
 
     def take(self, who: Identity, document: MediaDocument) -> bool:
         """Takes a document, if it is of an early session."""
@@ -96,7 +98,7 @@ class EarlyMedia:
                 return True
             # Nobody is heard before they have answered.
             peer = self._make_peer(who, False, lambda _: None)
-            self._start(peer, document.session)
+            self._start(peer, document.session, lambda: None)
         if peer is None or peer.who != who:
             return False
         peer.take(document)
@@ -109,16 +111,17 @@ class EarlyMedia:
         self._working.clear()
         self._sessions.clear()
 
-    def _start(self, peer: Peer, session: str) -> None:
+    def _start(self, peer: Peer, session: str, over: Callable[[], None]) -> None:
         self._sessions[session] = peer
-        task = self._tasks.start(self._keep(peer, session))
+        task = self._tasks.start(self._keep(peer, session, over))
         if task is not None:
             self._working.add(task)
 
-    async def _keep(self, peer: Peer, session: str) -> None:
+    async def _keep(self, peer: Peer, session: str, over: Callable[[], None]) -> None:
         try:
             await peer.run()
         except CallError as error:
             log.info("no early media", other=peer.who, error=str(error))
         finally:
             self._sessions.pop(session, None)
+            over()

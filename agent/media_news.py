@@ -58,13 +58,13 @@ class MediaNews:
         lost: It went, and does not with anybody now; it is tried to get it back.
         failed: It cannot be with one party, or, for None, with the room of the call; the flag says that
             nobody is left.
-        digit: A party has pressed a digit.
+        digit: A party has pressed a digit; None: it came out of the call's room, whoever pressed it.
     """
 
     connected: Callable[[], None]
     lost: Callable[[], None]
     failed: Callable[[Identity | None, CallError, bool], None]
-    digit: Callable[[Identity, str], None]
+    digit: Callable[[Identity | None, str], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import contextlib
 import structlog
 
 from agent.connection_watch import ConnectionWatch
+from agent.dtmf import TONE_GAP_MS, TONE_MS
 from agent.media.engine import Block, IceCandidate, PeerConnection, PeerListeners, PeerState
 from agent.media_news import Connect, MediaTiming, PeerNews, Say
 from agent.negotiation import Negotiation, Says, new_session
@@ -97,6 +98,11 @@ class Peer:
         connection = self.connection
         if connection is not None:
             connection.send(block)
+
+    async def dial(self, tones: str) -> None:
+        """Sends tones (`0-9*#`), and returns when they are sent. 53405 where it cannot."""
+        if self.connection is not None:
+            await self.connection.insert_dtmf(tones, TONE_MS, TONE_GAP_MS)
 
     async def run(self) -> None:
         """Keeps the sound going both ways until cancelled.

@@ -11,6 +11,7 @@ import structlog
 from pydantic import ValidationError
 
 from agent.call_tasks import CallTasks
+from agent.inband_tones import InbandTones
 from agent.media.engine import Block, PeerConnection
 from agent.media_news import Connect, EnterRoom, MediaTiming, PeerNews, Say
 from agent.negotiation import new_session
@@ -55,6 +56,7 @@ class Room:
         self._sleep = sleep
         self._peer: Peer | None = None
         self._came = False
+        self._tones = InbandTones()
 
     @property
     def connection(self) -> PeerConnection | None:
@@ -80,7 +82,17 @@ class Room:
         """Sends one block of this device's voice. Any one thread may call it."""
         peer = self._peer
         if peer is not None:
-            peer.send(block)
+            peer.send(self._tones.replace(block))
+
+    async def dial(self, tones: str) -> None:
+        """Says tones (`0-9*#`) in place of the voice, and returns when they are said.
+
+        Raises:
+            CallError: 53405, the way to the room is lost just now.
+        """
+        if not self.is_connected:
+            raise CallError(53405, "the digits were not sent: the way to the call's room is lost")
+        await self._tones.say(tones)
 
     async def run(self) -> None:
         """Stays in the room until cancelled.

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from agent.media.engine import Block, IceServer, MediaEngine
 from agent.voice import AudioDevices, OnBlock, Voice
+from signaling.errors import CallError
 
 IceServers = Callable[[], Awaitable[Sequence[IceServer]]]
 
@@ -34,7 +35,7 @@ class Sound:
         self._make_engine = engine
         self._engine: MediaEngine | None = None
         self._users: tuple[OnBlock, ...] = ()
-        self._is_open = False
+        self._devices: AudioDevices | None = None
         self._turn = asyncio.Lock()
 
     @property
@@ -45,24 +46,29 @@ class Sound:
         return self._engine
 
     async def attach(self, on_captured: OnBlock, devices: AudioDevices) -> None:
-        """Has `on_captured` called with each block of the microphone: of these devices, unless another
-        call has opened others already.
+        """Has `on_captured` called with each block of the microphone.
+
+        The devices are the card's, not the call's: what the first call names holds until the last call
+        has ended, and a call that names none uses it too.
 
         Raises:
-            CallError: 53400, there is no sound card that works.
+            CallError: 53400, there is no sound card that works, no such device, or other devices are in
+                use by another call.
         """
         async with self._turn:
-            if not self._is_open:
+            if self._devices is None:
                 await self.voice.open(self._captured, devices)
-                self._is_open = True
+                self._devices = devices
+            elif not self._devices.serve(devices):
+                raise CallError(53400, _in_use(devices, self._devices))
             self._users = (*self._users, on_captured)
 
     async def detach(self, on_captured: OnBlock) -> None:
         """Ends that."""
         async with self._turn:
             self._users = tuple(user for user in self._users if user != on_captured)
-            if not self._users and self._is_open:
-                self._is_open = False
+            if not self._users and self._devices is not None:
+                self._devices = None
                 await self.voice.close()
 
     async def close(self) -> None:
@@ -74,3 +80,14 @@ class Sound:
     def _captured(self, block: Block) -> None:
         for user in self._users:
             user(block)
+
+
+def _in_use(wanted: AudioDevices, used: AudioDevices) -> str:
+    def told(devices: AudioDevices) -> str:
+        names = (f"{which} {name!r}" for which, name in devices.named.items())
+        return " and ".join(names) or "the configured devices"
+
+    return (
+        f"another call uses {told(used)}, and this one names {told(wanted)}: end the other call first, "
+        "or name no devices"
+    )

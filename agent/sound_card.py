@@ -41,6 +41,8 @@ class SoundCard:
         recorder: Recorder | None = None,
         initialise: Initialise = initialise_pyaudio,
     ) -> None:
+        self._settings = settings
+        self._devices = AudioDevices()
         self._sound = Sound(
             settings, on_fault=self._take_fault, recorder=recorder, initialise=initialise
         )
@@ -59,8 +61,10 @@ class SoundCard:
         return self._sound.fault
 
     def use(self, settings: AudioSettings) -> None:
-        """Has these settings in force; a voice that is open goes on without a gap."""
-        self._sound.use(settings)
+        """Has these settings in force; a voice that is open goes on without a gap, on the devices that
+        it was opened with."""
+        self._settings = settings
+        self._sound.use(settings.model_copy(update=self._devices.named))
 
     async def run(self) -> None:
         """Keeps the card's streams as they are needed, and starts tones, until cancelled."""
@@ -69,20 +73,24 @@ class SoundCard:
             tasks.create_task(self._follow_tone())
 
     async def open(self, on_captured: OnBlock, devices: AudioDevices) -> None:
-        """Starts microphone and speaker.
+        """Starts microphone and speaker: these devices until `close`, and for tones too.
 
         Raises:
-            CallError: 53400, there is no sound device that works; says what to do.
+            CallError: 53400, there is no such sound device, or it does not work; says what to do.
         """
-        if devices != AudioDevices():
-            log.warning("the configured sound devices are used", asked_for=devices)
+        self._choose(devices)
         self._voice = self._sound.open_voice(on_captured)
+        flows = False
         try:
             async with asyncio.timeout(_OPENS_WITHIN_S):
                 await self._sound.flowing()
+            flows = True
         except TimeoutError:
-            await self.close()
-            raise CallError(53400, self._sound.fault or "the sound device does not start") from None
+            reason = self._sound.fault or "the sound device does not start"
+            raise CallError(53400, reason) from None
+        finally:
+            if not flows:
+                await self.close()
 
     def play(self, source: str, block: Block) -> None:
         """Plays the next block of a source. Any one thread for each."""
@@ -100,7 +108,8 @@ class SoundCard:
             self._sound.remove_source(drifting)
 
     async def close(self) -> None:
-        """Stops both."""
+        """Stops both, and has the configured devices in force again."""
+        self._choose(AudioDevices())
         voice, self._voice = self._voice, None
         if voice is not None:
             voice.close()
@@ -127,6 +136,10 @@ class SoundCard:
         self._tone = None
         self._tone_changed.set()
         self._sound.stop_tone()
+
+    def _choose(self, devices: AudioDevices) -> None:
+        self._devices = devices
+        self.use(self._settings)
 
     def _take_fault(self, fault: str | None) -> None:
         happened, over = (

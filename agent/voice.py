@@ -8,6 +8,7 @@ from typing import Protocol
 import structlog
 
 from agent.media.engine import Block
+from signaling.errors import InvalidInput
 
 log = structlog.get_logger(__name__)
 
@@ -27,10 +28,31 @@ class Tone(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AudioDevices:
-    """Which sound devices are used, by name or index; None: the configured ones."""
+    """Which sound devices are used, by index, or by name or a part of it, as `config.audio` names them;
+    None: the configured ones.
+
+    Raises:
+        InvalidInput: a name is empty, and so a part of every name.
+    """
 
     input_device: str | int | None = None
     output_device: str | int | None = None
+
+    def __post_init__(self) -> None:
+        if "" in (self.input_device, self.output_device):
+            raise InvalidInput(
+                "name a sound device as `bellwire doctor audio` lists it, or give None"
+            )
+
+    @property
+    def named(self) -> dict[str, str | int]:
+        """Those that are named, under the names of their settings."""
+        both = {"input_device": self.input_device, "output_device": self.output_device}
+        return {which: name for which, name in both.items() if name is not None}
+
+    def serve(self, wanted: "AudioDevices") -> bool:
+        """Whether these, in use, are what another call wants: it names the same, or leaves it open."""
+        return wanted.named.items() <= self.named.items()
 
 
 class Voice(Protocol):
@@ -39,7 +61,7 @@ class Voice(Protocol):
 
     async def open(self, on_captured: OnBlock, devices: AudioDevices) -> None:
         """Starts both; `on_captured` is called with each block of the microphone, from any one
-        thread, and must not block. CallError 53400 where there is no such sound device."""
+        thread, and must not block. CallError 53400 where there is no such sound device, or it is in use."""
         ...
 
     def play(self, source: str, block: Block) -> None:
@@ -51,7 +73,7 @@ class Voice(Protocol):
         ...
 
     async def close(self) -> None:
-        """Stops both. They may be stopped already."""
+        """Stops both; then the configured devices are in force again. They may be stopped already."""
         ...
 
     async def failed(self) -> str:

@@ -1,8 +1,10 @@
 """A browser as a peer: headless Chromium, driven by playwright. Nothing leaves the machine."""
 
 import base64
+import wave
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 from playwright.async_api import Browser, Page, Route, async_playwright
 
 from agent.media.engine import IceCandidate
+from tests.docs.documents import ROOT, blocks
 
 _FLAGS = (
     "--no-sandbox",
@@ -123,8 +126,7 @@ class ChromiumPeer:
 
     async def heard(self) -> NDArray[np.int16]:
         """All it has heard so far: 48 kHz, mono."""
-        encoded = cast("str", await self._page.evaluate("hearing()"))
-        return np.frombuffer(base64.b64decode(encoded), np.int16)
+        return await heard_in(self._page)
 
     async def evaluate(self, script: str) -> Any:  # noqa: ANN401 - whatever JavaScript gives
         """What an expression gives in the page; `peer` is the RTCPeerConnection."""
@@ -154,3 +156,59 @@ async def chromium_peer(browser: Browser) -> ChromiumPeer:
     await page.route("**/*", answer)
     await page.goto(_ADDRESS)
     return ChromiumPeer(page)
+
+
+_HEARING = """
+const heard = [];
+function play(stream) {
+  const player = new Audio(); // Chromium decodes a remote track only while something plays it.
+  player.srcObject = stream;
+  player.muted = true;
+  player.play();
+  const [track] = stream.getAudioTracks();
+  const reader = new MediaStreamTrackProcessor({track}).readable.getReader();
+  (async () => {
+    for (let read = await reader.read(); !read.done; read = await reader.read()) {
+      const mono = new Float32Array(read.value.numberOfFrames);
+      read.value.copyTo(mono, {planeIndex: 0, format: "f32-planar"});
+      heard.push(mono);
+      read.value.close();
+    }
+  })();
+}
+function hearing() {
+  const all = new Int16Array(heard.reduce((size, block) => size + block.length, 0));
+  let filled = 0;
+  for (const block of heard) for (const sample of block) all[filled++] = sample * 32767;
+  const bytes = new Uint8Array(all.buffer);
+  let text = "";
+  for (let at = 0; at < bytes.length; at += 32768)
+    text += String.fromCharCode(...bytes.subarray(at, at + 32768));
+  return btoa(text);
+}
+"""
+
+
+async def open_page(page: Page, relay: str, *scripts: str) -> None:
+    """A page of the relay's own origin, with the examples of the documents in it, a `play` that keeps
+    what it is given for `heard_in`, and these scripts."""
+    await page.goto(f"{relay}/.well-known/jwks.json")
+    documents = (ROOT / "docs" / name for name in ("websocket.md", "media.md"))
+    examples = (block.text for path in documents for block in blocks(path) if block.kind == "js")
+    for script in (*examples, _HEARING, *scripts):
+        await page.add_script_tag(content=script)
+
+
+async def heard_in(page: Page) -> NDArray[np.int16]:
+    """All that a page of `open_page` has heard so far: 48 kHz, mono."""
+    encoded = cast("str", await page.evaluate("hearing()"))
+    return np.frombuffer(base64.b64decode(encoded), np.int16)
+
+
+def write_wav(path: Path, sound: NDArray[np.int16]) -> None:
+    """For `--use-file-for-fake-audio-capture`: 48 kHz, mono."""
+    with wave.open(str(path), "wb") as wav:
+        wav.setnchannels(1)
+        wav.setsampwidth(2)
+        wav.setframerate(48_000)
+        wav.writeframes(sound.tobytes())

@@ -78,6 +78,7 @@ class Sound:
         self._voices: tuple[Voice, ...] = ()
         self._tone: Source | None = None
         self._changed = asyncio.Event()
+        self._settled: tuple[AudioSettings, tuple[bool, bool]] | None = None
         self._flowing = asyncio.Condition()
         self._streams = Streams(settings, self.mixer, self._deliver, recorder, initialise)
 
@@ -106,16 +107,15 @@ class Sound:
         failures = 0
         while True:
             self._changed.clear()
-            wants_input, wants_output = self._wants()
-            fault = await loop.run_in_executor(
-                blocking, self._streams.settle, self.settings, wants_input, wants_output
-            )
+            settings, wants = self.settings, self._wants()
+            fault = await loop.run_in_executor(blocking, self._streams.settle, settings, *wants)
+            self._settled = settings, wants
             self._tell(fault)
             failures = failures + 1 if fault else 0
-            if self._streams.is_flowing:
+            if self._is_flowing:
                 async with self._flowing:
                     self._flowing.notify_all()
-            if not (wants_input or wants_output):
+            if not any(wants):
                 await self._changed.wait()
                 continue
             pause_s = _RETRY_S[min(failures, len(_RETRY_S)) - 1] if failures else _CHECKED_EVERY_S
@@ -126,9 +126,16 @@ class Sound:
                     await self._changed.wait()
 
     async def flowing(self) -> None:
-        """Waits until every stream that is needed has begun to flow."""
+        """Waits until every stream that is needed now, on the devices that are set now, has begun to
+        flow."""
         async with self._flowing:
-            await self._flowing.wait_for(lambda: self._streams.is_flowing)
+            await self._flowing.wait_for(lambda: self._is_flowing)
+
+    @property
+    def _is_flowing(self) -> bool:
+        # What rang a moment ago flows, and says nothing of the microphone that is to be opened.
+        is_settled = self._settled == (self.settings, self._wants())
+        return is_settled and self._streams.is_flowing
 
     @property
     def input_db(self) -> float:

@@ -23,18 +23,20 @@ from agent.media.engine import (
     IceCandidate,
     IceServer,
     MediaEngine,
+    MediaStats,
     PeerConnection,
     PeerListeners,
 )
 from agent.media_news import MediaTiming
 from agent.sound import Sound
-from agent.voice import AudioDevices, OnBlock, Tone
+from agent.voice import AudioDevices, OnBlock, Tone, Voice
 from broker.address import BrokerAddress, parse_broker_url
 from config.agent import AgentSettings
 from signaling.errors import CallError
 from signaling.identifiers import DeviceId, Identity
 from tests.agent.udp_wire import UdpWire
 from tests.conftest import PATIENCE_S, register_station
+from tests.hardware.conftest import VirtualTime
 from tests.speech import RATE_HZ, fraction_heard, say
 from tests.speech import Sound as Samples
 from tests.system.scene import Record
@@ -57,18 +59,23 @@ class ArrayVoice:
     plays; paced by a thread of its own, as a real one is."""
 
     def __init__(self, says: Samples) -> None:
-        whole = len(says) // BLOCK_FRAMES * BLOCK_FRAMES
-        self._blocks = says[:whole].reshape(-1, BLOCK_FRAMES)
+        self.say(says)
         self.heard: dict[str, list[Block]] = {}
         self.tones: list[tuple[Tone, float] | None] = []
         self.broken = False
         self.gone, self.there = asyncio.Event(), asyncio.Event()
         self.there.set()
         self.opened: list[AudioDevices] = []
+        self.forgotten = Record()
         self._played = 0
         self._wanted: list[tuple[int, Callable[[], object]]] = []
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+
+    def say(self, says: Samples) -> None:
+        """Has the microphone hear this from now on."""
+        whole = len(says) // BLOCK_FRAMES * BLOCK_FRAMES
+        self._blocks = says[:whole].reshape(-1, BLOCK_FRAMES)
 
     @property
     def is_open(self) -> bool:
@@ -92,7 +99,7 @@ class ArrayVoice:
                 wanted[1]()
 
     def forget(self, source: str) -> None:
-        pass
+        self.forgotten.note(source)
 
     async def close(self) -> None:
         thread, self._thread = self._thread, None
@@ -141,7 +148,8 @@ class ArrayVoice:
     def _pace(self, on_captured: OnBlock) -> None:
         began, number = time.monotonic(), 0
         while not self._stop.wait(max(0.0, began + number / 100 - time.monotonic())):
-            on_captured(self._blocks[number % len(self._blocks)])
+            blocks = self._blocks
+            on_captured(blocks[number % len(blocks)])
             number += 1
 
 
@@ -157,6 +165,8 @@ class Switchboard:
         """The TURN server through which alone it can be reached."""
         self.spoil: Callable[[str], str] = lambda sdp: sdp
         """What is done to its offers and answers."""
+        self.clock: Callable[[], float] | None = None
+        """The time, in seconds, of what its connections count, in place of their own."""
 
     def connect(self, ice_servers: Sequence[IceServer], listeners: PeerListeners) -> PeerConnection:
         if self.wire is not None:
@@ -183,7 +193,7 @@ def _relayed_only(tell: Callable[[IceCandidate], None]) -> Callable[[IceCandidat
 
 
 class _Spoiled:
-    """A connection whose descriptions go through its switchboard's hands."""
+    """A connection whose descriptions and figures go through its switchboard's hands."""
 
     def __init__(self, connection: PeerConnection, board: Switchboard) -> None:
         self._connection = connection
@@ -194,6 +204,10 @@ class _Spoiled:
 
     async def accept_offer(self, sdp: str) -> str:
         return self._board.spoil(await self._connection.accept_offer(sdp))
+
+    async def stats(self) -> MediaStats:
+        stats, clock = await self._connection.stats(), self._board.clock
+        return stats if clock is None else replace(stats, timestamp_s=clock())
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - all else is the connection's own
         return getattr(self._connection, name)
@@ -275,8 +289,11 @@ async def talker(
     settings: AgentSettings | None = None,
     call_waiting: bool = False,
     wired: bool = False,
+    card: Voice | None = None,
+    time: VirtualTime | None = None,
 ) -> AsyncIterator[Talker]:
-    """A device at work; with nothing to say it has no sound."""
+    """A device at work; with nothing to say it has no sound. `card` is one in place of arrays, `time` is
+    that of its calls' timers and measurements."""
     settings = settings or await register_station(http, name, identity=identity)
     link = Link(address or address_of(settings), DeviceId(settings.device_id))
     voice = ArrayVoice(np.zeros(BLOCK_FRAMES, np.int16) if says is None else says)
@@ -287,9 +304,10 @@ async def talker(
 
         board.append(Switchboard(WrtcEngine(allow_loopback=True)))
         board[0].wire = UdpWire() if wired else None
+        board[0].clock = None if time is None else time.clock
         return board[0]
 
-    sound = None if says is None else Sound(engine, voice)
+    sound = None if says is None else Sound(engine, card or voice)
     device = Device(
         Identity(settings.identity),
         DeviceId(settings.device_id),
@@ -298,6 +316,7 @@ async def talker(
         sound=sound,
         timing=timing,
         call_waiting=call_waiting,
+        sleep=asyncio.sleep if time is None else time.sleep,
     )
     async with asyncio.TaskGroup() as tasks:
         working = [tasks.create_task(device.run()), tasks.create_task(link.run())]

@@ -214,25 +214,25 @@ DOORS = {
 
 
 class Keypad:
-    """A party that presses digits half a second apart."""
+    """A party that presses digits half a second apart; of several, any one."""
 
-    def __init__(self, keeper: DoorKeeper, party: Party = ALICE) -> None:
+    def __init__(self, keeper: DoorKeeper, *parties: Party) -> None:
         self.keeper = keeper
-        self.party = party
+        self.parties = parties
         self.at = SATURDAY_NOON
 
     def press(self, digits: str) -> DoorDecision:
         for digit in digits:
             self.at += timedelta(seconds=0.5)
-            decision = self.keeper.hear_digit(digit, self.party, self.at)
+            decision = self.keeper.hear_digit(digit, self.parties, self.at)
         return decision
 
     def wait(self, seconds: float) -> None:
         self.at += timedelta(seconds=seconds)
 
 
-def keypad(party: Party = ALICE, **members: Any) -> Keypad:  # noqa: ANN401
-    return Keypad(DoorKeeper(behaving(**{"doors": DOORS, **members})), party)
+def keypad(*parties: Party, **members: Any) -> Keypad:  # noqa: ANN401
+    return Keypad(DoorKeeper(behaving(**{"doors": DOORS, **members})), *(parties or (ALICE,)))
 
 
 def test_the_right_code_opens_its_own_door() -> None:
@@ -287,6 +287,27 @@ def test_one_partys_wrong_codes_lock_out_no_other() -> None:
     assert Keypad(keys.keeper, Party("bob", verified=True)).press("4711").door == "front"
 
 
+def test_a_digit_that_may_be_anybodys_opens_what_all_of_them_may_open() -> None:
+    bob = Party("bob", verified=True)
+    assert keypad(ALICE, bob).press("90").door == "yard"
+    assert all(keypad(ALICE, bob).press(digit).door is None for digit in "4711")
+    assert keypad(ALICE, bob, EVE).press("90") == DoorDecision(Outcome.NOT_ALLOWED)
+    doors = {"front": {**DOORS["front"], "callers": ["alice", "bob"]}}
+    assert keypad(ALICE, bob, doors=doors).press("4711").door == "front"
+    unverified = (SOMEBODY_LIKE_ALICE, bob)
+    assert keypad(*unverified, doors=doors).press("4711").outcome is Outcome.NOT_ALLOWED
+    nobody = DoorKeeper(behaving(doors=DOORS)).hear_digit("9", [], SATURDAY_NOON)
+    assert nobody == DoorDecision(Outcome.NOT_ALLOWED)
+
+
+def test_wrong_codes_that_may_be_anybodys_lock_out_no_one_of_them() -> None:
+    doors = {"front": {**DOORS["front"], "callers": ["alice", "bob"]}}
+    keys = keypad(ALICE, Party("bob", verified=True), doors=doors, wrong_codes=1)
+    assert keys.press("0000").outcome is Outcome.LOCKED_OUT
+    assert keys.press("4711").outcome is Outcome.LOCKED_OUT
+    assert Keypad(keys.keeper, ALICE).press("4711").door == "front"
+
+
 def test_a_shorter_code_tried_and_left_counts_as_wrong() -> None:
     keys = keypad(wrong_codes=2)
     for code in ("11", "12"):
@@ -317,7 +338,7 @@ def test_a_door_opens_for_its_code_alone(digits: str) -> None:
 @pytest.mark.parametrize("digit", ["", "a", "12", "٤", "w"])
 def test_what_is_no_digit_is_not_taken_for_one(digit: str) -> None:
     keeper = keypad().keeper
-    assert keeper.hear_digit(digit, ALICE, SATURDAY_NOON).outcome is Outcome.NOT_UNDERSTOOD
+    assert keeper.hear_digit(digit, [ALICE], SATURDAY_NOON).outcome is Outcome.NOT_UNDERSTOOD
 
 
 def test_nothing_that_is_typed_can_be_seen() -> None:

@@ -1,5 +1,6 @@
 """Hearing digits: what counts as a press, at which levels and frequencies, and what does not."""
 
+import asyncio
 import subprocess
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from agent.dtmf import MAX_DIGITS, DialStep, DtmfDetector, check_digits, dial_steps
+from agent.inband_tones import InbandTones
 from agent.media.engine import BLOCK_FRAMES, SAMPLE_RATE_HZ
 from signaling.errors import InvalidInput
 
@@ -63,6 +65,29 @@ def heard(*sounds: Sound) -> str:
 def test_each_digit_is_heard_once_however_long_it_is_pressed(digit: str) -> None:
     assert heard(silence(35), tone(digit, 40)) == digit
     assert heard(tone(digit, 3000)) == digit
+
+
+async def test_digits_said_in_place_of_a_voice_are_heard_and_then_the_voice_goes_on() -> None:
+    tones, voice = InbandTones(), np.full(BLOCK_FRAMES, 5000, np.int16)
+    assert tones.replace(voice) is voice
+    saying = asyncio.create_task(tones.say(ALL_DIGITS + "11"))
+    await asyncio.sleep(0)
+    detector, digits = DtmfDetector(), ""
+    while (block := tones.replace(voice)) is not voice:
+        digits += detector.hear(block) or ""
+    await saying
+    assert digits == ALL_DIGITS + "11"
+
+
+async def test_digits_that_are_given_up_are_said_no_further() -> None:
+    tones, voice = InbandTones(), np.full(BLOCK_FRAMES, 5000, np.int16)
+    saying = asyncio.create_task(tones.say("123"))
+    await asyncio.sleep(0)
+    assert tones.replace(voice) is not voice
+    saying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await saying
+    assert tones.replace(voice) is voice
 
 
 @settings(max_examples=60, deadline=None)

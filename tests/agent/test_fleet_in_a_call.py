@@ -134,7 +134,7 @@ async def test_nobody_hears_that_a_device_is_configured_during_a_call(
         gaps = []
         while len(gaps) < _TRIES and not any(gap <= 1 for gap in gaps):
             listening = asyncio.create_task(desk.hears(300))
-            for settings in (CHANGE, {}, CHANGE, {}):
+            for settings in ({}, CHANGE) if gaps else (CHANGE, {}, CHANGE):
                 revision += 1
                 for device in (lobby, desk):
                     await configure(operator, device, settings, revision)
@@ -142,7 +142,6 @@ async def test_nobody_hears_that_a_device_is_configured_during_a_call(
         assert min(gaps) <= 1, gaps
 
         for device in (lobby, desk):
-            await configure(operator, device, CHANGE, revision + 1)
             now, file = device.agent.live.now, device.agent.settings
             assert (now.audio.speaker_volume, now.audio.processing.gain_control) == (0.7, True)
             assert (now.log_level, len(now.behaviour.quiet_hours)) == ("warning", 1)

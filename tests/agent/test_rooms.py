@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -12,17 +13,28 @@ import pytest
 import pytest_asyncio
 
 from agent.call import Call, CallStatus
+from agent.doors import Doors
+from agent.live_settings import LiveSettings
 from agent.media_news import MediaTiming
 from bellwire.relay_process import RelayProcess
+from config.agent import ConfigurableSettings
+from hardware.door import DoorRelease
+from hardware.panel import Panel
+from hardware.simulated import SimulatedPins
+from tests.agent.post import settings_of
 from tests.agent.talking import QUICK, Talker, heard, talker
 from tests.conftest import PATIENCE_S, register_station
 from tests.janus import SECRET, RunningJanus, janus, needs_janus
 from tests.speech import RATE_HZ, Sound, fraction_heard, say
+from tests.system.scene import Record
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 HELLO, THANKS = say("Hello, is anybody there?", "en"), say("Thank you very much", "en+f3")
 SAYS = (HELLO, THANKS, THANKS, THANKS, THANKS, THANKS)
+DIGIT_TIMEOUT_S = 2
+WHOLE = [(None, digit) for digit in "47#"]
+SILENT = ("v", "w", "x", "y")
 HASTY, PATIENT = replace(QUICK, give_up_s=0.5), replace(QUICK, give_up_s=60)
 
 
@@ -75,15 +87,18 @@ async def house(
 @asynccontextmanager
 async def in_a_room(http: httpx.AsyncClient, timing: MediaTiming) -> AsyncIterator[House]:
     """Two who talk, in the room of a call of six."""
-    silent = ("v", "w", "x", "y")
-    for who in silent:
-        await register_station(http, who)
     async with house(http, 2, timing) as here:
-        await here.ring(*silent)
-        await here.accept(1)
-        await here.has_accepted_silently(*silent)
-        await both_hear_in_room(here)
+        await meet_in_room(here)
         yield here
+
+
+async def meet_in_room(here: House) -> None:
+    for who in SILENT:
+        await register_station(here.http, who)
+    await here.ring(*SILENT)
+    await here.accept(1)
+    await here.has_accepted_silently(*SILENT)
+    await both_hear_in_room(here)
 
 
 async def both_hear_in_room(here: House) -> None:
@@ -191,6 +206,77 @@ async def test_a_call_finds_its_room_again_when_janus_was_away(
             await talking.until(call, "reconnected")
         await both_hear_in_room(here)
         assert sorted((await bridge.rooms()).values()) == [2]
+
+
+@needs_janus
+async def test_digits_pressed_in_a_room_open_a_door_that_all_who_are_in_it_may_open(
+    http: httpx.AsyncClient,
+) -> None:
+    async with house(http, 2) as here:
+        station, visitor = here.talkers
+        async with door_of(station, callers=SILENT) as (door, live):
+            await meet_in_room(here)
+            call, answered = here.calls
+            assert call.others == {"a", *SILENT}
+            for end in here.calls:
+                end.mute()
+            await dial(answered, station.told[id(call)])
+            assert not door.is_open, "any of these may have pressed them"
+            live.take(guarded(("a", *SILENT)))
+            await dial(answered, station.told[id(call)])
+            assert door.is_open
+            released = {"door": "front", "result": "released"}
+            await visitor.told[id(answered)].until(
+                lambda it: it[0] == "messageReceived" and it[1].content == released, "the result"
+            )
+            assert "digit" not in visitor.names(answered)
+            for leaving in here.calls:
+                leaving.disconnect()
+
+
+async def dial(call: Call, there: Record) -> None:
+    """Presses 47# until that is what came out of the room: a busy machine tears tones up."""
+
+    def heard_since(number: int) -> list[tuple[str | None, str]]:
+        return [it[1:] for it in there.noted[number:] if it[0] == "digit"]
+
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            before = len(there.noted)
+            call.send_digits("47w#")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(2 * DIGIT_TIMEOUT_S):
+                    await there.until(
+                        lambda it, since=before: it[0] == "digit" and heard_since(since) == WHOLE,
+                        "47#",
+                    )
+                    return
+
+
+def guarded(callers: Sequence[str]) -> ConfigurableSettings:
+    """A door for these, by a code."""
+    doors = {"front": {"callers": list(callers), "code": "47#"}}
+    return settings_of(
+        behaviour={"doors": doors, "digit_timeout_s": DIGIT_TIMEOUT_S, "wrong_codes": 10}
+    )
+
+
+@asynccontextmanager
+async def door_of(
+    station: Talker, callers: Sequence[str]
+) -> AsyncIterator[tuple[DoorRelease, LiveSettings]]:
+    """A door at this station, which opens for these."""
+    live = LiveSettings(guarded(callers))
+    with SimulatedPins(live.now.panel) as pins:
+        panel = Panel(live.now.panel, pin_factory=pins)
+        Doors(live, station.device, panel, now=lambda: datetime.now(UTC))
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(panel.run())
+            await panel.ready()
+            assert panel.door is not None
+            yield panel.door, live
+            running.cancel()
+        panel.close()
 
 
 async def test_without_janus_five_talk_on_and_the_sixth_is_told_why_not(tmp_path: Path) -> None:

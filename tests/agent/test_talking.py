@@ -250,14 +250,30 @@ async def test_a_ringing_device_hears_a_caller_who_allows_it_and_is_not_heard_it
     await heard(inside, "front", FRONT)
     assert (call.status(), invite.call.status()) == (CallStatus.RINGING, CallStatus.PENDING)
     assert not front.voice.heard
+    (early,) = inside.voice.heard
     answered = invite.accept()
     await inside.until(answered, "audio")
+    await inside.voice.forgotten.until(lambda source: source == early, "the end of the early sound")
+    assert inside.voice.is_open
     await heard(front, "desk", DESK)
     inside.voice.heard.clear()
     await heard(inside, "front", FRONT)
     assert len(inside.voice.heard) == 1
     call.disconnect()
     await inside.until(answered, "disconnect")
+
+
+async def test_who_was_heard_early_is_forgotten_when_the_call_is_given_up(
+    front: Talker, inside: Talker
+) -> None:
+    call = front.device.connect("desk", early_media=True)
+    invite = await inside.invited()
+    assert invite.hear_early_media()
+    await heard(inside, "front", FRONT)
+    (early,) = inside.voice.heard
+    call.disconnect()
+    await inside.until(invite.call, "cancel")
+    await inside.voice.forgotten.until(lambda source: source == early, "the end of the early sound")
 
 
 async def test_who_does_not_allow_it_is_not_heard_early(front: Talker, inside: Talker) -> None:

@@ -1,7 +1,8 @@
 """A network that can be cut, under real WebRTC: every candidate that leaves is that of a NAT of ours,
-which drops all packets while the wire is cut."""
+which drops all packets while the wire is cut, and some while it is bad."""
 
 import asyncio
+import random
 from collections.abc import Callable
 
 from agent.media.engine import IceCandidate, PeerListeners
@@ -12,6 +13,9 @@ class UdpWire:
 
     def __init__(self) -> None:
         self.is_cut = False
+        self.loss = 0.0
+        """The share of the packets that is lost each way."""
+        self._chance = random.Random(4)  # noqa: S311 - of a test
         self._nats: list[_Nat] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -26,6 +30,10 @@ class UdpWire:
     def close(self) -> None:
         for nat in self._nats:
             nat.close()
+
+    def takes_one(self) -> bool:
+        """Whether a packet comes through."""
+        return not self.is_cut and self._chance.random() >= self.loss
 
     def _translate(self, found: IceCandidate, tell: Callable[[IceCandidate], None]) -> None:
         parts = found.candidate.split()
@@ -65,7 +73,7 @@ class _Nat(asyncio.DatagramProtocol):
         return port
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        if self._wire.is_cut:
+        if not self._wire.takes_one():
             return
         sender = self._senders.get(addr)
         if sender is not None:
@@ -83,7 +91,7 @@ class _Nat(asyncio.DatagramProtocol):
         )
 
     def send_back(self, data: bytes, addr: tuple[str, int]) -> None:
-        if not self._wire.is_cut and self._public is not None:
+        if self._wire.takes_one() and self._public is not None:
             self._public.sendto(data, addr)
 
     def close(self) -> None:

@@ -2,26 +2,22 @@
 relay. What espeak-ng says into one end's microphone has to come out of the other end's speaker."""
 
 import asyncio
-import base64
 import json
 import stat
 import tempfile
 import wave
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pytest
 import pytest_asyncio
-from playwright.async_api import Page
 
 from bench.agent_call import AgentStage, agent_stage
 from bench.pulse_server import PulseServer
 from bench.pulse_server import Samples as WireSamples
-from tests.chromium import chromium
+from tests.chromium import chromium, heard_in, open_page, write_wav
 from tests.conftest import PATIENCE_S
-from tests.docs.documents import ROOT, blocks
 from tests.speech import RATE_HZ, Sound, fraction_heard, say
 from tests.system.web_phone import web_phone, web_token
 
@@ -108,33 +104,6 @@ async def test_two_agent_processes_hear_each_other_both_at_once(
 
 
 PHONE = """
-const heard = [];
-function play(stream) {
-  const player = new Audio(); // Chromium decodes a remote track only while something plays it.
-  player.srcObject = stream;
-  player.muted = true;
-  player.play();
-  const [track] = stream.getAudioTracks();
-  const reader = new MediaStreamTrackProcessor({track}).readable.getReader();
-  (async () => {
-    for (let read = await reader.read(); !read.done; read = await reader.read()) {
-      const mono = new Float32Array(read.value.numberOfFrames);
-      read.value.copyTo(mono, {planeIndex: 0, format: "f32-planar"});
-      heard.push(mono);
-      read.value.close();
-    }
-  })();
-}
-function hearing() {
-  const all = new Int16Array(heard.reduce((size, block) => size + block.length, 0));
-  let filled = 0;
-  for (const block of heard) for (const sample of block) all[filled++] = sample * 32767;
-  const bytes = new Uint8Array(all.buffer);
-  let text = "";
-  for (let at = 0; at < bytes.length; at += 32768)
-    text += String.fromCharCode(...bytes.subarray(at, at + 32768));
-  return btoa(text);
-}
 let state = "idle", talking;
 async function beReady(token, deviceId) {
   const microphone = await navigator.mediaDevices.getUserMedia({audio: {
@@ -169,7 +138,7 @@ async def test_an_agent_process_and_a_browser_hear_each_other(
     token = await web_token(stage.client, "browser-1", "browser")
     async with chromium(f"--use-file-for-fake-audio-capture={microphone}") as browser:
         page = await browser.new_page()
-        await open_page(page, stage.client.url)
+        await open_page(page, stage.client.url, PHONE)
         assert (
             await page.evaluate("([token, id]) => beReady(token, id)", [token, "browser-1"]) == 200
         )
@@ -178,30 +147,12 @@ async def test_an_agent_process_and_a_browser_hear_each_other(
 
         async def agent_speaks() -> tuple[tuple[Sound, Sound], ...]:
             wire = await pulse.play_and_record({"a": on_wire(np.tile(FRONT, 2))})
-            encoded = cast("str", await page.evaluate("hearing()"))
-            in_page = np.frombuffer(base64.b64decode(encoded), np.int16)
+            in_page = await heard_in(page)
             return (FRONT, in_page[-10 * RATE_HZ :]), (DESK, from_wire(wire["a_speaker"]))
 
         await until_understood(agent_speaks)
         stage.press("a", "h")
         await page.wait_for_function("state === 'ended'", timeout=1000 * PATIENCE_S)
-
-
-async def open_page(page: Page, relay: str) -> None:
-    """A page of the relay's own origin, with the examples of the documents in it."""
-    await page.goto(f"{relay}/.well-known/jwks.json")
-    await page.add_script_tag(content=PHONE)
-    for name in ("websocket.md", "media.md"):
-        (example,) = (b.text for b in blocks(ROOT / "docs" / name) if b.kind == "js")
-        await page.add_script_tag(content=example)
-
-
-def write_wav(path: Path, sound: Sound) -> None:
-    with wave.open(str(path), "wb") as wav:
-        wav.setnchannels(1)
-        wav.setsampwidth(2)
-        wav.setframerate(RATE_HZ)
-        wav.writeframes(sound.tobytes())
 
 
 async def test_an_agent_process_and_a_device_with_another_webrtc_stack_hear_each_other(
