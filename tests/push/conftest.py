@@ -3,6 +3,7 @@ the parts of a relay alone: a real database, and a clock that the test moves."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from push.store.opening import open_database
 from push.store.sqlite import SqliteDatabase
 from tests.push.clock import Clock
 from tests.push.support import Running, serving
+from tests.push.webhook_receiver import Backend, backend
+from tests.push.webhook_scene import Scene, webhook_scene
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +80,23 @@ async def each_database(request: pytest.FixtureRequest, tmp_path: Path) -> Async
 def clock() -> Clock:
     """A clock that stands still until it is moved."""
     return Clock()
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Backend]:
+    async with backend() as here:
+        yield here
+
+
+@pytest.fixture
+def webhook_scene_of(database: Database, clock: Clock, tmp_path: Path) -> Callable[..., Scene]:
+    """A scene whose webhooks are given by name, as a backend or as settings."""
+    return partial(webhook_scene, database, clock, tmp_path)
+
+
+@pytest.fixture
+def webhook_scene_on_each(
+    each_database: Database, clock: Clock, tmp_path: Path
+) -> Callable[..., Scene]:
+    """The same, on each kind of store."""
+    return partial(webhook_scene, each_database, clock, tmp_path)
