@@ -16,6 +16,7 @@ from agent.dialling import Dialling
 from agent.doors import Doors
 from agent.fleet import Fleet
 from agent.health import HealthReports
+from agent.heap import Collector
 from agent.link import Link, RequestRefused
 from agent.live_settings import LiveSettings
 from agent.media.engine import IceServer, MediaEngine
@@ -209,8 +210,15 @@ async def run_agent(
     )
     set_log_level(agent.live.now.log_level)
     agent.live.watch(lambda _, now: set_log_level(now.log_level))
+    collector = Collector()
+    agent.phone.watch(lambda _: None if agent.device.calls else collector.look())
+
+    def works() -> None:
+        collector.start()
+        ready()
+
     async with asyncio.TaskGroup() as tasks:
-        working = tasks.create_task(agent.run(ready))
+        working = tasks.create_task(agent.run(works))
         await stop.wait()
         working.cancel()
     log.info("agent stopped", device_id=settings.device_id)
