@@ -1,6 +1,7 @@
 """`bellwire relay`."""
 
 import asyncio
+import gc
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,9 @@ from bellwire.logs import configure_logs
 from bellwire.stopping import run_until_stopped
 from bellwire.systemd import keep_watchdog
 from config.relay import LogFormat, LogLevel, load_relay_settings
+
+_YOUNG_OBJECTS = 10_000
+"""So many more there are between two looks for cycles among the youngest."""
 
 
 @reported
@@ -78,4 +82,12 @@ def relay(
 
 async def _watch(up: asyncio.Event) -> None:
     await up.wait()
+    _leave_alone_what_stays()
     await keep_watchdog()
+
+
+def _leave_alone_what_stays() -> None:
+    """Spares the collector of cycles what has stood since the start, and most of what goes by itself:
+    looking at those made the slowest answers half as slow again."""
+    gc.freeze()
+    gc.set_threshold(_YOUNG_OBJECTS, 20, 20)
