@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cache, partial
 
 import structlog
 from sqlalchemy import Connection
@@ -86,6 +86,7 @@ class Calls:
         self._floods = floods
         self._deliveries = deliveries
         self._metrics = metrics
+        self._user_states = cache(metrics.user_states.labels)
         self._now = now
         self.deadlines = Deadlines(self.expire, now=now)
         metrics.ringing.set_function(lambda: len(self.deadlines))
@@ -297,7 +298,7 @@ class Calls:
         for new in outcome.call.users:
             old = before.user(new.identity)
             if old is None or old.state is not new.state:
-                self._metrics.user_states.labels(new.state).inc()
+                self._user_states(new.state).inc()
                 log.info(
                     "user state changed",
                     call_sid=before.call_sid,

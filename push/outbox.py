@@ -6,10 +6,11 @@ again in the table and is taken by the sweeper, with backoff and jitter, until i
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
 
 import structlog
 from sqlalchemy import Connection
@@ -85,7 +86,9 @@ class Outbox:
         self._settle_after_s = settle_after_s
         self._database = database
         self._channels = channels
-        self._metrics = metrics
+        # Looked up once: their labels are few, and looking them up costs more than counting.
+        self._deliveries = cache(metrics.deliveries.labels)
+        self._delivery_seconds = cache(metrics.delivery_seconds.labels)
         self._now = now
         self._tasks: asyncio.TaskGroup | None = None
         self._sleep = sleep
@@ -161,12 +164,15 @@ class Outbox:
         if channel is None or delivery.gone:
             self._done_with(delivery, "refused", "the device no longer has this channel")
             return
+        started = time.perf_counter()
         try:
-            with self._metrics.delivery_seconds.labels(delivery.kind).time():
+            try:
                 detail = await channel.send(delivery, left_s)
+            finally:
+                self._delivery_seconds(delivery.kind).observe(time.perf_counter() - started)
         except DeliveryFailed as error:
             away = isinstance(error, DeviceAway)
-            self._metrics.deliveries.labels(delivery.kind, "away" if away else "failed").inc()
+            self._deliveries(delivery.kind, "away" if away else "failed").inc()
             await self._put_off(delivery, error)
         except DeliveryRefused as error:
             log.warning(
@@ -185,7 +191,7 @@ class Outbox:
             try:
                 await self._on_dead_token(delivery, error)
             except DeliveryFailed as registered_again:
-                self._metrics.deliveries.labels(delivery.kind, "failed").inc()
+                self._deliveries(delivery.kind, "failed").inc()
                 await self._put_off(delivery, registered_again)
                 return
             except Unavailable as away:
@@ -219,7 +225,7 @@ class Outbox:
         self._alarm.ring()
 
     def _done_with(self, delivery: Delivery, result: Result, detail: str) -> None:
-        self._metrics.deliveries.labels(delivery.kind, result).inc()
+        self._deliveries(delivery.kind, result).inc()
         self._done.append(delivery.delivery_id)
         if result != "sent" or delivery.kind in _PUSHES:
             self._results.append(result_of(delivery, result, detail, to_ms(self._now())))
