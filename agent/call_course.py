@@ -63,7 +63,6 @@ class CallCourse(CallEvents):
         self._ended_because = ""
         self._lost: set[int] = set()
         self._caller: Identity | None = None
-        self._others: set[Identity] = set()
         self._has_audio = False
         self._tasks = CallTasks(context.spawn)
         self._reports = CallReports(context, direction, lambda: self.sid)
@@ -92,9 +91,9 @@ class CallCourse(CallEvents):
         return self._status
 
     @property
-    def others(self) -> frozenset[Identity]:
-        """Who else is in it, as far as is known here."""
-        return frozenset(self._others)
+    def parties(self) -> frozenset[Identity]:
+        """Everybody else who is or was in it, as far as is known here."""
+        return frozenset(self.signalling.parties)
 
     @property
     def record(self) -> CallRecord:
@@ -135,7 +134,6 @@ class CallCourse(CallEvents):
     def was_answered(self, caller: Identity | None, others: Sequence[Identity]) -> None:
         """It is on."""
         self._caller = caller
-        self._others.update(others)
         if self.direction is Direction.INCOMING:
             self._emit("accept", self._as_call)
         elif self._context.sound is not None:
@@ -145,12 +143,10 @@ class CallCourse(CallEvents):
 
     def has_joined(self, who: Identity) -> None:
         """Somebody else is in it."""
-        self._others.add(who)
         self._media.add(who, self._caller)
 
     def has_left(self, who: Identity) -> None:
         """Somebody else is not in it any more."""
-        self._others.discard(who)
         self._media.remove(who)
 
     def was_said(self, message: CallMessage) -> None:

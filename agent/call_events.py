@@ -97,7 +97,7 @@ class CallEvents:
         goes wrong in it is logged and breaks nothing.
 
         Beyond the seed there is `digit`: somebody has pressed a digit: an identity, or None for one of
-        all `others`, where it came out of a room.
+        the `parties`, where it came out of a room.
         """
         return self._listeners.add(event, listener)
 

@@ -70,6 +70,8 @@ class CallSignalling:
     ) -> None:
         self.sid = sid
         self.answered = False
+        self.parties: set[Identity] = set()
+        """Everybody else who has been in the call: who left it may still be heard for a moment."""
         self._accepting = False
         self._joining = False
         self._requests = requests
@@ -166,6 +168,7 @@ class CallSignalling:
         who = Identity(event.identity)
         outgoing = self._direction is Direction.OUTGOING
         if event.state is UserState.ACCEPTED:
+            self.parties.add(who)
             if outgoing and not self.answered:
                 self.answered = True
                 self._news.was_answered(self._me, [who])
@@ -230,6 +233,7 @@ class CallSignalling:
     def _learn_who_is_there(self, shown: CallAnswer) -> None:
         others = [user for user in shown.users if user.identity != self._me]
         there = [user for user in others if user.state is UserState.ACCEPTED]
+        self._note_parties(shown)
         if self._direction is Direction.OUTGOING and there and not self.answered:
             self.answered = True
             self._news.was_answered(self._me, [Identity(user.identity) for user in there])
@@ -251,7 +255,12 @@ class CallSignalling:
         if accepted is not None and not self._news.is_over:
             self.answered, self._joining = True, False
             caller = None if accepted.from_ is None else parse_identity(accepted.from_)
+            self._note_parties(accepted)
             self._news.was_answered(caller, self._with_a_device(accepted))
+
+    def _note_parties(self, shown: CallAnswer) -> None:
+        there = (user for user in shown.users if user.state is UserState.ACCEPTED)
+        self.parties.update(Identity(u.identity) for u in there if u.identity != self._me)
 
     def _with_a_device(self, call: CallAnswer) -> list[Identity]:
         """The others in the call for whom a device speaks: a server may act for somebody too."""

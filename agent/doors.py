@@ -46,14 +46,22 @@ class Doors:
         device: Its calls.
         panel: Its door relay; each door of the settings is this one.
         now: Tells the time.
+        is_connected: Whether the relay can be heard.
     """
 
     def __init__(
-        self, live: LiveSettings, device: Device, panel: Panel, *, now: Callable[[], datetime]
+        self,
+        live: LiveSettings,
+        device: Device,
+        panel: Panel,
+        *,
+        now: Callable[[], datetime],
+        is_connected: Callable[[], bool] = lambda: True,
     ) -> None:
         self._live = live
         self._panel = panel
         self._now = now
+        self._is_connected = is_connected
         self._keeper = DoorKeeper(live.now.behaviour)
         self._last: dict[Call, Outcome | None] = {}
         """What the last digit or message of each call came to."""
@@ -98,8 +106,9 @@ class Doors:
         if not self._live.now.behaviour.doors:
             return
         # Out of a room it may be anybody's.
-        parties = [_party(call, one) for one in (sorted(call.others) if who is None else (who,))]
-        if not call.signalling.answered:
+        parties = [_party(call, one) for one in (sorted(call.parties) if who is None else (who,))]
+        if not call.signalling.answered or (who is None and not self._is_connected()):
+            # Who is in a room says the relay, and nobody else.
             decision = DoorDecision(Outcome.NOT_IN_CALL)
         else:
             decision = self._keeper.hear_digit(digit, parties, self._now())

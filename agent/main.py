@@ -89,7 +89,13 @@ class Agent:
         self.dialling = Dialling(self.live, self.device)
         self.phone = Phone(self.device, self.panel, self.conduct, self.dialling, card)
         self.phone.watch(lambda _: self.live.settle())
-        self.doors = Doors(self.live, self.device, self.panel, now=_now)
+        self.doors = Doors(
+            self.live,
+            self.device,
+            self.panel,
+            now=_now,
+            is_connected=lambda: self.link.connected,
+        )
         self.health = HealthReports(
             settings.device_id,
             self.link.session,

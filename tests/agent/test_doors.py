@@ -175,3 +175,18 @@ async def test_a_door_that_is_not_wired_is_a_fault_and_who_asks_is_told(
         assert await result(post) == {"door": "front", "result": "failed"}
         post.behave()
         assert post.doors.faults() == ()
+
+
+@pytest.mark.parametrize(("came", "opens"), [((), True), (("eve",), False)])
+async def test_digits_out_of_a_room_may_be_those_of_somebody_who_has_just_left(
+    post: Post, came: tuple[str, ...], opens: bool
+) -> None:
+    post.behave(doors={"front": {**FRONT_DOOR, "verified_only": False}})
+    sid = await answered(post)
+    states = (UserState.ACCEPTED, UserState.QUIT)
+    for identity, state in [("lobby", states[0]), *((who, s) for who in came for s in states)]:
+        await post.relay.say(CallUserStateChanged(**about(sid), identity=identity, state=state))
+    await post.has_taken_all()
+    for digit in "47#":
+        post.call(sid)._emit("digit", None, digit)  # as the room's media does
+    assert is_open(post) is opens

@@ -217,7 +217,7 @@ async def test_digits_pressed_in_a_room_open_a_door_that_all_who_are_in_it_may_o
         async with door_of(station, callers=SILENT) as (door, live):
             await meet_in_room(here)
             call, answered = here.calls
-            assert call.others == {"a", *SILENT}
+            assert call.parties == {"a", *SILENT}
             for end in here.calls:
                 end.mute()
             await dial(answered, station.told[id(call)])
