@@ -109,11 +109,13 @@ class Streams:
 
     def _follow(self, settings: AudioSettings) -> None:
         before, self._settings = self._settings, settings
-        for direction in Direction:
-            name = direction.value
-            if getattr(before, name) != getattr(settings, name) and direction in self._open:
+        others = [d for d in Direction if getattr(before, d.value) != getattr(settings, d.value)]
+        for direction in others:
+            if direction in self._open:
                 self._open.pop(direction).close()
-        if before.processing != settings.processing and self._processing is not None:
+        # Another device has another echo than the one that was learnt.
+        is_outdated = bool(others) or before.processing != settings.processing
+        if is_outdated and self._processing is not None:
             self._processing = VoiceProcessing(settings.processing)
             self._tell_delay()
             if self.voice is not None:
