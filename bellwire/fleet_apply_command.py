@@ -100,6 +100,8 @@ def apply(
     all was done, 3 if it was and devices do not follow (`--wait`), 1 if it was not done.
     """
     steps = _steps(percent)
+    if device is not None and pause_at_errors is not None:
+        fail("--pause-at-errors counts devices, and a device's layer is for one: leave it out")
     if len(steps) > 1 and not wait:
         fail("steps need --wait: it is this command that takes them")
     asyncio.run(

@@ -19,9 +19,9 @@ from bellwire.fleet_apply_command import (
     GroupOption,
     chosen_layer,
 )
-from bellwire.fleet_plan import Change, effects
+from bellwire.fleet_plan import Change, effects, rollout_on
 from bellwire.fleet_session import Fleet, JsonOption, OperatorOption, open_fleet
-from bellwire.fleet_view import error_line, history_table
+from bellwire.fleet_view import error_line, history_table, rollout_lines
 from broker.layer_register import LayerConflict
 from config.fleet_layer import Layer, Rollout
 from config.fleet_writing import Draft, Held
@@ -166,9 +166,9 @@ def _changed(on: Held, path: list[str], change: Callable[[Settings, str], None])
 async def _write(
     fleet: Fleet, name: LayerName, on: Held, settings: Settings, comment: str, force: bool
 ) -> Layer:
-    """Writes a layer for the share of devices that it is for already."""
-    unfinished = on.layer is not None and on.layer.rollout.percent < 100
-    rollout = on.layer.rollout if on.layer and unfinished else Rollout()
+    """Writes a layer for the share of devices that it is for already, allowing as many errors."""
+    old = on.layer.rollout if on.layer else Rollout()
+    rollout = old if old.percent < 100 else rollout_on(on, 100, old.pause_at_errors)
     change = Change(name, on, Draft(settings, rollout, comment[:COMMENT_LIMIT]))
     if not force:
         _refuse_bad(fleet, change)
@@ -224,7 +224,10 @@ def rollback(
     as_json: JsonOption = False,
     operator: OperatorOption = None,
 ) -> None:
-    """Writes an earlier revision's settings again, for all devices, as a new revision."""
+    """Writes an earlier revision's settings again, for all devices, as a new revision.
+
+    The one before is the last whose settings are others than now: a rollout's steps count as one.
+    """
     name = _named(default, group, device)
 
     async def run() -> Layer:
@@ -240,9 +243,9 @@ def rollback(
 
 
 def _revision_before(name: LayerName, history: list[Layer], on: Held, wanted: int | None) -> Layer:
-    now = on.layer.revision if on.layer else None
+    now = on.layer.settings if on.layer else None
     for revision in history:
-        if revision.revision == wanted or (wanted is None and revision.revision != now):
+        if revision.revision == wanted or (wanted is None and revision.settings != now):
             return revision
     missing = "revision before" if wanted is None else f"revision {wanted}"
     kept = ", ".join(str(revision.revision) for revision in history)
@@ -260,3 +263,5 @@ def _say(name: LayerName, layer: Layer, *, as_json: bool) -> None:
         Console(soft_wrap=True).out(json.dumps(shown, ensure_ascii=False))
     else:
         Console().print(f"Written: {name} revision {layer.revision}", highlight=False)
+        for line in rollout_lines({name: layer}):
+            Console().print(f"{line}; see `bellwire fleet apply --percent`", markup=False)

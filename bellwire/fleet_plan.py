@@ -64,7 +64,7 @@ def plan(
         on = held_layers.get(name, NOTHING)
         layer = on.layer
         if layer is not None and layer.settings == settings:
-            rollout = _rollout_after(layer.rollout, percent, pause_at_errors)
+            rollout = _rollout_after(on, layer.rollout, percent, pause_at_errors)
             if rollout == layer.rollout:
                 continue
         else:
@@ -73,18 +73,26 @@ def plan(
     return changes
 
 
-def _rollout_after(old: Rollout, percent: int | None, pause_at_errors: int | None) -> Rollout:
-    """The rollout of the same settings to another share, or with another number of errors."""
-    if percent is None and pause_at_errors is None:
-        return old
+def _rollout_after(
+    on: Held, old: Rollout, percent: int | None, pause_at_errors: int | None
+) -> Rollout:
+    """The rollout of the same settings to another share, or with another number of errors. All devices
+    run those of one that is over: it goes back to nothing else."""
     share = old.percent if percent is None else percent
+    is_over = old.percent == 100 and old.pause_at_errors is None
+    if (percent is None and pause_at_errors is None) or (is_over and share == 100):
+        return old
+    if is_over:
+        return rollout_on(on, share, pause_at_errors)
+    if share == 100 and pause_at_errors is None:
+        return Rollout()
     if share == old.percent:
         return old.model_copy(update={"pause_at_errors": pause_at_errors})
     return Rollout(
         percent=share,
         pause_at_errors=pause_at_errors,
         back_to=old.percent if old.percent < share else 0,
-        before={} if share == 100 and pause_at_errors is None else old.before,
+        before=old.before,
     )
 
 
@@ -116,6 +124,8 @@ def effects(fleet: Fleet, changes: list[Change], author: str) -> Iterator[Effect
         if device.reported is None:
             continue
         old, new = now.verdict(device.reported), then.verdict(device.reported)
+        if old is None or new is None:
+            continue
         found = list(differences(old.effective, new.effective))
         errors = tuple(error for error in new.errors if error not in old.errors)
         if found or errors:

@@ -25,7 +25,7 @@ class Standing:
 
     `in step`: it runs what the layers give. `waiting`: it will, once it is idle. `refused`: a layer is
     wrong for it, and it runs the last good one. `behind`: it runs something else, or is away.
-    `unknown`: it has never reported.
+    `unknown`: it has never reported, or what its own file says makes no sense to this version.
     """
 
     device: Device
@@ -73,7 +73,7 @@ class Standings:
         self._groups = {
             name: layer for name, layer in self._layers.items() if not name.startswith("device/")
         }
-        self._known: dict[str, Verdict] = {}
+        self._known: dict[str, Verdict | None] = {}
 
     def of(self, device: Device) -> Standing:
         """How a device stands."""
@@ -81,13 +81,16 @@ class Standings:
         if reported is None:
             return Standing(device, "unknown", {})
         verdict = self.verdict(reported)
+        if verdict is None:
+            return Standing(device, "unknown", {})
         expected = verdict.revisions | {
             error.layer: error.revision for error in verdict.errors if error.revision
         }
         return Standing(device, _state(reported, verdict, expected), expected)
 
-    def verdict(self, reported: Reported) -> Verdict:
-        """What a device should run, unless a layer is wrong for it."""
+    def verdict(self, reported: Reported) -> Verdict | None:
+        """What a device should run, unless a layer is wrong for it. None where its own file is wrong
+        as this version sees it: a newer agent's may be."""
         layers = dict(self._groups)
         if (own := self._layers.get(f"device/{reported.device_id}")) is not None:
             layers["device"] = own
@@ -101,7 +104,10 @@ class Standings:
         )
         if key not in self._known:
             local = LocalFile(reported.device_id, reported.local, reported.locked)
-            self._known[key] = judge(local, layers)
+            try:
+                self._known[key] = judge(local, layers)
+            except ValueError:
+                self._known[key] = None
         return self._known[key]
 
 

@@ -43,10 +43,10 @@ def status_view(
         table.add_row(
             escape(device.device_id),
             Text("yes", "green") if device.online else Text("no", "red"),
-            escape(software or "-"),
+            escape(printable(software or "-")),
             Text(standing.state, _STYLES[standing.state]),
-            escape(_layers(standing)),
-            escape(_last_call(device)),
+            escape(printable(_layers(standing))),
+            escape(printable(_last_call(device))),
             Text(str(len(_errors(standing)) or "-"), "red"),
         )
     left_out = len(everybody) - len(rows)
@@ -97,9 +97,11 @@ def _errors(standing: Standing) -> list[str]:
     lines = [error_line(error) for error in standing.errors]
     told = {error.reason for error in standing.errors}
     faults = device.telemetry.faults if device.telemetry and device.online else ()
-    lines += [f"{fault.part}: {fault.reason}" for fault in faults if fault.reason not in told]
+    lines += [
+        printable(f"{fault.part}: {fault.reason}") for fault in faults if fault.reason not in told
+    ]
     if waiting:
-        lines.append(f"once idle: {', '.join(waiting)}")
+        lines.append(printable(f"once idle: {', '.join(waiting)}"))
     return lines
 
 
@@ -111,7 +113,9 @@ def rollout_lines(layers: Mapping[LayerName, Layer]) -> Iterator[str]:
             continue
         paused = rollout.paused_at is not None
         what = f", {layer.comment}" if paused and layer.comment else ", paused" if paused else ""
-        yield f"{name} revision {layer.revision} is for {rollout.percent} % of its devices{what}"
+        yield printable(
+            f"{name} revision {layer.revision} is for {rollout.percent} % of its devices{what}"
+        )
 
 
 def _summary(rows: list[Standing]) -> str:
@@ -125,7 +129,12 @@ def _summary(rows: list[Standing]) -> str:
 def error_line(error: LayerProblem) -> str:
     """One thing wrong with a layer."""
     revision = f" revision {error.revision}" if error.revision else ""
-    return f"{error.layer}{revision}, {error.path or 'the whole'}: {error.reason}"
+    return printable(f"{error.layer}{revision}, {error.path or 'the whole'}: {error.reason}")
+
+
+def printable(text: str) -> str:
+    """What a device or another operator says, without what a terminal would take for commands."""
+    return "".join(char if char.isprintable() else "�" for char in text)
 
 
 def changes_view(changes: Iterable[Change]) -> RenderableType:
@@ -161,10 +170,10 @@ def history_table(revisions: Iterable[Layer]) -> Table:
         table.add_row(
             str(layer.revision),
             f"{layer.at:%Y-%m-%d %H:%M:%S}",
-            escape(layer.author),
+            escape(printable(layer.author)),
             "all" if layer.rollout.percent == 100 else f"{layer.rollout.percent} %",
-            escape(layer.comment),
-            escape(", ".join(layer.settings)),
+            escape(printable(layer.comment)),
+            escape(printable(", ".join(layer.settings))),
         )
     return table
 

@@ -65,20 +65,20 @@ class RolloutGuard:
             await self._news.wait()
             self._news.clear()
             for name, held in self._register.layers().items():
-                if held.layer is not None and held.fingerprint not in self._hopeless:
+                if held.layer is not None:
                     await self._look_at(name)
             await self._sleep(_COALESCE_S)
 
     async def _look_at(self, name: LayerName) -> None:
         on = self._register.held(name)
         draft = None if on.layer is None else due_pause(name, on.layer, self._errors)
-        if draft is None:
+        if draft is None or on.fingerprint in self._hopeless:
             return
         try:
             layer = await self._register.write(name, draft, on=on)
         except LayerConflict:
             return  # Its winner is news.
-        except InvalidInput as error:
+        except (InvalidInput, ValidationError) as error:  # too large, or no revision is left
             self._hopeless.add(on.fingerprint)
             log.error("rollout cannot be paused", layer=name, error=str(error))
         except Unavailable as error:

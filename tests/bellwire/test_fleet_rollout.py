@@ -1,14 +1,17 @@
 """Rollouts from a terminal: by steps, and back again where devices refuse."""
 
 import asyncio
+import json
 from datetime import UTC, datetime
 
 import pytest
 
 from broker.rollout_guard import guard_rollouts
 from broker.session import Session
+from signaling.fleet_topics import REPORTED_OF_ALL
+from signaling.identifiers import DeviceId
 from tests.bellwire.fleet_stage import FleetStage, runs
-from tests.broker.running import soon
+from tests.broker.running import raw_client, soon
 
 
 async def test_rollout_grows_by_steps_and_each_device_outside_keeps_what_it_had(
@@ -119,6 +122,70 @@ async def test_same_file_changes_the_share_or_the_number_of_errors_and_nothing_e
     assert await rollout() == (2, 10, 0, None, 0.2)
     assert await rollout("--pause-at-errors", "3") == (3, 10, 0, 3, 0.2)
     assert await rollout("--percent", "100", "--pause-at-errors", "3") == (4, 100, 10, 3, 0.2)
-    assert await rollout("--percent", "100") == (5, 100, 10, None, 0.2)
-    assert await rollout("--percent", "50") == (6, 50, 0, None, 0.2)
-    assert await rollout("--percent", "100") == (7, 100, 50, None, None)
+    assert await rollout("--percent", "100") == (5, 100, 0, None, None)
+    assert await rollout("--percent", "50") == (6, 50, 0, None, 0.6)
+    assert await rollout("--percent", "100") == (7, 100, 0, None, None)
+
+
+async def test_share_of_a_directory_leaves_layers_that_are_finished_with_all_their_devices(
+    stage: FleetStage,
+) -> None:
+    await stage.add("door")
+    file = stage.write("default.toml", "[audio]\nring_volume = 0.6\n")
+    await stage.run("apply", file)
+    await stage.run("apply", file, "--percent", "1")
+    [shared, _] = await stage.json("log", "--default")
+    assert shared["rollout"]["before"] == shared["settings"], "the others run it as before"
+    await stage.run("apply", file, "--percent", "100")
+    written = await stage.json("apply", file, "--pause-at-errors", "3")
+    assert written["written"] == {}, "there is nothing that it could go back to"
+
+
+async def test_rollback_after_a_pause_is_to_what_ran_before_the_rollout(stage: FleetStage) -> None:
+    await stage.add("door")
+    await stage.run("set", "audio.ring_volume=0.2", "--default")
+    file = stage.write("default.toml", "[audio]\nring_volume = 6\n")
+    await stage.run("apply", file, "--force", "--percent", "50,100", "--wait")
+    back = await stage.json("rollback", "--default")
+    assert back["settings"] == {"audio": {"ring_volume": 0.2}}
+    assert back["comment"] == "rollback to 1"
+
+
+async def test_value_set_in_a_rollout_is_for_its_share_and_allows_as_many_errors(
+    stage: FleetStage,
+) -> None:
+    await stage.add("door")
+    await stage.run("set", "audio.ring_volume=0.2", "--default")
+    file = stage.write("default.toml", "[audio]\nring_volume = 0.6\n")
+    await stage.run("apply", file, "--percent", "10", "--pause-at-errors", "3")
+    said = await stage.run("set", "audio.ring_volume=0.7", "--default")
+    assert "default revision 3 is for 10 % of its devices" in said.out
+    await stage.run("apply", file, "--percent", "100", "--pause-at-errors", "3")
+    changed = await stage.json("set", "audio.ring_volume=0.8", "--default")
+    assert changed["rollout"]["pause_at_errors"] == 3
+    assert changed["rollout"]["before"] == {"audio": {"ring_volume": 0.6}}
+
+
+async def test_device_whose_own_file_makes_no_sense_here_is_unknown_and_stops_nobody(
+    stage: FleetStage,
+) -> None:
+    await stage.add("door")
+    said = {
+        "device_id": "odd",
+        "software": "\x1b[31m9",
+        "at": "2026-11-21T00:00:00Z",
+        "hash": "",
+        "effective": {},
+        "sources": {},
+        "revisions": {},
+        "local": {"audio": {"ring_volume": 9}},
+    }
+    async with raw_client(stage.broker.address) as client:
+        topic = REPORTED_OF_ALL.replace("+", "odd")
+        await client.publish(topic, json.dumps(said).encode(), qos=1, retain=True)
+    await stage.until(lambda fleet: DeviceId("odd") in fleet.devices)
+    assert (await stage.run("set", "log_level=debug", "--default")).code == 0
+    await stage.until(runs("door", "default", 1))
+    states = {name: row["state"] for name, row in (await stage.statuses()).items()}
+    assert states == {"door": "in step", "odd": "unknown"}
+    assert "\x1b" not in (await stage.run("status")).out

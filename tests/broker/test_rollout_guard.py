@@ -14,7 +14,7 @@ from broker.rollout_guard import guard_rollouts
 from broker.session import Session
 from config.fleet_layer import Layer, LayerProblem, Reported, Rollout
 from config.fleet_writing import NOTHING, Draft
-from signaling.fleet_topics import REPORTED_OF_ALL, LayerName, group_layer
+from signaling.fleet_topics import REPORTED_OF_ALL, LayerName, group_layer, layer_topic
 from tests.broker.running import RunningBroker, held, raw_client, soon
 from tests.conftest import PATIENCE_S
 
@@ -149,3 +149,20 @@ async def test_guard_comes_back_with_its_broker_and_counts_anew(tmp_path: Path) 
             for device in ("lost-1", "lost-2"):
                 await say(broker.address, device, name, written.revision, "audio.ring_volume")
             assert (await paused(ann, name)).rollout.percent == 0
+
+
+async def test_layer_that_has_no_revision_left_stops_no_guard(shared_broker: RunningBroker) -> None:
+    last, name, address = group_layer("last"), group_layer("next"), shared_broker.address
+    layer = Layer(revision=2**53 - 1, author="ann", at=AT, settings={}, rollout=rollout().rollout)
+    async with raw_client(address) as client:
+        await client.publish(
+            layer_topic(last), layer.model_dump_json().encode(), qos=1, retain=True
+        )
+    async with operator(address, name) as ann, guards(address, "last-guard"):
+        for device in ("last-1", "last-2"):
+            await say(address, device, last, layer.revision, "audio.ring_volume")
+        written = await ann.write(name, rollout(), on=NOTHING)
+        for device in ("next-1", "next-2"):
+            await say(address, device, name, written.revision, "audio.ring_volume")
+        assert (await paused(ann, name)).rollout.percent == 0
+        assert ann.held(last).layer == layer
