@@ -110,6 +110,7 @@ class Peer:
         Raises:
             CallError: 53400, 53402, 53404 or 53405: it cannot be.
         """
+        failed: CallError | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._speak())
@@ -118,11 +119,13 @@ class Peer:
                     await self._begin()
                 await self._listen()
         except* CallError as errors:
-            raise _first(errors) from None
+            failed = _first(errors)
         finally:
             connection, self.connection = self.connection, None
             if connection is not None:
                 await connection.close()
+        if failed is not None:
+            raise failed
 
     async def say_failed(self, error: CallError) -> None:
         """Tells the party, if it can be told soon, that there is no sound."""

@@ -62,6 +62,7 @@ def agent(
     except ImportError as error:
         fail(f"the agent is not installed here ({error}): pip install 'bellwire[agent]'")
     recorder = None if record is None else _recorder(record)
+    wrong = ""
     try:
         run_until_stopped(
             lambda stop: _run(
@@ -74,10 +75,12 @@ def agent(
             )
         )
     except* PanelError as errors:
-        fail(str(errors.exceptions[0]))
+        wrong = str(errors.exceptions[0])
     finally:
         if recorder is not None:
             recorder.close()
+    if wrong:
+        fail(wrong)
 
 
 def _recorder(file: Path) -> "Recorder":

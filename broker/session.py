@@ -163,26 +163,30 @@ class Session:
         """
         attempt = 0
         while True:
+            lost: BaseExceptionGroup[BaseException] | None = None
             try:
                 async with self._connection() as client:
                     attempt = 0
                     await self._consume(client)
             except* (MqttError, NotConnected, OSError) as errors:
-                if not self._was_connected and _are_refused(errors):
-                    raise NotAuthorized(
-                        f"the broker {self.address.url} refuses the credentials of"
-                        f" {self.address.username or self.client_id}: give it new ones"
-                    ) from None
-                wait_s = backoff_s(attempt)
-                attempt += 1
-                log.warning(
-                    "broker not reached",
-                    broker=self.address.url,
-                    client_id=self.client_id,
-                    error=str(errors.exceptions[0]),
-                    next_attempt_in_s=round(wait_s, 2),
+                lost = errors
+            if lost is None:
+                continue
+            if not self._was_connected and _are_refused(lost):
+                raise NotAuthorized(
+                    f"the broker {self.address.url} refuses the credentials of"
+                    f" {self.address.username or self.client_id}: give it new ones"
                 )
-                await self._sleep(wait_s)
+            wait_s = backoff_s(attempt)
+            attempt += 1
+            log.warning(
+                "broker not reached",
+                broker=self.address.url,
+                client_id=self.client_id,
+                error=str(lost.exceptions[0]),
+                next_attempt_in_s=round(wait_s, 2),
+            )
+            await self._sleep(wait_s)
 
     async def publish(
         self,
