@@ -21,6 +21,9 @@ class FullLooks:
 @pytest.fixture
 def full_looks() -> Iterator[FullLooks]:
     looks, before = FullLooks(), gc.get_threshold()
+    gc.set_threshold(
+        700, 10, 10
+    )  # Python's own: another test may have run an agent in this process
     gc.callbacks.append(looks)
     yield looks
     gc.callbacks.remove(looks)
