@@ -8,7 +8,8 @@ import structlog
 from pydantic import ValidationError
 
 from agent.fleet import Transport
-from broker.session import Incoming, NotConnected, Sleep
+from broker.messages import Incoming
+from broker.session import NotConnected, Sleep
 from signaling.fleet_commands import CommandResult, RingTest
 from signaling.identifiers import DeviceId
 from signaling.topics import command_result_topic, command_topic

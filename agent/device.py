@@ -25,7 +25,7 @@ from agent.listeners import Listeners, Unsubscribe
 from agent.media_news import MediaTiming
 from agent.sound import Sound
 from agent.voice import AudioDevices
-from broker.session import Incoming
+from broker.messages import Incoming
 from signaling.calls import Mode, RejectStatus
 from signaling.device_operations import DeviceInvite
 from signaling.events import CallEvent, CallReceived

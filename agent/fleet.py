@@ -11,7 +11,8 @@ import structlog
 from agent.fleet_layers import HeardLayers
 from agent.live_settings import LiveSettings
 from agent.software import SOFTWARE
-from broker.session import Handler, Hook, Incoming, NotConnected, PublishRefused, Sleep
+from broker.messages import Incoming
+from broker.session import Handler, Hook, NotConnected, PublishRefused, Sleep
 from config.agent import AgentSettings, with_secrets_of
 from config.fleet_layer import Layer, LayerProblem, Reported
 from config.fleet_merge import Verdict, judge, local_file

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from agent.software import SOFTWARE
 from broker.address import BrokerAddress
+from broker.messages import Incoming
 from broker.session import (
     Farewell,
-    Incoming,
     NotConnected,
     PublishRefused,
     RequestTimeout,

@@ -18,7 +18,7 @@ from agent.call import CallRecord, CallStatus
 from bellwire.demo_stage import Stage, demo_stage
 from bellwire.demo_steps import Timeline, within
 from bellwire.demo_talk import Talk, talk
-from broker.session import Incoming
+from broker.messages import Incoming
 from signaling.answers import CallAnswer
 from signaling.calls import CallState, UserState
 from signaling.errors import Unavailable

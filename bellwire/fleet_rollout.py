@@ -19,8 +19,8 @@ from broker.layer_register import LayerConflict
 from config.fleet_layer import Layer, LayerProblem, Rollout
 from config.fleet_merge import in_rollout
 from config.fleet_writing import Draft
-from config.rollout_pause import pause
-from signaling.fleet_topics import LayerName
+from config.rollout_pause import pause, refusing
+from signaling.fleet_topics import LayerName, known_as
 from signaling.identifiers import DeviceId
 
 _AT_ONCE = 16
@@ -189,7 +189,11 @@ async def follow(
         for device in fleet.devices.values()
         if (layers := _counting(device, standings, written))
     }
-    followed = _look(fleet, concerned)
+
+    def look() -> Followed:
+        return _look(fleet, written, concerned)
+
+    followed = look()
     try:
         async with asyncio.timeout(timeout_s):
             while not followed.is_complete and not _too_many(followed, errors_at_most):
@@ -198,32 +202,35 @@ async def follow(
                 show(followed)
                 await fleet.next_change()
                 await asyncio.sleep(_COALESCE_S)
-                followed = _look(fleet, concerned)
+                followed = look()
     except TimeoutError:
-        followed = _look(fleet, concerned)
+        followed = look()
     show(followed)
     return followed
 
 
-def _look(fleet: Fleet, concerned: Mapping[DeviceId, Mapping[str, Layer]]) -> Followed:
-    online, following = set(), set()
+def _look(
+    fleet: Fleet,
+    written: Mapping[LayerName, Layer],
+    concerned: Mapping[DeviceId, Mapping[str, Layer]],
+) -> Followed:
+    reports = {
+        device_id: device.reported
+        for device_id in concerned
+        # Otherwise it has gone meanwhile.
+        if (device := fleet.devices.get(device_id)) and device.online and device.reported
+    }
+    said = {device_id: reported.errors for device_id, reported in reports.items()}
     errors: dict[DeviceId, LayerProblem] = {}
-    for device_id, layers in concerned.items():
-        device = fleet.devices.get(device_id)
-        if device is None or device.reported is None or not device.online:
-            continue  # It has gone meanwhile.
-        online.add(device_id)
-        wrong = [
-            error
-            for error in device.reported.errors
-            if error.layer in layers and error.revision in (None, layers[error.layer].revision)
-        ]
-        runs = device.reported.revisions
-        if wrong:
-            errors[device_id] = wrong[0]
-        elif all(runs.get(name) == layer.revision for name, layer in layers.items()):
-            following.add(device_id)
-    return Followed(frozenset(online), frozenset(following), errors)
+    for name, layer in written.items():
+        errors = refusing(name, layer, said) | errors
+    following = {
+        device_id
+        for device_id, reported in reports.items()
+        if device_id not in errors
+        and all(reported.revisions.get(n) == la.revision for n, la in concerned[device_id].items())
+    }
+    return Followed(frozenset(reports), frozenset(following), errors)
 
 
 def _counting(
@@ -233,10 +240,7 @@ def _counting(
     if not device.online:
         return {}
     expected = standings.of(device).expected
-    named = {
-        "device" if name == f"device/{device.device_id}" else str(name): layer
-        for name, layer in written.items()
-    }
+    named = {known_as(name, device.device_id): layer for name, layer in written.items()}
     return {
         name: layer
         for name, layer in named.items()

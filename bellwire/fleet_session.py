@@ -15,7 +15,8 @@ from pydantic import BaseModel, ValidationError
 from bellwire.logs import configure_logs
 from broker.address import parse_broker_url
 from broker.layer_register import LayerRegister
-from broker.session import Incoming, Session
+from broker.messages import Incoming
+from broker.session import Session
 from config.fleet_layer import Reported
 from config.operator import OperatorSettings, default_operator_file, load_operator_settings
 from config.telemetry import Telemetry

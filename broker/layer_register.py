@@ -31,7 +31,8 @@ from datetime import datetime
 import structlog
 from pydantic import ValidationError
 
-from broker.session import Incoming, NotConnected, Session
+from broker.messages import Incoming
+from broker.session import NotConnected, Session
 from config.fleet_layer import Layer
 from config.fleet_writing import (
     CLAIM_LIFE_S,

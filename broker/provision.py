@@ -14,7 +14,8 @@ from broker.dynamic_security import (
     device_role_name,
     operator_acls,
 )
-from broker.session import Incoming, NotConnected, Session
+from broker.messages import Incoming
+from broker.session import NotConnected, Session
 from signaling.errors import InvalidInput, Unavailable
 from signaling.identifiers import DeviceId
 from signaling.topics import presence_topic, reported_topic, telemetry_topic

@@ -12,7 +12,8 @@ import structlog
 from pydantic import ValidationError
 
 from broker.layer_register import LayerConflict, LayerRegister
-from broker.session import Incoming, Session
+from broker.messages import Incoming
+from broker.session import Session
 from config.fleet_layer import LayerProblem, Reported
 from config.rollout_pause import due_pause
 from signaling.errors import InvalidInput, Unavailable

@@ -13,7 +13,6 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 
 import structlog
 from aiomqtt import Message, MqttCodeError, MqttError, Will
@@ -29,6 +28,7 @@ from broker.client import (
     PublishRefusedError,
     client_of,
 )
+from broker.messages import Incoming, incoming_of, publish_properties
 from signaling.errors import Unauthenticated
 
 log = structlog.get_logger(__name__)
@@ -61,18 +61,6 @@ class NotAuthorized(Unauthenticated):
 
 class RequestTimeout(TimeoutError):
     """Nobody answered a request in time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Incoming:
-    """A message that arrived. `expires_in_s` is what the broker says is left of its life, if it has one."""
-
-    topic: str
-    payload: bytes
-    retained: bool
-    response_topic: str | None
-    correlation: bytes | None
-    expires_in_s: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,9 +199,7 @@ class Session:
         if client is None:
             raise NotConnected(f"no connection to the broker {self.address.url}")
         expiry_s = None if expires_in_s is None else max(1, math.ceil(expires_in_s))
-        # Correlation data is new each time: kept, such properties would fill the cache with megabytes.
-        make = _cached_properties if correlation is None else _publish_properties
-        properties = make(expiry_s, response_topic, correlation)
+        properties = publish_properties(expiry_s, response_topic, correlation)
         try:
             async with asyncio.timeout(_PUBLISH_TIMEOUT_S):
                 await client.publish_confirmed(topic, payload, retain=retain, properties=properties)
@@ -344,7 +330,7 @@ class Session:
             await hook()
 
     def _dispatch(self, message: Message) -> None:
-        incoming = _incoming(message)
+        incoming = incoming_of(message)
         for topic_filter, handler in self._subscriptions.items():
             if message.topic.matches(topic_filter):
                 handler(incoming)
@@ -380,31 +366,3 @@ def _are_refused(errors: BaseExceptionGroup[BaseException]) -> bool:
         return False
     code = getattr(error.rc, "value", error.rc)
     return code in _REFUSED_CREDENTIALS
-
-
-def _publish_properties(
-    expiry_s: int | None, response_topic: str | None, correlation: bytes | None
-) -> Properties:
-    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    if expiry_s is not None:
-        properties.MessageExpiryInterval = expiry_s
-    if response_topic is not None:
-        properties.ResponseTopic = response_topic
-    if correlation is not None:
-        properties.CorrelationData = correlation
-    return properties
-
-
-_cached_properties = lru_cache(maxsize=1024)(_publish_properties)
-
-
-def _incoming(message: Message) -> Incoming:
-    properties = message.properties
-    return Incoming(
-        topic=message.topic.value,
-        payload=message.payload,
-        retained=message.retain,
-        response_topic=getattr(properties, "ResponseTopic", None),
-        correlation=getattr(properties, "CorrelationData", None),
-        expires_in_s=getattr(properties, "MessageExpiryInterval", None),
-    )

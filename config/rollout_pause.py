@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from config.fleet_layer import Layer, LayerProblem
 from config.fleet_merge import in_rollout
 from config.fleet_writing import Draft
-from signaling.fleet_topics import LayerName
+from signaling.fleet_topics import LayerName, known_as
 from signaling.identifiers import DeviceId
 
 Errors = Mapping[DeviceId, tuple[LayerProblem, ...]]
@@ -27,11 +27,11 @@ def refusing(name: LayerName, layer: Layer, errors: Errors) -> dict[DeviceId, La
     reason."""
     found: dict[DeviceId, LayerProblem] = {}
     for device_id, problems in errors.items():
-        known_as = "device" if name == f"device/{device_id}" else str(name)
-        if not in_rollout(device_id, known_as, layer.rollout.percent):
+        there = known_as(name, device_id)
+        if not in_rollout(device_id, there, layer.rollout.percent):
             continue
         for problem in problems:
-            if problem.layer == known_as and problem.revision == layer.revision:
+            if problem.layer == there and problem.revision == layer.revision:
                 found[device_id] = problem
                 break
     return found

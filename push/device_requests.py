@@ -13,7 +13,8 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
-from broker.session import Incoming, NotConnected, Session
+from broker.messages import Incoming
+from broker.session import NotConnected, Session
 from push.alarm import Sleep
 from push.auth import Actor
 from push.connections import Connections

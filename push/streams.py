@@ -13,7 +13,8 @@ from collections.abc import Collection
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
-from broker.session import Incoming, NotConnected, Session
+from broker.messages import Incoming
+from broker.session import NotConnected, Session
 from push.alarm import Alarm
 from signaling.identifiers import DeviceId
 from signaling.topics import STREAMS_GROWN

@@ -5,7 +5,7 @@ import re
 from typing import NewType
 
 from signaling.errors import InvalidInput
-from signaling.identifiers import parse_device_id
+from signaling.identifiers import DeviceId, parse_device_id
 from signaling.topics import CONFIG_DEFAULT, PRESENCE_OF_ALL
 
 LayerName = NewType("LayerName", str)
@@ -49,6 +49,11 @@ def device_layer(device: str) -> LayerName:
         InvalidInput: it is no device id.
     """
     return LayerName(f"device/{parse_device_id(device)}")
+
+
+def known_as(layer: LayerName, device: DeviceId) -> str:
+    """What a device calls a layer in what it reports: its own one is just `device`."""
+    return "device" if layer == f"device/{device}" else str(layer)
 
 
 def parse_layer_name(text: str) -> LayerName:

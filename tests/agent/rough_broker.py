@@ -4,7 +4,8 @@ or after a reconnection; a connection or the whole session is lost; only what MQ
 
 from collections.abc import Callable
 
-from broker.session import Handler, Hook, Incoming, NotConnected
+from broker.messages import Incoming
+from broker.session import Handler, Hook, NotConnected
 from signaling.identifiers import DeviceId
 from signaling.topics import gathered_topic, reported_topic
 

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Callable
 
 from agent.commands import Commands
-from broker.session import Handler, Hook, Incoming
+from broker.messages import Incoming
+from broker.session import Handler, Hook
 from signaling.fleet_commands import CommandResult, RingTest
 from signaling.identifiers import DeviceId
 from signaling.topics import command_topic

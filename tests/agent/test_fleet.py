@@ -13,7 +13,8 @@ from gpiozero import DigitalInputDevice
 from agent.call import CallStatus
 from agent.main import run_agent
 from bellwire.simulated_station import SimulatedStation
-from broker.session import Incoming, Session
+from broker.messages import Incoming
+from broker.session import Session
 from config.agent import AgentSettings
 from config.fleet_layer import Reported
 from config.last_good import LastGood

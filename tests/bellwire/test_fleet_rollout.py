@@ -14,13 +14,19 @@ from tests.bellwire.fleet_stage import FleetStage, runs
 from tests.broker.running import raw_client, soon
 
 
-async def test_rollout_grows_by_steps_and_each_device_outside_keeps_what_it_had(
-    stage: FleetStage,
-) -> None:
-    names = [f"door-{number}" for number in range(6)]
+async def doors(stage: FleetStage, count: int) -> list[str]:
+    """Devices at work, and a layer that all of them run."""
+    names = [f"door-{number}" for number in range(count)]
     for name in names:
         await stage.add(name)
     await stage.run("set", "audio.ring_volume=0.2", "--default")
+    return names
+
+
+async def test_rollout_grows_by_steps_and_each_device_outside_keeps_what_it_had(
+    stage: FleetStage,
+) -> None:
+    names = await doors(stage, 6)
     file = stage.write("default.toml", "[audio]\nring_volume = 0.6\n")
     half = await stage.json("apply", file, "--percent", "50", "--wait")
     assert half["written"] == {"default": 2}
@@ -38,10 +44,7 @@ async def test_rollout_grows_by_steps_and_each_device_outside_keeps_what_it_had(
 async def test_rollout_that_too_many_devices_refuse_goes_back_a_step_and_says_so(
     stage: FleetStage, steps: str, failed_at: int
 ) -> None:
-    names = [f"door-{number}" for number in range(6)]
-    for name in names:
-        await stage.add(name)
-    await stage.run("set", "audio.ring_volume=0.2", "--default")
+    await doors(stage, 6)
     file = stage.write("default.toml", "[audio]\nring_volume = 6\n")
     ended = await stage.run(
         *("apply", file, "--force", "--percent", steps, "--pause-at-errors", "1", "--wait")
@@ -59,10 +62,7 @@ async def test_rollout_that_too_many_devices_refuse_goes_back_a_step_and_says_so
 async def test_rollout_without_a_command_that_waits_is_taken_back_by_whoever_guards(
     stage: FleetStage,
 ) -> None:
-    names = [f"door-{number}" for number in range(3)]
-    for name in names:
-        await stage.add(name)
-    await stage.run("set", "audio.ring_volume=0.2", "--default")
+    names = await doors(stage, 3)
     file = stage.write("default.toml", "[audio]\nring_volume = 6\n")
     ended = await stage.run("apply", file, "--force", "--pause-at-errors", "2")
     assert (ended.code, "bellwire fleet watch --guard" in ended.out) == (0, True)

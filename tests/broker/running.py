@@ -18,7 +18,8 @@ from aiomqtt import Client, MqttError, ProtocolVersion
 
 from broker.address import BrokerAddress
 from broker.embedded import EmbeddedBroker
-from broker.session import Incoming, Session
+from broker.messages import Incoming
+from broker.session import Session
 from tests.conftest import PATIENCE_S
 from tests.system.scene import mosquitto_pid
 

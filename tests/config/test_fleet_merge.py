@@ -21,7 +21,7 @@ from config.agent import (
     with_secrets_of,
 )
 from config.fleet_layer import LAYER_LIMIT_BYTES, Layer, LayerProblem, hash_of
-from config.fleet_merge import Verdict, in_rollout, judge, local_file, merge_patch, parse_layer
+from config.fleet_merge import Verdict, judge, local_file, merge_patch, parse_layer
 from tests.config.fleet_parts import document, layer, of_file
 
 JSON = st.recursive(
@@ -261,34 +261,6 @@ def test_a_layer_that_cannot_be_read_is_refused_where_it_counts_and_nowhere_else
         assert judge(of_file({"groups": ["a"]}), {"group/a": problem}).errors == (problem,)
         assert judge(of_file(), {"group/a": problem}).errors == ()
     assert isinstance(parse_layer("default", document({})), Layer)
-
-
-@hypothesis_settings(deadline=None)
-@given(st.text(max_size=20), st.integers(0, 100), st.integers(0, 100))
-def test_a_wider_rollout_holds_all_devices_of_a_narrower_one(
-    device: str, one: int, other: int
-) -> None:
-    narrow, wide = sorted((one, other))
-    assert in_rollout(device, "default", 100)
-    assert not in_rollout(device, "default", 0)
-    assert in_rollout(device, "default", wide) or not in_rollout(device, "default", narrow)
-
-
-def test_a_rollout_takes_its_share_of_the_devices_and_each_layer_takes_others() -> None:
-    devices = [f"door-{n}" for n in range(2000)]
-    first = {d for d in devices if in_rollout(d, "default", 10)}
-    second = {d for d in devices if in_rollout(d, "group/a", 10)}
-    assert 150 < len(first) < 250
-    assert len(first & second) < 60
-
-
-def test_devices_outside_a_rollout_run_the_revision_before_even_if_they_never_saw_it() -> None:
-    change = {"default": layer({"call_timeout_s": 5}, 2, percent=50, before={"call_timeout_s": 9})}
-    verdicts = {d: judge(of_file(device_id=d), change) for d in map(str, range(40))}
-    for device, verdict in verdicts.items():
-        inside = in_rollout(device, "default", 50)
-        assert verdict.settings.call_timeout_s == (5 if inside else 9)
-    assert {v.settings.call_timeout_s for v in verdicts.values()} == {5, 9}
 
 
 @hypothesis_settings(deadline=None)

@@ -16,7 +16,7 @@ import httpx
 
 from agent.call import CallRecord, CallStatus
 from bellwire.relay_process import RelayProcess
-from broker.session import Incoming
+from broker.messages import Incoming
 from signaling.errors import Unavailable
 from signaling.events import CallEnded, CallEvent
 from tests.conftest import PATIENCE_S, Station, register_station, running_station

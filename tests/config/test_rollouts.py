@@ -1,13 +1,16 @@
-"""When a rollout has to pause: how many of its share refuse this very revision."""
+"""Rollouts: who is in a share, and when one has to pause: how many of its share refuse this very revision."""
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from config.fleet_layer import Layer, LayerProblem
-from config.fleet_merge import in_rollout
+from config.fleet_merge import in_rollout, judge
 from config.rollout_pause import due_pause, refusing
 from signaling.fleet_topics import DEFAULT_LAYER, LayerName, device_layer, group_layer
 from signaling.identifiers import DeviceId
-from tests.config.fleet_parts import layer
+from tests.config.fleet_parts import layer, of_file
 
 DEVICES = [DeviceId(f"door-{number}") for number in range(40)]
 LOUD = {"audio": {"ring_volume": 6}}
@@ -24,6 +27,34 @@ def rolled_out(**rollout: object) -> Layer:
 
 def inside(name: LayerName, percent: int = 50) -> list[DeviceId]:
     return [device for device in DEVICES if in_rollout(device, name, percent)]
+
+
+@hypothesis_settings(deadline=None)
+@given(st.text(max_size=20), st.integers(0, 100), st.integers(0, 100))
+def test_a_wider_rollout_holds_all_devices_of_a_narrower_one(
+    device: str, one: int, other: int
+) -> None:
+    narrow, wide = sorted((one, other))
+    assert in_rollout(device, "default", 100)
+    assert not in_rollout(device, "default", 0)
+    assert in_rollout(device, "default", wide) or not in_rollout(device, "default", narrow)
+
+
+def test_a_rollout_takes_its_share_of_the_devices_and_each_layer_takes_others() -> None:
+    devices = [f"door-{n}" for n in range(2000)]
+    first = {d for d in devices if in_rollout(d, "default", 10)}
+    second = {d for d in devices if in_rollout(d, "group/a", 10)}
+    assert 150 < len(first) < 250
+    assert len(first & second) < 60
+
+
+def test_devices_outside_a_rollout_run_the_revision_before_even_if_they_never_saw_it() -> None:
+    change = {"default": layer({"call_timeout_s": 5}, 2, percent=50, before={"call_timeout_s": 9})}
+    verdicts = {d: judge(of_file(device_id=d), change) for d in map(str, range(40))}
+    for device, verdict in verdicts.items():
+        inside = in_rollout(device, "default", 50)
+        assert verdict.settings.call_timeout_s == (5 if inside else 9)
+    assert {v.settings.call_timeout_s for v in verdicts.values()} == {5, 9}
 
 
 @pytest.mark.parametrize("name", [DEFAULT_LAYER, group_layer("north")])
