@@ -21,7 +21,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import aiomqtt
 from rich.console import Console
 from sqlalchemy import Connection, make_url
 
@@ -30,14 +29,16 @@ from bellwire.relay_process import RelayProcess
 from bench.bare_database import postgres_calls_per_s, sqlite_calls_per_s
 from bench.http_connection import HttpConnection
 from bench.measures import Measured, percentile, print_result
+from bench.mqtt_listener import listening
 from bench.postgres_cluster import postgres_cluster
-from push.store.call_rows import insert_call, to_ms
+from push.store.call_rows import insert_calls, insert_users, to_ms
 from push.store.database import Database
 from push.store.opening import open_database
 from signaling.commands import Invitee, NewCall
-from signaling.identifiers import Identity, new_call_sid
+from signaling.identifiers import DeviceId, Identity, new_call_sid
 from signaling.requests import ChannelRequest, DeviceRequest
 from signaling.rules import create_call
+from signaling.topics import call_topic
 
 _PAIRS = 50
 _BATCH = 2_000
@@ -75,8 +76,8 @@ async def _insert(database: Database, count: int) -> None:
     ]
 
     def work(connection: Connection) -> None:
-        for call in calls:
-            insert_call(connection, call)
+        insert_calls(connection, calls)
+        insert_users(connection, [(c.call_sid, user.identity) for c in calls for user in c.users])
 
     await database.write(work)
 
@@ -135,22 +136,9 @@ async def loaded_relay(folder: Path, database: str | None) -> AsyncIterator[Rela
                     channel = ChannelRequest(kind="mqtt")
                     client.put_device(name, DeviceRequest(identity=name, channels=[channel]))
         login = json.loads((folder / "broker/login.json").read_text())
-        async with aiomqtt.Client(
-            "127.0.0.1",
-            login["port"],
-            username=login["username"],
-            password=login["password"],
-            protocol=aiomqtt.ProtocolVersion.V5,
-        ) as listener:
-            await listener.subscribe("bellwire/v1/device/+/call", qos=0)
-            hearing = asyncio.create_task(_hear(listener))
+        topics = call_topic(DeviceId("+"))
+        async with listening(login["port"], login["username"], login["password"], topics):
             yield relay
-            hearing.cancel()
-
-
-async def _hear(listener: aiomqtt.Client) -> None:
-    async for _ in listener.messages:
-        pass
 
 
 @contextlib.contextmanager

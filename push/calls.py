@@ -1,10 +1,10 @@
-"""Calls in the relay: each command is one transaction of new state and deliveries owed; what it
-owes is sent once it is committed."""
+"""Calls in the relay: each command's new state and the deliveries it owes are kept in one transaction,
+with other commands' that wait; what it owes is sent once it is committed."""
 
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache, partial
@@ -21,20 +21,16 @@ from push.reach import find_reach
 from push.receipts import Receipt, keep_receipt
 from push.store.call_rows import (
     all_deadlines,
-    find_idempotent,
     forget_idempotent,
-    insert_call,
-    keep_idempotent,
     list_calls,
     load_call,
     overdue_calls,
-    save_call,
     to_ms,
 )
 from push.store.database import Database
 from push.store.device_rows import DeviceRow
 from push.store.feedback_rows import put_feedback
-from push.store.prepared import pipelined
+from push.store.unit_of_work import UnitOfWork
 from signaling.calls import Call, CallState
 from signaling.change import Change
 from signaling.commands import Command, Expire, InviteMore, NewCall, Received, Say
@@ -42,7 +38,7 @@ from signaling.errors import CallNotFound, Conflict, Forbidden
 from signaling.identifiers import CallSid, DeviceId, Identity, new_call_sid
 from signaling.invite import check_inviter
 from signaling.requests import FeedbackFields
-from signaling.rules import Outcome, apply, create_call
+from signaling.rules import apply, create_call
 
 log = structlog.get_logger(__name__)
 
@@ -68,6 +64,15 @@ class Created:
 
     call: Call
     repeated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A call before and after a command, and what is owed for it."""
+
+    before: Call
+    call: Call
+    owed: Owed
 
 
 class Calls:
@@ -120,7 +125,9 @@ class Calls:
             Conflict: the Idempotency-Key was used with another request.
             TooManyRequests: an app or a device of the invitees is invited too often.
         """
-        created, owed = await self._database.write(partial(self._create, invite=invite))
+        created, owed = await self._database.write_calls(
+            partial(self._create, invite=invite), identities=_concerned(invite)
+        )
         self._after(created.call, owed)
         if not created.repeated:
             self._metrics.calls_created.inc()
@@ -143,13 +150,13 @@ class Calls:
             TooManyRequests: an app or a device of those who are to be invited more is invited too often.
             OperationRefused, Forbidden, InvalidInput: as `signaling.rules.apply`.
         """
-        call, owed, receipt = await self._database.write(
-            partial(self._carry_out, call_sid=call_sid, command=command)
+        moved, receipt = await self._database.write_calls(
+            partial(self._carry_out, call_sid=call_sid, command=command), (call_sid,)
         )
-        self._after(call, owed)
+        self.settle([moved])
         if receipt is not None:
             self._metrics.invite_received_seconds.labels(receipt.kind).observe(receipt.latency_s)
-        return call
+        return moved.call
 
     async def expire(self, call_sid: CallSid) -> None:
         """Carries out a deadline that has come."""
@@ -207,124 +214,136 @@ class Calls:
         before_ms = to_ms(self._now() - keep_idempotency)
         await self._database.write(lambda c: forget_idempotent(c, before_ms))
 
-    def move(self, connection: Connection, call: Call, command: Command) -> tuple[Call, Owed]:
-        """Moves a call in a transaction that holds it. What it owes is sent by `settle` afterwards."""
+    def move(self, unit: UnitOfWork, call: Call, command: Command) -> Moved:
+        """Moves a call in a unit that holds it. What it owes is sent by `settle`, once the unit is
+        committed.
+
+        Raises:
+            OperationRefused, Forbidden, InvalidInput: as `signaling.rules.apply`; nothing was put into
+                the unit, as with the next.
+            TooLarge: an event is over a channel's limit.
+        """
         outcome = apply(call, command)
+        owed = self._deliveries.owe(unit, outcome.call, outcome.notices)
         if outcome.call != call:
             known = {user.identity for user in call.users}
             joined = [u.identity for u in outcome.call.users if u.identity not in known]
-            save_call(connection, outcome.call, joined)
-            self._deliveries.withdraw(connection, _invites_over(call, outcome.call))
-            self._count(call, outcome)
-        return outcome.call, self._deliveries.owe(connection, outcome.call, outcome.notices)
+            unit.save_call(outcome.call, joined)
+            unit.forget_events(_invites_over(call, outcome.call))
+        return Moved(call, outcome.call, owed)
 
-    def settle(self, moved: list[tuple[Call, Owed]]) -> None:
+    def settle(self, moves: Iterable[Moved]) -> None:
         """Sends what moves have owed, once they are committed, and sets the calls' deadlines."""
-        for call, owed in moved:
-            self._after(call, owed)
+        for moved in moves:
+            self._after(moved.call, moved.owed)
+            self._count(moved.before, moved.call)
 
     def _after(self, call: Call, owed: Owed) -> None:
         self._deliveries.send(owed)
         self.deadlines.set(call.call_sid, call.next_deadline)
 
-    def _create(self, connection: Connection, invite: Invite) -> tuple[Created, Owed]:
-        repeated = self._repeated(connection, invite)
+    def _create(self, unit: UnitOfWork, invite: Invite) -> tuple[Created, Owed]:
+        repeated = _made_before(unit, invite)
         if repeated is not None:
             return repeated, Owed()
         new = invite.request
-        with pipelined(connection):
-            reach = find_reach(connection, invite.to, new.caller, invite.parameters)
-            reach.must_reach_somebody()
-            outcome = create_call(
-                replace(new, invitees=reach.invitees, unreachable=reach.unreachable)
-            )
-            with self._floods.taken([d for d in reach.devices if d.identity != new.caller]):
-                return self._keep(connection, invite, outcome, reach.devices)
-
-    def _keep(
-        self,
-        connection: Connection,
-        invite: Invite,
-        outcome: Outcome,
-        devices: tuple[DeviceRow, ...],
-    ) -> tuple[Created, Owed]:
-        insert_call(connection, outcome.call)
+        reach = find_reach(unit, invite.to, new.caller, invite.parameters)
+        reach.must_reach_somebody()
+        outcome = create_call(replace(new, invitees=reach.invitees, unreachable=reach.unreachable))
+        call = outcome.call
+        with self._floods.taken([d for d in reach.devices if d.identity != new.caller]):
+            owed = self._deliveries.owe(unit, call, outcome.notices, reach.devices)
+        unit.add_call(call)
         if invite.idempotency_key is not None:
-            keep_idempotent(
-                connection,
+            unit.keep_idempotent(
                 invite.actor.name,
                 invite.idempotency_key,
                 invite.fingerprint,
-                outcome.call.call_sid,
-                to_ms(invite.request.at),
+                call.call_sid,
+                to_ms(new.at),
             )
-        owed = self._deliveries.owe(connection, outcome.call, outcome.notices, devices)
-        return Created(outcome.call), owed
-
-    def _repeated(self, connection: Connection, invite: Invite) -> Created | None:
-        key = invite.idempotency_key
-        kept = None if key is None else find_idempotent(connection, invite.actor.name, key)
-        if kept is None:
-            return None
-        kept_fingerprint, call_sid = kept
-        if kept_fingerprint != invite.fingerprint:
-            raise Conflict("this Idempotency-Key was used with another request")
-        call = load_call(connection, CallSid(call_sid))
-        if call is None:
-            raise CallNotFound(f"the call {call_sid} made under this Idempotency-Key is gone")
-        return Created(call, repeated=True)
+        return Created(call), owed
 
     def _carry_out(
-        self, connection: Connection, call_sid: CallSid, command: Command
-    ) -> tuple[Call, Owed, Receipt | None]:
-        with pipelined(connection):
-            call = load_call(connection, call_sid, for_update=True)
-            if call is None:
-                raise CallNotFound(f"there is no call {call_sid}")
-            if isinstance(command, Say) and _is_repeated(connection, call_sid, command):
-                return call, Owed(), None
-            if isinstance(command, InviteMore):
-                check_inviter(Change(call, command.at), command)
-                command, invited = _with_reach(connection, call, command)
-                with self._floods.taken(invited):
-                    return *self.move(connection, call, command), None
-            moved, owed = self.move(connection, call, command)
-            receipt = None
-            if isinstance(command, Received):
-                receipt = keep_receipt(connection, call, command)
-            return moved, owed, receipt
+        self, unit: UnitOfWork, call_sid: CallSid, command: Command
+    ) -> tuple[Moved, Receipt | None]:
+        call = unit.call(call_sid)
+        if call is None:
+            raise CallNotFound(f"there is no call {call_sid}")
+        if isinstance(command, Say):
+            return self._say(unit, call, command), None
+        if isinstance(command, InviteMore):
+            check_inviter(Change(call, command.at), command)
+            command, invited = _with_reach(unit, call, command)
+            with self._floods.taken(invited):
+                return self.move(unit, call, command), None
+        moved = self.move(unit, call, command)
+        if isinstance(command, Received):
+            return moved, keep_receipt(unit.connection, call, command)
+        return moved, None
 
-    def _count(self, before: Call, outcome: Outcome) -> None:
-        for new in outcome.call.users:
+    def _say(self, unit: UnitOfWork, call: Call, said: Say) -> Moved:
+        """Passes a message on, once for each SID.
+
+        Raises:
+            Conflict: another was said under this one's.
+        """
+        sid, fingerprint = said.voice_event_sid, _fingerprint(said)
+        kept = unit.find_idempotent(call.call_sid, sid)
+        if kept is not None and kept[0] != fingerprint:
+            raise Conflict(
+                "another message of this call was said under this SID or Idempotency-Key"
+            )
+        if kept is not None:
+            return Moved(call, call, Owed())
+        moved = self.move(unit, call, said)
+        unit.keep_idempotent(call.call_sid, sid, fingerprint, call.call_sid, to_ms(said.at))
+        return moved
+
+    def _count(self, before: Call, after: Call) -> None:
+        for new in after.users:
             old = before.user(new.identity)
             if old is None or old.state is not new.state:
                 self._user_states(new.state).inc()
                 log.info(
                     "user state changed",
-                    call_sid=before.call_sid,
+                    call_sid=after.call_sid,
                     identity=new.identity,
                     state=new.state,
                     device_id=new.main_device,
-                    call_state=outcome.call.state,
+                    call_state=after.state,
                 )
 
 
-def _is_repeated(connection: Connection, call_sid: CallSid, said: Say) -> bool:
-    """Whether this was said before, under its SID; keeps that it now is.
+def _concerned(invite: Invite) -> tuple[Identity, ...]:
+    """Whose devices are needed, as far as it is known: who is in a group is not."""
+    invited = () if isinstance(invite.to, str) else invite.to
+    caller = invite.request.caller
+    return invited if caller is None else (*invited, caller)
+
+
+def _made_before(unit: UnitOfWork, invite: Invite) -> Created | None:
+    """The call that was made under the same Idempotency-Key, or None.
 
     Raises:
-        Conflict: something else was.
+        Conflict: the key was used with another request.
     """
-    what = [said.identity, said.content, said.message_type, said.content_type, said.to]
-    fingerprint = hashlib.sha256(json.dumps(what).encode()).hexdigest()
-    kept = find_idempotent(connection, call_sid, said.voice_event_sid)
+    key = invite.idempotency_key
+    kept = None if key is None else unit.find_idempotent(invite.actor.name, key)
     if kept is None:
-        sid, at_ms = said.voice_event_sid, to_ms(said.at)
-        keep_idempotent(connection, call_sid, sid, fingerprint, call_sid, at_ms)
-        return False
-    if kept[0] != fingerprint:
-        raise Conflict("another message of this call was said under this SID or Idempotency-Key")
-    return True
+        return None
+    kept_fingerprint, call_sid = kept
+    if kept_fingerprint != invite.fingerprint:
+        raise Conflict("this Idempotency-Key was used with another request")
+    call = unit.call(CallSid(call_sid))
+    if call is None:
+        raise CallNotFound(f"the call {call_sid} made under this Idempotency-Key is gone")
+    return Created(call, repeated=True)
+
+
+def _fingerprint(said: Say) -> str:
+    what = [said.identity, said.content, said.message_type, said.content_type, said.to]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
 def _invites_over(before: Call, after: Call) -> list[str]:
@@ -343,12 +362,12 @@ def _visible(connection: Connection, call_sid: CallSid, identity: Identity | Non
 
 
 def _with_reach(
-    connection: Connection, call: Call, command: InviteMore
+    unit: UnitOfWork, call: Call, command: InviteMore
 ) -> tuple[InviteMore, list[DeviceRow]]:
     """The command with who of the invited can be called, and the devices that are to ring. Who is in
     the call, or invited, already needs no device, and is not rung."""
     wanted = tuple(invitee.identity for invitee in command.invitees)
-    reach = find_reach(connection, wanted, None, {})
+    reach = find_reach(unit, wanted, None, {})
     here = {user.identity for user in (*call.pending, *call.accepted)}
     unreachable = tuple(pair for pair in reach.unreachable if pair[0] not in here)
     known = {identity for identity, _ in reach.unreachable} - {pair[0] for pair in unreachable}

@@ -6,13 +6,12 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import partial
 
 import structlog
 from sqlalchemy import Connection
 
 from push.alarm import Sleep
-from push.calls import Calls
+from push.calls import Calls, Moved
 from push.deliveries import STREAM, Deliveries, Owed
 from push.store.call_rows import ringing_calls_of, to_ms
 from push.store.connection_rows import (
@@ -27,7 +26,7 @@ from push.store.connection_rows import (
 from push.store.database import Database
 from push.store.device_rows import DeviceRow, find_device
 from push.store.event_rows import StreamEvent, events_after, forget_read, last_sequence
-from signaling.calls import Call
+from push.store.unit_of_work import UnitOfWork, in_a_unit
 from signaling.commands import GoOffline
 from signaling.errors import NotFound, Unavailable
 from signaling.identifiers import DeviceId
@@ -85,7 +84,7 @@ class Connections:
         """A device has come online at the broker."""
         # One that has just had an invite and lost it again is owed it anew.
         await self._deliveries.settle()
-        owed = await self._database.write(partial(self._session_came, device=device))
+        owed = await self._database.write(in_a_unit(self._session_came, device=device))
         self._deliveries.send(owed)
         await self._deliveries.retry(device, _MQTT)
 
@@ -97,7 +96,7 @@ class Connections:
         """A device opens its stream, in place of one that it may have had: anew, with the invites
         that are alive for it, or from a cursor on, with what came after it."""
         opened, owed = await self._database.write(
-            partial(self._open_stream, device=device, cursor=cursor)
+            in_a_unit(self._open_stream, device=device, cursor=cursor)
         )
         self._deliveries.send(owed)
         return opened
@@ -164,21 +163,23 @@ class Connections:
         self, device: DeviceId, kind: str, which: str, since: datetime | None = None
     ) -> None:
         moved = await self._database.write(
-            partial(self._carry_away, device=device, kind=kind, which=which, since=since)
+            in_a_unit(self._carry_away, device=device, kind=kind, which=which, since=since)
         )
         self._calls.settle(moved)
 
-    def _session_came(self, connection: Connection, device: DeviceId) -> Owed:
+    def _session_came(self, unit: UnitOfWork, device: DeviceId) -> Owed:
+        connection = unit.connection
         if find_device(connection, device) is None:
             log.info("presence of a device that is not registered", device_id=device)
             return Owed()
         row = ConnectionRow(device, _MQTT, _SESSION, online=True)
         put_connection(connection, row, to_ms(self._now()))
-        return self._deliveries.owe_live_invites(connection, device, _MQTT)
+        return self._deliveries.owe_live_invites(unit, device, _MQTT)
 
     def _open_stream(
-        self, connection: Connection, device: DeviceId, cursor: int | None
+        self, unit: UnitOfWork, device: DeviceId, cursor: int | None
     ) -> tuple[OpenStream, Owed]:
+        connection = unit.connection
         if find_device(connection, device) is None:
             raise NotFound(f"there is no device {device}")
         which = secrets.token_hex(8)
@@ -190,19 +191,20 @@ class Connections:
             owed = Owed()
         else:
             forget_read(connection, device, last)
-            owed = self._deliveries.owe_live_invites(connection, device, STREAM)
+            owed = self._deliveries.owe_live_invites(unit, device, STREAM)
             cursor = last
         # Waking the device's readers lets one that is replaced by this stream learn of it.
         return OpenStream(device, which, cursor), replace(owed, streams=frozenset({device}))
 
     def _carry_away(
         self,
-        connection: Connection,
+        unit: UnitOfWork,
         device: DeviceId,
         kind: str,
         which: str,
         since: datetime | None,
-    ) -> list[tuple[Call, Owed]]:
+    ) -> list[Moved]:
+        connection = unit.connection
         known = find_device(connection, device)
         row = find_connection(connection, device, kind)
         if known is None or (row is not None and not (row.online and row.connection == which)):
@@ -214,13 +216,11 @@ class Connections:
         still_there = online_devices_of(connection, known.identity)
         if device in still_there:
             return []
-        return self._leave_calls(connection, known, last=not still_there)
+        return self._leave_calls(unit, known, last=not still_there)
 
-    def _leave_calls(
-        self, connection: Connection, device: DeviceRow, *, last: bool
-    ) -> list[tuple[Call, Owed]]:
+    def _leave_calls(self, unit: UnitOfWork, device: DeviceRow, *, last: bool) -> list[Moved]:
         command = GoOffline(device.identity, device.device_id, self._calls.now(), last)
         return [
-            self._calls.move(connection, call, command)
-            for call in ringing_calls_of(connection, device.identity)
+            self._calls.move(unit, call, command)
+            for call in ringing_calls_of(unit.connection, device.identity)
         ]

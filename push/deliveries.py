@@ -5,19 +5,18 @@ reads a stream (WebSocket) gets the event appended to its stream. Both leave wit
 change is committed.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-
-from sqlalchemy import Connection
 
 from push.channels.channel import Addressee, Channel
 from push.channels.websocket import compose_stream_event
 from push.outbox import Outbox
 from push.store.call_rows import live_calls_of, to_ms
-from push.store.device_rows import ChannelRow, DeviceRow, devices_of, find_device
-from push.store.event_rows import StreamEvent, append_events, forget_stream_events
-from push.store.outbox_rows import Delivery, forget_events, owe, owed_already
+from push.store.device_rows import ChannelRow, DeviceRow, find_device
+from push.store.event_rows import StreamEvent
+from push.store.outbox_rows import Delivery, owed_already
+from push.store.unit_of_work import UnitOfWork
 from push.streams import Streams
 from push.webhooks import Webhooks
 from signaling.calls import Call
@@ -70,7 +69,7 @@ class Deliveries:
 
     def owe(
         self,
-        connection: Connection,
+        unit: UnitOfWork,
         call: Call,
         notices: Iterable[Notice],
         devices: Collection[DeviceRow] | None = None,
@@ -81,12 +80,12 @@ class Deliveries:
         over all kinds of channels that these have, unless told which.
 
         Raises:
-            TooLarge: an event is over a channel's limit.
+            TooLarge: an event is over a channel's limit; nothing was kept.
         """
         notices = tuple(notices)
         if devices is None:
             identities = {r.identity for notice in notices for r in notice.recipients}
-            devices = devices_of(connection, identities)
+            devices = unit.devices_of(identities)
         deliveries: list[Delivery] = []
         events: list[StreamEvent] = []
         for notice, device, channel in _ways(map(self._signed, notices), devices, kinds):
@@ -115,9 +114,10 @@ class Deliveries:
                         )
                     )
         if kinds is None and self._webhooks is not None:
-            deliveries += self._webhooks.deliveries(connection, notices)
-        owe(connection, deliveries, self._outbox.leased_until_ms)
-        return Owed(tuple(deliveries), frozenset(append_events(connection, events)))
+            deliveries += self._webhooks.deliveries(unit.connection, notices)
+        unit.owe(deliveries, self._outbox.leased_until_ms)
+        unit.append(events)
+        return Owed(tuple(deliveries), frozenset(event.device_id for event in events))
 
     def _signed(self, notice: Notice) -> Notice:
         event = notice.event
@@ -125,8 +125,9 @@ class Deliveries:
             return notice
         return Notice(self._sign_invite(event), notice.recipients)
 
-    def owe_live_invites(self, connection: Connection, device_id: DeviceId, kind: str) -> Owed:
+    def owe_live_invites(self, unit: UnitOfWork, device_id: DeviceId, kind: str) -> Owed:
         """Keeps, for a device that has come online, the invites of its identity that are alive."""
+        connection = unit.connection
         device = find_device(connection, device_id)
         if device is None:
             return Owed()
@@ -139,7 +140,7 @@ class Deliveries:
         ]
         under_way = owed_already(connection, [n.event.id for _, n in alive], device_id, kind)
         owed = [
-            self.owe(connection, call, [notice], [device], kinds=(kind,))
+            self.owe(unit, call, [notice], [device], kinds=(kind,))
             for call, notice in alive
             if notice.event.id not in under_way
         ]
@@ -147,13 +148,6 @@ class Deliveries:
             tuple(delivery for part in owed for delivery in part.deliveries),
             frozenset(device for part in owed for device in part.streams),
         )
-
-    def withdraw(self, connection: Connection, event_ids: Sequence[str]) -> None:
-        """Takes back events that no longer matter, such as an invite that is over, where they have
-        not yet reached their devices."""
-        if event_ids:
-            forget_events(connection, event_ids)
-            forget_stream_events(connection, event_ids)
 
     async def settle(self) -> None:
         """Counts as delivered, from now on, what this relay has delivered so far."""

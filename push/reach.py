@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from push.store.device_rows import DeviceRow, devices_of
+from push.store.device_rows import DeviceRow
 from push.store.group_rows import members_of
+from push.store.unit_of_work import UnitOfWork
 from signaling.calls import Unreachable
 from signaling.commands import Invitee
 from signaling.errors import NobodyToCall, NotFound
@@ -37,7 +38,7 @@ class Reach:
 
 
 def find_reach(
-    connection: Connection,
+    unit: UnitOfWork,
     to: tuple[Identity, ...] | str,
     caller: Identity | None,
     parameters: Mapping[Identity, Mapping[str, str]],
@@ -47,8 +48,8 @@ def find_reach(
     Raises:
         NotFound: there is no such group.
     """
-    identities = _members(connection, to, caller) if isinstance(to, str) else to
-    devices = devices_of(connection, [*identities, *([caller] if caller is not None else [])])
+    identities = _members(unit.connection, to, caller) if isinstance(to, str) else to
+    devices = unit.devices_of([*identities, *([caller] if caller is not None else [])])
     channels: dict[Identity, set[str]] = {}
     for device in devices:
         kinds = channels.setdefault(device.identity, set())

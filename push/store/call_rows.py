@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, Select, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Select, String, bindparam, delete, insert, select, update
 
-from push.store.prepared import Prepared
+from push.store.prepared import Prepared, in_parts
 from push.store.tables import call_users, calls, idempotency_keys
 from signaling.calls import Call, CallState
 from signaling.identifiers import CallSid, Identity
@@ -15,11 +15,21 @@ _DOCUMENT: TypeAdapter[Call] = TypeAdapter(Call)
 
 _SELECT = select(calls.c.document).where(calls.c.call_sid == bindparam("sid"))
 _LOAD = Prepared(_SELECT)
-_LOAD_TO_CHANGE = Prepared(_SELECT.with_for_update())
-_INSERT = Prepared(
-    insert(calls).returning(calls.c.number), ("call_sid", "state", "deadline_ms", "document")
+_HOLD = Prepared(
+    select(calls.c.call_sid, calls.c.document)
+    .where(calls.c.call_sid.in_(bindparam("sids", expanding=True)))
+    .order_by(calls.c.call_sid)
+    .with_for_update()
 )
-_INSERT_USERS = Prepared(insert(call_users), ("identity", "call_number"))
+_INSERT = Prepared(insert(calls), ("call_sid", "state", "deadline_ms", "document"))
+_INSERT_USER = Prepared(
+    insert(call_users).from_select(
+        ["identity", "call_number"],
+        select(bindparam("identity", type_=String), calls.c.number).where(
+            calls.c.call_sid == bindparam("sid")
+        ),
+    )
+)
 _SAVE = Prepared(
     update(calls)
     .where(calls.c.call_sid == bindparam("sid"))
@@ -27,7 +37,6 @@ _SAVE = Prepared(
         state=bindparam("new_state"), deadline_ms=bindparam("deadline"), document=bindparam("doc")
     )
 )
-_NUMBER_OF = Prepared(select(calls.c.number).where(calls.c.call_sid == bindparam("sid")))
 _FIND_KEY = Prepared(
     select(idempotency_keys.c.fingerprint, idempotency_keys.c.call_sid).where(
         idempotency_keys.c.actor == bindparam("actor"), idempotency_keys.c.key == bindparam("key")
@@ -48,44 +57,62 @@ def from_ms(ms: int) -> datetime:
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
-def insert_call(connection: Connection, call: Call) -> None:
-    """Keeps a new call."""
-    ((number,),) = _INSERT.rows(
-        connection,
-        call_sid=call.call_sid,
-        state=call.state,
-        deadline_ms=_deadline(call),
-        document=_DOCUMENT.dump_json(call).decode(),
-    )
-    _insert_users(connection, number, [user.identity for user in call.users])
+def insert_calls(connection: Connection, new: Sequence[Call]) -> None:
+    """Keeps new calls, without their users."""
+    if new:
+        _INSERT.each(
+            connection,
+            [
+                {
+                    "call_sid": call.call_sid,
+                    "state": call.state,
+                    "deadline_ms": _deadline(call),
+                    "document": _DOCUMENT.dump_json(call).decode(),
+                }
+                for call in new
+            ],
+        )
 
 
-def _insert_users(connection: Connection, number: int, identities: Sequence[Identity]) -> None:
-    _INSERT_USERS.each(
-        connection, [{"identity": identity, "call_number": number} for identity in identities]
-    )
+def insert_users(connection: Connection, users: Sequence[tuple[CallSid, Identity]]) -> None:
+    """Keeps who is in which call, so that the calls of an identity are found."""
+    if users:
+        _INSERT_USER.each(
+            connection, [{"sid": sid, "identity": identity} for sid, identity in users]
+        )
 
 
-def load_call(
-    connection: Connection, call_sid: CallSid, *, for_update: bool = False
-) -> Call | None:
-    """The call with this SID, or None; held against other writers until the transaction ends."""
-    row = (_LOAD_TO_CHANGE if for_update else _LOAD).one(connection, sid=call_sid)
+def load_call(connection: Connection, call_sid: CallSid) -> Call | None:
+    """The call with this SID, or None."""
+    row = _LOAD.one(connection, sid=call_sid)
     return None if row is None else _DOCUMENT.validate_json(row[0])
 
 
-def save_call(connection: Connection, call: Call, joined: Sequence[Identity] = ()) -> None:
-    """Keeps a call that has changed; `joined` are the identities that it did not have before."""
-    _SAVE.run(
-        connection,
-        sid=call.call_sid,
-        new_state=call.state,
-        deadline=_deadline(call),
-        doc=_DOCUMENT.dump_json(call).decode(),
-    )
-    if joined:
-        ((number,),) = _NUMBER_OF.rows(connection, sid=call.call_sid)
-        _insert_users(connection, number, joined)
+def hold_calls(connection: Connection, call_sids: Sequence[CallSid]) -> dict[CallSid, Call]:
+    """Those of some calls that there are, held against other writers until the transaction ends, one
+    after the other in the order of their SIDs."""
+    return {
+        CallSid(sid): _DOCUMENT.validate_json(document)
+        for part in in_parts(sorted(call_sids))
+        for sid, document in _HOLD.rows(connection, sids=part)
+    }
+
+
+def save_calls(connection: Connection, changed: Sequence[Call]) -> None:
+    """Keeps calls that have changed."""
+    if changed:
+        _SAVE.each(
+            connection,
+            [
+                {
+                    "sid": call.call_sid,
+                    "new_state": call.state,
+                    "deadline": _deadline(call),
+                    "doc": _DOCUMENT.dump_json(call).decode(),
+                }
+                for call in changed
+            ],
+        )
 
 
 def list_calls(

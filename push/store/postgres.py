@@ -1,19 +1,25 @@
-"""PostgreSQL, which several relays may share: each piece of work is a transaction on one of a few
-connections, in a thread of its own; what collides with another's is tried again."""
+"""PostgreSQL, which several relays may share. Commands on calls are committed in groups; each other
+piece of work is a transaction on one of a few connections, in a thread of its own. What collides with
+another's is tried again."""
 
 import asyncio
 import random
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import URL, Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 
 from push.store.database import Work
+from push.store.group_commit import GroupCommit
 from push.store.migrate import migrate
+from push.store.unit_of_work import CallWork, UnitOfWork, carry_out_together
 from signaling.errors import Unavailable
+from signaling.identifiers import CallSid, Identity
 
 T = TypeVar("T")
 
@@ -36,7 +42,7 @@ class PostgresDatabase:
     def __init__(self, url: URL) -> None:
         self._engine = create_engine(
             url.set(drivername="postgresql+psycopg"),
-            pool_size=_WRITERS + _READERS,
+            pool_size=1 + _WRITERS + _READERS,
             max_overflow=0,
             connect_args={"connect_timeout": 5, "application_name": "bellwire-relay"},
         )
@@ -51,6 +57,7 @@ class PostgresDatabase:
             migrate(self._engine)
         except (OperationalError, InterfaceError) as error:
             raise Unavailable(f"the database cannot be used: {_reason(error)}") from error
+        self._calls: GroupCommit[CallWork] = GroupCommit(self._commit, "postgres-calls")
 
     async def write(self, work: Work[T]) -> T:
         """See `Database.write`.
@@ -59,6 +66,20 @@ class PostgresDatabase:
             Unavailable: the server is away, or the database has been closed.
         """
         return await self._run(self._writers, work)
+
+    async def write_calls(
+        self,
+        work: Callable[[UnitOfWork], T],
+        calls: tuple[CallSid, ...] = (),
+        identities: tuple[Identity, ...] = (),
+    ) -> T:
+        """See `Database.write_calls`.
+
+        Raises:
+            Unavailable: as `write`.
+        """
+        self._refuse_if_closed()
+        return cast("T", await self._calls.accept(CallWork(work, calls, identities)))
 
     async def read(self, work: Work[T]) -> T:
         """See `Database.read`.
@@ -73,14 +94,27 @@ class PostgresDatabase:
         if self._closed:
             return
         self._closed = True
+        await asyncio.to_thread(self._calls.close)
         await asyncio.to_thread(self._writers.close)
         await asyncio.to_thread(self._readers.close)
         self._engine.dispose()
 
     async def _run(self, workers: "_Workers", work: Work[T]) -> T:
+        self._refuse_if_closed()
+        return await asyncio.shield(workers.run(work))
+
+    def _refuse_if_closed(self) -> None:
         if self._closed:
             raise Unavailable("the relay is stopping")
-        return await asyncio.shield(workers.run(work))
+
+    def _commit(self, group: list[CallWork]) -> list[Any]:
+        """Commits commands on calls together; those that fail together are tried one by one."""
+        try:
+            return self._writers.do(partial(carry_out_together, works=group))
+        except Exception as error:  # noqa: BLE001 - it is the asker's, and is raised there
+            if len(group) == 1 or isinstance(error, Unavailable):
+                return [error] * len(group)
+            return [result for work in group for result in self._commit([work])]
 
 
 class _Workers:
@@ -95,7 +129,7 @@ class _Workers:
 
     def run(self, work: Work[T]) -> asyncio.Future[T]:
         """The result of work that a thread is about to do."""
-        return asyncio.get_running_loop().run_in_executor(self._threads, self._do, work)
+        return asyncio.get_running_loop().run_in_executor(self._threads, self.do, work)
 
     def close(self) -> None:
         """Finishes what was accepted, then closes."""
@@ -110,7 +144,8 @@ class _Workers:
             self._all.append(connection)
         return connection
 
-    def _do(self, work: Work[T]) -> T:
+    def do(self, work: Work[T]) -> T:
+        """Does work in this thread."""
         for left in reversed(range(_ATTEMPTS)):
             worked = False
             try:

@@ -1,17 +1,14 @@
 """SQLite in WAL mode: one thread writes, in groups; readers run beside it.
 
-Each commit costs one wait for the disk, so all commands that arrive during one wait are committed
-together by the next: each under a savepoint of its own, so that one that fails takes none with it.
+Within a group the commands on calls share one unit of work; each other piece of work stands under a
+savepoint of its own, so that one that fails takes none with it.
 """
 
 import asyncio
-import queue
+import itertools
 import sqlite3
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -19,12 +16,14 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import OperationalError
 
 from push.store.database import Work
+from push.store.group_commit import GroupCommit
 from push.store.migrate import migrate
+from push.store.unit_of_work import CallWork, UnitOfWork, carry_out_together
 from signaling.errors import Unavailable
+from signaling.identifiers import CallSid, Identity
 
 T = TypeVar("T")
 
-_GROUP_LIMIT = 256
 _READERS = 2
 _PRAGMAS = (
     "PRAGMA journal_mode=WAL",
@@ -63,10 +62,9 @@ class SqliteDatabase:
         path.touch(mode=0o600)
         self._engine = sqlite_engine(path)
         migrate(self._engine)
-        self._accepted: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._connection = self._engine.connect()
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="sqlite-reader")
-        self._writer = threading.Thread(target=self._write_groups, name="sqlite-writer")
-        self._writer.start()
+        self._writer: GroupCommit[_Work] = GroupCommit(self._commit, "sqlite-writer")
         self._closed = False
 
     async def write(self, work: Work[T]) -> T:
@@ -75,13 +73,20 @@ class SqliteDatabase:
         Raises:
             Unavailable: the database has been closed.
         """
-        if self._closed:
-            raise Unavailable("the relay is stopping")
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = loop.create_future()
-        self._accepted.put(_Item(work, done, loop))
-        # A caller that is cancelled does not undo what was accepted: `done` has nobody to hear it then.
-        return await done
+        return cast("T", await self._accept(work))
+
+    async def write_calls(
+        self,
+        work: Callable[[UnitOfWork], T],
+        calls: tuple[CallSid, ...] = (),
+        identities: tuple[Identity, ...] = (),
+    ) -> T:
+        """See `Database.write_calls`.
+
+        Raises:
+            Unavailable: the database has been closed.
+        """
+        return cast("T", await self._accept(CallWork(work, calls, identities)))
 
     async def read(self, work: Work[T]) -> T:
         """See `Database.read`."""
@@ -92,10 +97,15 @@ class SqliteDatabase:
         if self._closed:
             return
         self._closed = True
-        self._accepted.put(None)
-        await asyncio.to_thread(self._writer.join)
+        await asyncio.to_thread(self._writer.close)
         self._readers.shutdown()
+        self._connection.close()
         self._engine.dispose()
+
+    def _accept(self, work: "_Work") -> asyncio.Future[Any]:
+        if self._closed:
+            raise Unavailable("the relay is stopping")
+        return self._writer.accept(work)
 
     def _read(self, work: Work[T]) -> T:
         with (
@@ -104,75 +114,58 @@ class SqliteDatabase:
         ):
             return work(connection)
 
-    def _write_groups(self) -> None:
-        with self._engine.connect() as connection:
-            while (first := self._accepted.get()) is not None:
-                group, last = self._group(first)
-                _commit(connection, group)
-                if last:
-                    return
-
-    def _group(self, first: "_Item") -> tuple[list["_Item"], bool]:
-        """The work that waits, and whether the end was among it."""
-        group = [first]
-        while len(group) < _GROUP_LIMIT:
-            try:
-                item = self._accepted.get_nowait()
-            except queue.Empty:
-                return group, False
-            if item is None:
-                return group, True
-            group.append(item)
-        return group, False
+    def _commit(self, group: list["_Work"]) -> list[Any]:
+        """Runs a group and commits it. A disk that is full, or a file that another process holds,
+        fails the group."""
+        connection = self._connection
+        try:
+            with connection.begin():
+                return _carry_out(connection, group)
+        except (OperationalError, sqlite3.OperationalError) as error:
+            away = Unavailable(f"the database cannot be written: {getattr(error, 'orig', error)}")
+            return [away] * len(group)
+        except Exception as error:  # noqa: BLE001 - nothing of the group was kept; each asker is told
+            return [error] * len(group)
 
 
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """A piece of work, the promise of its result, and the loop that waits for it."""
-
-    work: Callable[[Connection], Any]
-    done: asyncio.Future[Any]
-    loop: asyncio.AbstractEventLoop
+_Work = Callable[[Connection], Any] | CallWork
 
 
-def _commit(connection: Connection, group: list[_Item]) -> None:
-    """Runs a group and commits it; only then is anybody told. A disk that is full, or a file that
-    another process holds, fails the group."""
-    results: list[tuple[_Item, Any]] = []
-    failures: list[tuple[_Item, BaseException]] = []
+def _carry_out(connection: Connection, group: Sequence[_Work]) -> list[Any]:
+    """What each piece of work of a group comes to, in its order: what was asked for first is done
+    first."""
+    results: list[Any] = []
+    for are_commands, part in itertools.groupby(group, lambda work: isinstance(work, CallWork)):
+        works = list(part)
+        for together in [works] if are_commands else [[work] for work in works]:
+            results += _stand_or_fall(connection, together)
+    return results
+
+
+def _stand_or_fall(connection: Connection, part: Sequence[_Work]) -> list[Any]:
+    """Carries out a part of a group under a savepoint. Commands on calls that fail together are tried
+    one by one."""
+    driver = cast("sqlite3.Connection", connection.connection.driver_connection)
+    driver.execute("SAVEPOINT command")
+    failure: Exception | None = None
+    results: list[Any] = []
     try:
-        with connection.begin():
-            driver = cast("sqlite3.Connection", connection.connection.driver_connection)
-            for item in group:
-                driver.execute("SAVEPOINT command")
-                try:
-                    results.append((item, item.work(connection)))
-                except OperationalError:
-                    raise
-                except Exception as error:  # noqa: BLE001 - it is the asker's, and is raised there
-                    driver.execute("ROLLBACK TO command")
-                    failures.append((item, error))
-                driver.execute("RELEASE command")
-    except (OperationalError, sqlite3.OperationalError) as error:
-        away = Unavailable(f"the database cannot be written: {getattr(error, 'orig', error)}")
-        failures, results = [(item, away) for item in group], []
-    except Exception as error:  # noqa: BLE001 - nothing of the group was kept; each asker is told
-        failures = [(item, error) for item in group]
-        results = []
-    for loop in {item.loop for item in group}:
-        with suppress(RuntimeError):  # The loop has ended: nobody waits on it any more.
-            loop.call_soon_threadsafe(_tell, loop, results, failures)
+        results = _run(connection, part)
+    except OperationalError:
+        raise
+    except Exception as error:  # noqa: BLE001 - it is the asker's, and is raised there
+        driver.execute("ROLLBACK TO command")
+        failure = error
+    driver.execute("RELEASE command")
+    if failure is None:
+        return results
+    if len(part) == 1:
+        return [failure]
+    return [result for work in part for result in _stand_or_fall(connection, [work])]
 
 
-def _tell(
-    loop: asyncio.AbstractEventLoop,
-    results: list[tuple[_Item, Any]],
-    failures: list[tuple[_Item, BaseException]],
-) -> None:
-    """Tells those who wait on this loop, at once for a group: waking a loop costs more than that."""
-    for item, result in results:
-        if item.loop is loop and not item.done.done():
-            item.done.set_result(result)
-    for item, failure in failures:
-        if item.loop is loop and not item.done.done():
-            item.done.set_exception(failure)
+def _run(connection: Connection, part: Sequence[_Work]) -> list[Any]:
+    commands = [work for work in part if isinstance(work, CallWork)]
+    if commands:
+        return carry_out_together(connection, commands)
+    return [work(connection) for work in part if not isinstance(work, CallWork)]

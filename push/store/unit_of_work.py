@@ -1,0 +1,184 @@
+"""What one transaction reads and changes of calls: read ahead, decided in memory, and written in a few
+statements once all is decided. The commands that wait for one another's commit share a unit, so that
+a statement, and a way to the database and back, serves them all.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy import Connection
+
+from push.store.call_rows import (
+    find_idempotent,
+    hold_calls,
+    insert_calls,
+    insert_users,
+    keep_idempotent,
+    save_calls,
+)
+from push.store.device_rows import DeviceRow, devices_of
+from push.store.event_rows import StreamEvent, append_events, forget_stream_events
+from push.store.outbox_rows import Delivery, forget_events, owe
+from push.store.prepared import pipelined
+from signaling.calls import Call
+from signaling.errors import Refusal
+from signaling.identifiers import CallSid, Identity
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class UnitOfWork:
+    """Calls and the devices of their users, as one transaction sees them (Fowler's unit of work).
+
+    What is put here is seen by whoever looks here afterwards, and is written by `write`.
+
+    Args:
+        connection: The transaction.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._calls: dict[CallSid, Call | None] = {}
+        self._devices: dict[Identity, list[DeviceRow]] = {}
+        self._new: dict[CallSid, Call] = {}
+        self._changed: dict[CallSid, Call] = {}
+        self._users: list[tuple[CallSid, Identity]] = []
+        self._keys: dict[tuple[str, str], tuple[str, CallSid, int]] = {}
+        self._owed: list[Delivery] = []
+        self._leased_until_ms = 0
+        self._events: list[StreamEvent] = []
+        self._over: list[str] = []
+
+    def read_ahead(self, calls: Collection[CallSid], identities: Iterable[Identity]) -> None:
+        """Reads calls, held against other writers until the transaction ends, and the devices of
+        their users and of some more identities."""
+        missing = sorted({sid for sid in calls if sid not in self._calls})
+        if missing:
+            # In one order everywhere, so that two transactions never wait for each other.
+            self._calls |= dict.fromkeys(missing) | hold_calls(self.connection, missing)
+        concerned = {
+            user.identity
+            for call in map(self._calls.get, missing)
+            if call is not None
+            for user in call.users
+        }
+        self._read_devices(concerned.union(identities))
+
+    def call(self, call_sid: CallSid) -> Call | None:
+        """The call with this SID, held against other writers, or None."""
+        if call_sid not in self._calls:
+            self.read_ahead([call_sid], ())
+        return self._calls[call_sid]
+
+    def devices_of(self, identities: Collection[Identity]) -> list[DeviceRow]:
+        """All devices of some identities, by id."""
+        self._read_devices(identities)
+        found = [device for identity in set(identities) for device in self._devices[identity]]
+        found.sort(key=lambda device: device.device_id)
+        return found
+
+    def add_call(self, call: Call) -> None:
+        """Keeps a new call."""
+        self._calls[call.call_sid] = self._new[call.call_sid] = call
+        self._users += [(call.call_sid, user.identity) for user in call.users]
+
+    def save_call(self, call: Call, joined: Iterable[Identity] = ()) -> None:
+        """Keeps a call that has changed; `joined` are the identities that it did not have before."""
+        changed = self._new if call.call_sid in self._new else self._changed
+        self._calls[call.call_sid] = changed[call.call_sid] = call
+        self._users += [(call.call_sid, identity) for identity in joined]
+
+    def find_idempotent(self, actor: str, key: str) -> tuple[str, str] | None:
+        """The fingerprint and call SID that were kept under an actor's key, or None."""
+        kept = self._keys.get((actor, key))
+        if kept is not None:
+            return kept[:2]
+        found = find_idempotent(self.connection, actor, key)
+        return None if found is None else (found[0], found[1])
+
+    def keep_idempotent(
+        self, actor: str, key: str, fingerprint: str, call_sid: CallSid, at_ms: int
+    ) -> None:
+        """Keeps what a request under an actor's key made."""
+        self._keys[actor, key] = (fingerprint, call_sid, at_ms)
+
+    def owe(self, deliveries: Sequence[Delivery], leased_until_ms: int) -> None:
+        """Keeps new deliveries, leased to this process."""
+        self._owed += deliveries
+        self._leased_until_ms = max(self._leased_until_ms, leased_until_ms)
+
+    def append(self, events: Iterable[StreamEvent]) -> None:
+        """Appends events to their devices' streams."""
+        self._events += events
+
+    def forget_events(self, event_ids: Iterable[str]) -> None:
+        """Takes back events that no longer matter, where they have not yet reached their devices."""
+        self._over += event_ids
+
+    def write(self) -> None:
+        """Writes all of it."""
+        connection = self.connection
+        insert_calls(connection, [*self._new.values()])
+        insert_users(connection, self._users)
+        save_calls(connection, [*self._changed.values()])
+        for (actor, key), kept in self._keys.items():
+            keep_idempotent(connection, actor, key, *kept)
+        owe(connection, self._owed, self._leased_until_ms)
+        append_events(connection, self._events)
+        if self._over:
+            forget_events(connection, self._over)
+            forget_stream_events(connection, self._over)
+
+    def _read_devices(self, identities: Iterable[Identity]) -> None:
+        missing = [identity for identity in identities if identity not in self._devices]
+        if not missing:
+            return
+        self._devices |= {identity: [] for identity in missing}
+        for device in devices_of(self.connection, missing):
+            self._devices[device.identity].append(device)
+
+
+def in_a_unit(
+    work: Callable[Concatenate[UnitOfWork, P], T], *args: P.args, **kwargs: P.kwargs
+) -> Callable[[Connection], T]:
+    """Work in a unit of its own: it may read and write rows beside, which a unit that is shared does
+    not see."""
+
+    def run(connection: Connection) -> T:
+        unit = UnitOfWork(connection)
+        result = work(unit, *args, **kwargs)
+        unit.write()
+        return result
+
+    return run
+
+
+@dataclass(frozen=True, slots=True)
+class CallWork:
+    """A command on calls. `do` decides; where it refuses, it has put nothing into the unit and written
+    nothing. `calls` and `identities` are what it is known to need."""
+
+    do: Callable[[UnitOfWork], Any]
+    calls: tuple[CallSid, ...] = ()
+    identities: tuple[Identity, ...] = ()
+
+
+def carry_out_together(connection: Connection, works: Sequence[CallWork]) -> list[Any]:
+    """Carries out commands in one unit; returns for each what it gave, or the Refusal that is to be
+    raised to who asked. With any other error nothing may be kept of any of them."""
+    results: list[Any] = []
+    with pipelined(connection):
+        unit = UnitOfWork(connection)
+        unit.read_ahead(
+            {call_sid for work in works for call_sid in work.calls},
+            {identity for work in works for identity in work.identities},
+        )
+        for work in works:
+            try:
+                results.append(work.do(unit))
+            except Refusal as refusal:
+                results.append(refusal)
+        unit.write()
+    return results
