@@ -5,11 +5,11 @@ devices, and under which event id.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from signaling.calls import Call, CallState, Mode, RejectStatus, User, UserState
+from signaling.calls import Call, CallState, Mode, RejectStatus, User, UserState, replace
 from signaling.errors import Forbidden, OperationRefused
 from signaling.events import (
     CallCancelled,

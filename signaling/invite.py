@@ -1,9 +1,8 @@
 """Invitations: the call that a first one makes, and who is invited into a call under way."""
 
-from dataclasses import replace
 from datetime import timedelta
 
-from signaling.calls import MAX_USERS, Attestation, Call, Unreachable, User, UserState
+from signaling.calls import MAX_USERS, Attestation, Call, Unreachable, User, UserState, replace
 from signaling.change import TRANSITIONS, Change, Operation, Outcome, devices_of
 from signaling.commands import Invitee, InviteMore, NewCall
 from signaling.errors import InvalidInput, OperationRefused

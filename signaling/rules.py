@@ -12,11 +12,10 @@ that the table does not hold is refused.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from signaling.calls import Call, CallState, Mode, User, UserState
+from signaling.calls import Call, CallState, Mode, User, UserState, replace
 from signaling.change import (
     TRANSITIONS,
     Change,
