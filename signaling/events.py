@@ -4,9 +4,10 @@
 every retry, so a reader can drop what it has seen.
 """
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
-from typing import Annotated, Literal
+from functools import cached_property, lru_cache
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AwareDatetime,
@@ -37,9 +38,24 @@ def _written(utc: datetime) -> str:
 Moment = Annotated[AwareDatetime, PlainSerializer(rfc3339, return_type=str, when_used="json")]
 
 
-class _Event(BaseModel):
+class _Document(BaseModel):
+    """What travels as one JSON document."""
+
     model_config = ConfigDict(frozen=True, populate_by_name=True, extra="ignore")
 
+    @cached_property
+    def document(self) -> str:
+        """The JSON document. Made once, as it goes to each device and webhook alike: 8 us for each."""
+        return self.model_dump_json(by_alias=True, exclude_none=True)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """See `BaseModel.model_copy`, which would copy the document too."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("document", None)
+        return copied
+
+
+class _Event(_Document):
     id: str
     call_sid: CallSidField
     at: Moment
@@ -146,11 +162,9 @@ class CallMessage(_Event):
     voice_event_sid: str
 
 
-class DeviceChannelRemoved(BaseModel):
+class DeviceChannelRemoved(_Document):
     """To the device's own stream, where it has one, and to webhooks: a push channel was removed, since
     the push service says that its token is dead. Register the device again, with a new one."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     event: Literal["device.channel_removed"] = "device.channel_removed"
     id: str
@@ -196,4 +210,4 @@ def what_to_shorten(event: CallEvent) -> str:
 
 def event_document(event: CallEvent | DeviceChannelRemoved) -> str:
     """The event as its JSON document."""
-    return event.model_dump_json(by_alias=True, exclude_none=True)
+    return event.document
