@@ -3,11 +3,13 @@
 import json
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, get_args
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import JsonValue, ValidationError
+from pydantic_core import to_json
 
 from signaling.calls import CallType, Mode, RejectStatus, UserState
 from signaling.events import (
@@ -143,6 +145,50 @@ def test_any_invite_comes_back_from_its_document(invite: CallReceived) -> None:
     assert back == invite
     assert isinstance(back, CallReceived)
     assert list(back.custom_parameters) == list(invite.custom_parameters)
+
+
+@given(MOMENTS, st.text(), st.none() | st.text())
+def test_document_is_what_pydantic_writes_of_the_members_however_often_it_is_asked_for(
+    at: datetime, text: str, title: str | None
+) -> None:
+    invite = CallReceived(
+        id=f"{SID}-1",
+        call_sid=SID,
+        at=at,
+        from_=text,
+        to="client:bob",
+        custom_parameters={"z": text},
+        expires_at=at + timedelta(seconds=60),
+        title=title,
+    )
+    plain = invite.model_dump(by_alias=True, exclude_none=True)
+    for name in ("at", "expires_at"):
+        moment = plain[name].astimezone(UTC)
+        plain[name] = f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03}Z"
+    assert [event_document(invite) for _ in "12"] == [to_json(plain).decode()] * 2
+
+
+def test_document_of_a_changed_copy_says_what_was_changed_and_that_of_the_original_stays() -> None:
+    for deep in (False, True):
+        invite = CallReceived(**HEAD, to="client:bob", custom_parameters={}, expires_at=AT)
+        before = event_document(invite)
+        signed = invite.model_copy(update={"title": "Door"}, deep=deep)
+        assert json.loads(event_document(signed)) == {**json.loads(before), "title": "Door"}
+        assert event_document(invite) == before
+
+
+def test_event_whose_document_was_asked_for_equals_one_whose_was_not() -> None:
+    asked, other = CallEnded(**HEAD), CallEnded(**HEAD)
+    event_document(asked)
+    assert asked == other
+    assert asked.model_dump() == other.model_dump()
+
+
+def test_hour_that_a_clock_shows_twice_is_written_as_two_moments() -> None:
+    berlin = ZoneInfo("Europe/Berlin")
+    summer, winter = (datetime(2026, 10, 25, 2, 30, tzinfo=berlin, fold=fold) for fold in (0, 1))
+    assert rfc3339(summer) == "2026-10-25T00:30:00.000Z"
+    assert rfc3339(winter) == "2026-10-25T01:30:00.000Z"
 
 
 def test_invite_writes_the_caller_as_from_and_leaves_it_out_where_nobody_calls() -> None:
