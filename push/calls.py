@@ -20,6 +20,7 @@ from push.metrics import Metrics
 from push.reach import find_reach
 from push.receipts import Receipt, keep_receipt
 from push.store.call_rows import (
+    IdempotencyRow,
     all_deadlines,
     forget_idempotent,
     list_calls,
@@ -256,11 +257,13 @@ class Calls:
         unit.add_call(call)
         if invite.idempotency_key is not None:
             unit.keep_idempotent(
-                invite.actor.name,
-                invite.idempotency_key,
-                invite.fingerprint,
-                call.call_sid,
-                to_ms(new.at),
+                IdempotencyRow(
+                    invite.actor.name,
+                    invite.idempotency_key,
+                    invite.fingerprint,
+                    call.call_sid,
+                    to_ms(new.at),
+                )
             )
         return Created(call), owed
 
@@ -297,7 +300,9 @@ class Calls:
         if kept is not None:
             return Moved(call, call, Owed())
         moved = self.move(unit, call, said)
-        unit.keep_idempotent(call.call_sid, sid, fingerprint, call.call_sid, to_ms(said.at))
+        unit.keep_idempotent(
+            IdempotencyRow(call.call_sid, sid, fingerprint, call.call_sid, to_ms(said.at))
+        )
         return moved
 
     def _count(self, before: Call, after: Call) -> None:

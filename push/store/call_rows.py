@@ -1,12 +1,22 @@
 """Calls as rows: the document that the rules made, and what it is found by."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, Select, String, bindparam, delete, insert, select, update
+from sqlalchemy import (
+    Connection,
+    Select,
+    Text,
+    bindparam,
+    delete,
+    insert,
+    select,
+    update,
+)
 
-from push.store.prepared import Prepared, in_parts
+from push.store.prepared import Prepared, PreparedForEach, in_parts, insert_each
 from push.store.tables import call_users, calls, idempotency_keys
 from signaling.calls import Call, CallState
 from signaling.identifiers import CallSid, Identity
@@ -21,20 +31,26 @@ _HOLD = Prepared(
     .order_by(calls.c.call_sid)
     .with_for_update()
 )
-_INSERT = Prepared(insert(calls), ("call_sid", "state", "deadline_ms", "document"))
-_INSERT_USER = Prepared(
-    insert(call_users).from_select(
+_INSERT = insert_each(calls, ("call_sid", "state", "deadline_ms", "document"))
+_INSERT_USERS = PreparedForEach(
+    lambda given: insert(call_users).from_select(
         ["identity", "call_number"],
-        select(bindparam("identity", type_=String), calls.c.number).where(
-            calls.c.call_sid == bindparam("sid")
+        select(
+            given["identity"],
+            select(calls.c.number).where(calls.c.call_sid == given["sid"]).scalar_subquery(),
         ),
-    )
+    ),
+    {"identity": Text(), "sid": Text()},
 )
+# One after the other on PostgreSQL too: a plan that joins them was made while the table was small, and
+# would read all of a table that has grown since.
 _SAVE = Prepared(
     update(calls)
     .where(calls.c.call_sid == bindparam("sid"))
     .values(
-        state=bindparam("new_state"), deadline_ms=bindparam("deadline"), document=bindparam("doc")
+        state=bindparam("new_state"),
+        deadline_ms=bindparam("deadline"),
+        document=bindparam("new_document"),
     )
 )
 _FIND_KEY = Prepared(
@@ -42,9 +58,20 @@ _FIND_KEY = Prepared(
         idempotency_keys.c.actor == bindparam("actor"), idempotency_keys.c.key == bindparam("key")
     )
 )
-_KEEP_KEY = Prepared(
-    insert(idempotency_keys), ("actor", "key", "fingerprint", "call_sid", "created_at_ms")
+_KEEP_KEYS = insert_each(
+    idempotency_keys, ("actor", "key", "fingerprint", "call_sid", "created_at_ms")
 )
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyRow:
+    """What a request under an actor's Idempotency-Key made, and when."""
+
+    actor: str
+    key: str
+    fingerprint: str
+    call_sid: CallSid
+    at_ms: int
 
 
 def to_ms(moment: datetime) -> int:
@@ -59,27 +86,23 @@ def from_ms(ms: int) -> datetime:
 
 def insert_calls(connection: Connection, new: Sequence[Call]) -> None:
     """Keeps new calls, without their users."""
-    if new:
-        _INSERT.each(
-            connection,
-            [
-                {
-                    "call_sid": call.call_sid,
-                    "state": call.state,
-                    "deadline_ms": _deadline(call),
-                    "document": _DOCUMENT.dump_json(call).decode(),
-                }
-                for call in new
-            ],
-        )
+    _INSERT.run(
+        connection,
+        [
+            {
+                "call_sid": call.call_sid,
+                "state": call.state,
+                "deadline_ms": _deadline(call),
+                "document": _DOCUMENT.dump_json(call).decode(),
+            }
+            for call in new
+        ],
+    )
 
 
 def insert_users(connection: Connection, users: Sequence[tuple[CallSid, Identity]]) -> None:
     """Keeps who is in which call, so that the calls of an identity are found."""
-    if users:
-        _INSERT_USER.each(
-            connection, [{"sid": sid, "identity": identity} for sid, identity in users]
-        )
+    _INSERT_USERS.run(connection, [{"sid": sid, "identity": identity} for sid, identity in users])
 
 
 def load_call(connection: Connection, call_sid: CallSid) -> Call | None:
@@ -100,19 +123,18 @@ def hold_calls(connection: Connection, call_sids: Sequence[CallSid]) -> dict[Cal
 
 def save_calls(connection: Connection, changed: Sequence[Call]) -> None:
     """Keeps calls that have changed."""
-    if changed:
-        _SAVE.each(
-            connection,
-            [
-                {
-                    "sid": call.call_sid,
-                    "new_state": call.state,
-                    "deadline": _deadline(call),
-                    "doc": _DOCUMENT.dump_json(call).decode(),
-                }
-                for call in changed
-            ],
-        )
+    _SAVE.run_each(
+        connection,
+        [
+            {
+                "sid": call.call_sid,
+                "new_state": call.state,
+                "deadline": _deadline(call),
+                "new_document": _DOCUMENT.dump_json(call).decode(),
+            }
+            for call in changed
+        ],
+    )
 
 
 def list_calls(
@@ -177,17 +199,20 @@ def find_idempotent(connection: Connection, actor: str, key: str) -> Sequence[st
     return _FIND_KEY.one(connection, actor=actor, key=key)
 
 
-def keep_idempotent(
-    connection: Connection, actor: str, key: str, fingerprint: str, call_sid: CallSid, at_ms: int
-) -> None:
-    """Keeps what a request under an actor's key made."""
-    _KEEP_KEY.run(
+def keep_idempotent(connection: Connection, kept: Sequence[IdempotencyRow]) -> None:
+    """Keeps what requests under actors' keys made."""
+    _KEEP_KEYS.run(
         connection,
-        actor=actor,
-        key=key,
-        fingerprint=fingerprint,
-        call_sid=call_sid,
-        created_at_ms=at_ms,
+        [
+            {
+                "actor": row.actor,
+                "key": row.key,
+                "fingerprint": row.fingerprint,
+                "call_sid": row.call_sid,
+                "created_at_ms": row.at_ms,
+            }
+            for row in kept
+        ],
     )
 
 

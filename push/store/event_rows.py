@@ -7,9 +7,9 @@ visible in their order: who has read up to a number has missed none below it.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, select, update
 
-from push.store.prepared import Prepared, in_parts
+from push.store.prepared import Prepared, in_parts, insert_each
 from push.store.tables import device_events, devices
 from signaling.identifiers import DeviceId
 
@@ -19,8 +19,8 @@ _ADVANCE = Prepared(
     .values(sequence=devices.c.sequence + bindparam("count"))
     .returning(devices.c.sequence)
 )
-_APPEND = Prepared(
-    insert(device_events), ("device_id", "sequence", "event_id", "document", "expires_at_ms")
+_APPEND = insert_each(
+    device_events, ("device_id", "sequence", "event_id", "document", "expires_at_ms")
 )
 _FORGET = Prepared(
     delete(device_events).where(device_events.c.event_id.in_(bindparam("events", expanding=True)))
@@ -77,8 +77,7 @@ def _append(connection: Connection, device: DeviceId, events: Sequence[StreamEve
         for number, event in enumerate(events, start=1)
         if event.event_id not in known
     ]
-    if rows:
-        _APPEND.each(connection, rows)
+    _APPEND.run(connection, rows)
     return bool(rows)
 
 

@@ -10,16 +10,16 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, func, select, update
 
 from push.store.connection_rows import is_online
-from push.store.prepared import Prepared, in_parts
+from push.store.prepared import Prepared, in_parts, insert_each
 from push.store.tables import channels, outbox
 from signaling.identifiers import DeviceId
 
 _NUMBER_BITS = 20
-_INSERT = Prepared(
-    insert(outbox),
+_INSERT = insert_each(
+    outbox,
     (
         "delivery_id",
         "event_id",
@@ -98,9 +98,7 @@ class Delivery:
 
 def owe(connection: Connection, deliveries: Sequence[Delivery], leased_until_ms: int) -> None:
     """Keeps new deliveries, leased to the process that is about to try them."""
-    if not deliveries:
-        return
-    _INSERT.each(
+    _INSERT.run(
         connection,
         [
             {

@@ -1,28 +1,42 @@
 """Statements that are run for every call: SQLAlchemy writes each once for a kind of database, and
 from then on the driver runs it, without what SQLAlchemy does around each execution."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import ClauseElement, Connection
+from pydantic_core import to_json
+from sqlalchemy import (
+    ClauseElement,
+    ColumnElement,
+    Connection,
+    Table,
+    Text,
+    bindparam,
+    cast,
+    column,
+    func,
+    insert,
+    select,
+)
+from sqlalchemy.dialects.postgresql import JSON
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.types import TypeEngine
 
 _PARAMSTYLES = {"sqlite": "qmark", "postgresql": "format"}
 _LONGEST_LIST = 512
 
 Row = tuple[Any, ...]
-_Arguments = Callable[[dict[str, Any]], Sequence[Any]]
+_Arguments = Callable[[Mapping[str, Any]], Sequence[Any]]
 
 
 class Prepared:
     """A statement that is run often, in a transaction that has begun. Its parameters are named by
-    `bindparam`, or by `columns` where it is an insert; one that is a list (`expanding`) is filled up
-    to a power of two with its last element, so that few lengths are ever written."""
+    `bindparam`; one that is a list (`expanding`) is filled up to a power of two with its last element,
+    so that few lengths are ever written."""
 
-    def __init__(self, statement: ClauseElement, columns: Sequence[str] | None = None) -> None:
+    def __init__(self, statement: ClauseElement) -> None:
         self._statement = statement
-        self._columns = columns
         self._written: dict[tuple[str, int], tuple[str, _Arguments]] = {}
 
     def rows(self, connection: Connection, **values: Any) -> list[Row]:  # noqa: ANN401 - of columns
@@ -43,12 +57,14 @@ class Prepared:
         """Runs it, and asks for nothing back."""
         self._run(connection, values)
 
-    def each(self, connection: Connection, values: Iterable[dict[str, Any]]) -> None:
-        """Runs it for each of some sets of values, in one go."""
+    def run_each(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Runs it for each of some rows of values."""
+        if not rows:
+            return
         sql, arguments = self._write(connection, 0)
         driver: Any = connection.connection.driver_connection
         try:
-            driver.cursor().executemany(sql, [arguments(row) for row in values])
+            driver.cursor().executemany(sql, [arguments(row) for row in rows])
         except connection.dialect.loaded_dbapi.Error as error:
             raise _translated(connection, sql, error) from error
 
@@ -74,7 +90,7 @@ class Prepared:
 
     def _written_anew(self, connection: Connection, length: int) -> tuple[str, _Arguments]:
         dialect = type(connection.dialect)(paramstyle=_PARAMSTYLES[connection.dialect.name])  # type: ignore[call-arg]
-        compiled: Any = self._statement.compile(dialect=dialect, column_keys=self._columns)
+        compiled: Any = self._statement.compile(dialect=dialect)
         names: list[str] = list(compiled.positiontup)
         if not length:
             return str(compiled), lambda values: [values[name] for name in names]
@@ -82,7 +98,7 @@ class Prepared:
         parameters = {name: [None] * length if name in lists else None for name in compiled.binds}
         sql = compiled.construct_expanded_state(parameters).statement
 
-        def flat(values: dict[str, Any]) -> Sequence[Any]:
+        def flat(values: Mapping[str, Any]) -> Sequence[Any]:
             found: list[Any] = []
             for name in names:
                 if name in lists:
@@ -92,6 +108,51 @@ class Prepared:
             return found
 
         return sql, flat
+
+
+Values = Mapping[str, ColumnElement[Any]]
+
+
+class PreparedForEach:
+    """A statement that is run for many rows of values at once. SQLite runs it for one after the other;
+    PostgreSQL once for all, since each run has a price there.
+
+    Args:
+        of: Writes it, with what stands for the values of a row.
+        types: The values' types, by name.
+    """
+
+    def __init__(
+        self, of: Callable[[Values], ClauseElement], types: Mapping[str, TypeEngine[Any]]
+    ) -> None:
+        given = (
+            func.json_to_recordset(cast(bindparam("rows", type_=Text), JSON))
+            .table_valued(*(column(name, type_) for name, type_ in types.items()))
+            .render_derived(name="given", with_types=True)
+        )
+        self._for_all = Prepared(of(dict(given.c.items())))
+        self._for_one = Prepared(of({n: bindparam(n, type_=type_) for n, type_ in types.items()}))
+
+    def run(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Runs it, and asks for nothing back.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: as `Connection.execute`.
+        """
+        if rows and connection.dialect.name == "postgresql":
+            self._for_all.run(connection, rows=to_json(rows).decode())
+        else:
+            self._for_one.run_each(connection, rows)
+
+
+def insert_each(table: Table, names: Sequence[str]) -> PreparedForEach:
+    """Inserts rows of some columns of a table."""
+    return PreparedForEach(
+        lambda values: insert(table).from_select(
+            [*names], select(*(values[name] for name in names))
+        ),
+        {name: table.c[name].type for name in names},
+    )
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from sqlalchemy import Connection
 
 from push.store.call_rows import (
+    IdempotencyRow,
     find_idempotent,
     hold_calls,
     insert_calls,
@@ -45,7 +46,7 @@ class UnitOfWork:
         self._new: dict[CallSid, Call] = {}
         self._changed: dict[CallSid, Call] = {}
         self._users: list[tuple[CallSid, Identity]] = []
-        self._keys: dict[tuple[str, str], tuple[str, CallSid, int]] = {}
+        self._keys: dict[tuple[str, str], IdempotencyRow] = {}
         self._owed: list[Delivery] = []
         self._leased_until_ms = 0
         self._events: list[StreamEvent] = []
@@ -94,15 +95,13 @@ class UnitOfWork:
         """The fingerprint and call SID that were kept under an actor's key, or None."""
         kept = self._keys.get((actor, key))
         if kept is not None:
-            return kept[:2]
+            return kept.fingerprint, kept.call_sid
         found = find_idempotent(self.connection, actor, key)
         return None if found is None else (found[0], found[1])
 
-    def keep_idempotent(
-        self, actor: str, key: str, fingerprint: str, call_sid: CallSid, at_ms: int
-    ) -> None:
+    def keep_idempotent(self, row: IdempotencyRow) -> None:
         """Keeps what a request under an actor's key made."""
-        self._keys[actor, key] = (fingerprint, call_sid, at_ms)
+        self._keys[row.actor, row.key] = row
 
     def owe(self, deliveries: Sequence[Delivery], leased_until_ms: int) -> None:
         """Keeps new deliveries, leased to this process."""
@@ -123,8 +122,7 @@ class UnitOfWork:
         insert_calls(connection, [*self._new.values()])
         insert_users(connection, self._users)
         save_calls(connection, [*self._changed.values()])
-        for (actor, key), kept in self._keys.items():
-            keep_idempotent(connection, actor, key, *kept)
+        keep_idempotent(connection, [*self._keys.values()])
         owe(connection, self._owed, self._leased_until_ms)
         append_events(connection, self._events)
         if self._over:

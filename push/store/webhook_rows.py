@@ -4,9 +4,9 @@ What is still owed to a target stands in the outbox, under the target's name."""
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select
+from sqlalchemy import Connection, bindparam, delete, func, select
 
-from push.store.prepared import Prepared, in_parts
+from push.store.prepared import Prepared, in_parts, insert_each
 from push.store.tables import outbox, webhook_events
 
 KIND = "webhook"
@@ -24,7 +24,7 @@ _KNOWN = Prepared(
         webhook_events.c.event_id.in_(bindparam("events", expanding=True))
     )
 )
-_KEEP = Prepared(insert(webhook_events), ("event_id", "event", "call_sid", "at_ms", "document"))
+_KEEP = insert_each(webhook_events, ("event_id", "event", "call_sid", "at_ms", "document"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,7 @@ def keep_events(connection: Connection, events: Sequence[WebhookEvent]) -> set[s
         event_id for part in in_parts(ids) for (event_id,) in _KNOWN.rows(connection, events=part)
     }
     new = {event.event_id: event for event in events if event.event_id not in known}
-    if new:
-        _KEEP.each(connection, map(asdict, new.values()))
+    _KEEP.run(connection, [asdict(event) for event in new.values()])
     return set(new)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from push.store.call_rows import (
+    IdempotencyRow,
     all_deadlines,
     find_idempotent,
     forget_idempotent,
@@ -142,11 +143,7 @@ async def test_an_idempotency_key_is_kept_for_its_owner_until_it_is_old(
         await database.write(
             partial(
                 keep_idempotent,
-                actor=actor,
-                key=key,
-                fingerprint=f"{actor} {key}",
-                call_sid=CallSid("CA1"),
-                at_ms=at_ms,
+                kept=[IdempotencyRow(actor, key, f"{actor} {key}", CallSid("CA1"), at_ms)],
             )
         )
     assert await database.read(lambda c: find_idempotent(c, "server", "a")) == ("server a", "CA1")
