@@ -38,6 +38,7 @@ log = structlog.get_logger(__name__)
 NEWS_IS_LATE = timedelta(seconds=5)
 """How long after an outgoing call's own end the relay's word of it may take."""
 
+_NOT_ANSWERED = "not answered in time"
 _IN_VAIN = frozenset({UserState.REJECTED, UserState.TIMEOUT, UserState.CANCELED})
 
 
@@ -158,7 +159,7 @@ class CallSignalling:
             case CallCancelled(reason=reason):
                 self._news.ended(reason)
             case CallTimeout():
-                self._news.ended("not answered in time")
+                self._news.ended(_NOT_ANSWERED)
             case CallEnded():
                 self._news.ended("ended", self._why_in_vain())
             case _:
@@ -202,10 +203,10 @@ class CallSignalling:
             return
         own = next((u for u in shown.users if u.identity == self._me), None)
         here = own is not None and own.main_device in (None, self._device)
-        if shown.state is CallState.ENDED or own is None:
+        if own is not None and self._is_pending and not own.state.pending:
+            self._news.ended(_why_over(own.state, here=here))
+        elif own is None or shown.state is CallState.ENDED:
             self._news.ended("ended")
-        elif self._is_pending and not own.state.pending:
-            self._news.ended(f"{own.state} meanwhile")
         elif own.state is UserState.ACCEPTED and not here and not self._joining:
             self._news.ended("answered_elsewhere")
         else:
@@ -305,4 +306,20 @@ class CallSignalling:
             self.withdraw()
         elif self._accepting:
             self.leave()
-        self._news.ended("not answered in time")
+        self._news.ended(_NOT_ANSWERED)
+
+
+def _why_over(state: UserState, *, here: bool) -> str:
+    """Why a call rings no more, by its user's state, in the words of the event that says the same:
+    which of the two comes first is chance."""
+    match state:
+        case UserState.ACCEPTED | UserState.QUIT if not here:
+            return "answered_elsewhere"
+        case UserState.REJECTED if not here:
+            return "rejected_elsewhere"
+        case UserState.CANCELED:
+            return "cancelled"
+        case UserState.TIMEOUT:
+            return _NOT_ANSWERED
+        case _:
+            return f"{state} meanwhile"

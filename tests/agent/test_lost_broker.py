@@ -119,11 +119,13 @@ async def test_an_invite_sent_while_the_device_was_away_rings_on_return(far_desk
 @pytest.mark.parametrize(
     ("meanwhile", "reason"),
     [
-        (shows(CallState.ENDED, UserState.CANCELED), "ended"),
-        (shows(CallState.OPEN, UserState.TIMEOUT), "Timeout meanwhile"),
-        (shows(CallState.OPEN, UserState.REJECTED, main_device="other"), "Rejected meanwhile"),
+        (shows(CallState.ENDED, UserState.CANCELED), "cancelled"),
+        (shows(CallState.OPEN, UserState.TIMEOUT), "not answered in time"),
+        (shows(CallState.OPEN, UserState.ACCEPTED, main_device="other"), "answered_elsewhere"),
+        (shows(CallState.ENDED, UserState.QUIT, main_device="other"), "answered_elsewhere"),
+        (shows(CallState.OPEN, UserState.REJECTED, main_device="other"), "rejected_elsewhere"),
     ],
-    ids=["ended", "timed out", "rejected elsewhere"],
+    ids=["cancelled", "timed out", "answered elsewhere", "quit elsewhere", "rejected elsewhere"],
 )
 async def test_a_call_that_was_over_while_the_broker_forgot_everything_stops_ringing(
     desk: Desk,
