@@ -61,6 +61,9 @@ log = structlog.get_logger(__name__)
 _SETTLE_AFTER_S = 0.05
 _HOUSEKEEPING_S = 3600.0
 _GRACE_S = 5
+_KEEP_ALIVE_S = 75
+"""Longer than those before a relay keep an idle connection (httpx 5 s, nginx 60 s): where the server is
+the first to close, a request may be on its way already, and is lost."""
 _RESULTS_KEPT = timedelta(days=7)
 _OVERDUE_BY = timedelta(seconds=0.25)
 _OVERDUE_EVERY_S = 0.4
@@ -216,6 +219,7 @@ async def _serve(
             access_log=False,
             lifespan="off",
             timeout_graceful_shutdown=_GRACE_S,
+            timeout_keep_alive=_KEEP_ALIVE_S,
             ws="websockets-sansio",
             ws_max_size=2 * LIMIT_BYTES,
             ws_ping_interval=10.0,

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -183,3 +184,18 @@ async def until_readiness(
         while not holds(answer := await running.http.get("/readyz")):
             pass
     return answer
+
+
+@of_module
+async def test_an_idle_connection_is_kept_longer_than_clients_keep_theirs(running: Running) -> None:
+    # Where both close it in the same moment, as httpx would after 5 s, a request is lost.
+    where = httpx.URL(running.relay.access.url)
+    reader, writer = await asyncio.open_connection(where.host, where.port)
+    with closing(writer):
+        for idle_s in (5.5, 0):
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n")
+            async with asyncio.timeout(PATIENCE_S):
+                await reader.readuntil(b'{"status":"ok"}')
+            if idle_s:
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(reader.read(1), idle_s)
