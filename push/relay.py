@@ -182,8 +182,8 @@ async def _serve(
         rooms,
         check_after_s=settings.not_received_after_s,
     )
-    requests = DeviceRequests(session, operations, devices, connections, now=now)
     session.on_connected(lambda: outbox.retry_now("mqtt"))
+    requests = DeviceRequests(session, operations, devices, connections, now=now)
 
     if not database.shared:
         # Whatever is leased was leased by a process that has died.
