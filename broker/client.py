@@ -74,6 +74,10 @@ class Client(AiomqttClient):
                 confirmed.set_exception(MqttError("the broker was lost before it confirmed"))
                 confirmed.exception()  # Who waited no longer is not to be told.
 
+    def leave(self) -> None:
+        """Takes leave of the broker at once: `messages` ends with MqttError."""
+        self._client.disconnect()
+
     async def _wait_for(self, fut: Awaitable[T], timeout: float | None) -> T:  # noqa: ASYNC109
         """As aiomqtt's, which takes asyncio.wait_for: until Python 3.12 that returns a result which
         comes together with a cancellation, so that who was to stop goes on for ever."""

@@ -20,6 +20,7 @@ import uvicorn
 from broker.address import BrokerAddress, parse_broker_url
 from broker.embedded import EmbeddedBroker
 from broker.provision import DynamicSecurity
+from broker.publishing import PublishingSession
 from broker.rollout_guard import guard_rollouts
 from broker.session import Session
 from config.private_file import write_private
@@ -140,7 +141,7 @@ async def _serve(
     now: Callable[[], datetime],
 ) -> None:
     metrics = Metrics()
-    session = Session(address, f"bellwire-relay-{secrets.token_hex(6)}")
+    session = PublishingSession(address, f"bellwire-relay-{secrets.token_hex(6)}")
     provisioner = DynamicSecurity(session)
     tokens = await open_access_tokens(database, settings.issuer, now)
     pushes = await open_push_channels(settings, tokens, metrics, now=now)

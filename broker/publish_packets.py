@@ -1,0 +1,120 @@
+"""The packets of a connection that only publishes, at QoS 1 (MQTT 5, section 3): no I/O."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+CONNECT, CONNACK, PUBLISH, PUBACK, PINGRESP, DISCONNECT = 0x10, 0x20, 0x32, 0x40, 0xD0, 0xE0
+
+PING, LEAVE = bytes((0xC0, 0)), bytes((DISCONNECT, 0))
+"""PINGREQ; DISCONNECT, whose reason is then 0, normal."""
+
+NO_MATCHING_SUBSCRIBERS, FAILURE = 0x10, 0x80
+"""Reason codes (2.4): from `FAILURE` on they are failures."""
+
+_CLEAN_START, _HAS_PASSWORD, _HAS_USERNAME = 0x02, 0x40, 0x80
+_MESSAGE_EXPIRY, _CORRELATION_DATA = 0x02, 0x09
+_LONGEST = 65_536
+
+
+def connect_packet(
+    client_id: str, username: str | None, password: str | None, keepalive_s: int
+) -> bytes:
+    """CONNECT, to a session that ends with the connection."""
+    flags, login = _CLEAN_START, b""
+    if username is not None:
+        flags, login = flags | _HAS_USERNAME, _string(username.encode())
+    if password is not None:
+        flags, login = flags | _HAS_PASSWORD, login + _string(password.encode())
+    protocol = _string(b"MQTT") + bytes((5, flags)) + keepalive_s.to_bytes(2) + _number(0)
+    return _packet(CONNECT, protocol, _string(client_id.encode()), login)
+
+
+def publish_packet(topic: bytes, packet_id: int, properties: bytes, payload: bytes) -> bytes:
+    """PUBLISH at QoS 1."""
+    return _packet(PUBLISH, _string(topic), packet_id.to_bytes(2), properties, payload)
+
+
+def publish_properties(expiry_s: int | None, correlation: bytes | None) -> bytes:
+    """The properties of a PUBLISH: its life, and what it is an answer to."""
+    if correlation is None:
+        return _expiry_alone(expiry_s)
+    written = _expiry(expiry_s) + bytes((_CORRELATION_DATA,)) + _string(correlation)
+    return _number(len(written)) + written
+
+
+def whole_packets(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """The packets that have arrived whole: the type of each, where its body begins, and where it ends.
+
+    Raises:
+        ValueError: this is not MQTT, or not what a broker has to say to who only publishes.
+    """
+    at = 0
+    while at + 2 <= len(data):
+        length, begin = 0, at + 1
+        for shift in (0, 7, 14, 21):
+            if begin == len(data):
+                return
+            length |= (data[begin] & 0x7F) << shift
+            begin += 1
+            if data[begin - 1] < 0x80:
+                break
+        else:
+            raise ValueError("a packet whose length has no end")
+        if length > _LONGEST:
+            raise ValueError(f"a packet of {length} bytes")
+        if begin + length > len(data):
+            return
+        yield data[at] & 0xF0, begin, begin + length
+        at = begin + length
+
+
+def connack_properties(body: bytes) -> Properties:
+    """What the broker asks for when it lets a client in.
+
+    Raises:
+        paho.mqtt.MQTTException, ValueError, LookupError: this is not MQTT.
+    """
+    properties = Properties(PacketTypes.CONNACK)  # type: ignore[no-untyped-call]
+    properties.unpack(body[2:])  # type: ignore[no-untyped-call]
+    return properties
+
+
+def reason(kind: int, code: int) -> str:
+    """What a reason code of a packet of this type means."""
+    try:
+        return str(ReasonCode(kind >> 4, identifier=code))
+    except (KeyError, AssertionError):
+        return f"reason code {code}"
+
+
+@lru_cache(maxsize=1024)
+def _expiry_alone(expiry_s: int | None) -> bytes:
+    written = _expiry(expiry_s)
+    return _number(len(written)) + written
+
+
+def _expiry(expiry_s: int | None) -> bytes:
+    return b"" if expiry_s is None else bytes((_MESSAGE_EXPIRY,)) + expiry_s.to_bytes(4)
+
+
+def _packet(kind: int, *parts: bytes) -> bytes:
+    length = _number(sum(map(len, parts)))
+    return b"".join((bytes((kind,)), length, *parts))
+
+
+def _string(text: bytes) -> bytes:
+    return len(text).to_bytes(2) + text
+
+
+def _number(value: int) -> bytes:
+    """A variable byte integer (1.5.5)."""
+    written = bytearray()
+    while value > 0x7F:
+        written.append(value & 0x7F | 0x80)
+        value >>= 7
+    written.append(value)
+    return bytes(written)
