@@ -15,6 +15,7 @@ PING, LEAVE = bytes((0xC0, 0)), bytes((DISCONNECT, 0))
 NO_MATCHING_SUBSCRIBERS, FAILURE = 0x10, 0x80
 """Reason codes (2.4): from `FAILURE` on they are failures."""
 
+_PUBLISH = bytes((PUBLISH,))
 _CLEAN_START, _HAS_PASSWORD, _HAS_USERNAME = 0x02, 0x40, 0x80
 _MESSAGE_EXPIRY, _CORRELATION_DATA = 0x02, 0x09
 _LONGEST = 65_536
@@ -35,7 +36,9 @@ def connect_packet(
 
 def publish_packet(topic: bytes, packet_id: int, properties: bytes, payload: bytes) -> bytes:
     """PUBLISH at QoS 1."""
-    return _packet(PUBLISH, _string(topic), packet_id.to_bytes(2), properties, payload)
+    length = _number(4 + len(topic) + len(properties) + len(payload))
+    topic_length, its_id = len(topic).to_bytes(2), packet_id.to_bytes(2)
+    return b"".join((_PUBLISH, length, topic_length, topic, its_id, properties, payload))
 
 
 def publish_properties(expiry_s: int | None, correlation: bytes | None) -> bytes:
@@ -102,14 +105,15 @@ def _expiry(expiry_s: int | None) -> bytes:
 
 
 def _packet(kind: int, *parts: bytes) -> bytes:
-    length = _number(sum(map(len, parts)))
-    return b"".join((bytes((kind,)), length, *parts))
+    body = b"".join(parts)
+    return bytes((kind,)) + _number(len(body)) + body
 
 
 def _string(text: bytes) -> bytes:
     return len(text).to_bytes(2) + text
 
 
+@lru_cache(maxsize=4096)
 def _number(value: int) -> bytes:
     """A variable byte integer (1.5.5)."""
     written = bytearray()

@@ -35,7 +35,14 @@ from broker.publish_packets import (
     reason,
     whole_packets,
 )
-from broker.session import NobodyListens, NotConnected, PublishRefused, Session
+from broker.session import (
+    REFUSED_CREDENTIALS,
+    CredentialsRefused,
+    NobodyListens,
+    NotConnected,
+    PublishRefused,
+    Session,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -91,26 +98,29 @@ class PublishingSession(Session):
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Client]:
-        async with (
-            super()._connection() as client,
-            open_publishing(self.address, f"{self.client_id}-out") as out,
-        ):
-
-            def leave(lost: asyncio.Future[str]) -> None:
-                self._up.clear()
-                log.warning(
-                    "connection to publish lost", client_id=self.client_id, error=lost.result()
-                )
-                client.leave()
-
-            out.lost.add_done_callback(leave)
+        # First, so that what is owed goes out no later than a device can be answered.
+        async with open_publishing(self.address, f"{self.client_id}-out") as out:
             self._out = out
             try:
-                yield client
+                async with super()._connection() as client, self._leaving_with(out, client):
+                    yield client
             finally:
-                out.lost.remove_done_callback(leave)
                 self._out = None
-                self._up.clear()
+
+    @asynccontextmanager
+    async def _leaving_with(
+        self, out: "PublishingConnection", client: Client
+    ) -> AsyncIterator[None]:
+        def leave(lost: asyncio.Future[str]) -> None:
+            log.warning("connection to publish lost", client_id=out.client_id, error=lost.result())
+            self._up.clear()
+            client.leave()
+
+        out.lost.add_done_callback(leave)
+        try:
+            yield
+        finally:
+            out.lost.remove_done_callback(leave)
 
 
 @asynccontextmanager
@@ -120,7 +130,8 @@ async def open_publishing(
     """A connection that the broker has let in, and that has to confirm within `confirm_s` seconds.
 
     Raises:
-        NotConnected: it does not, or does not answer in time.
+        CredentialsRefused: it does not take the address's user name or password.
+        NotConnected: it does not let it in, or does not answer in time.
         OSError: it cannot be reached.
     """
     loop = asyncio.get_running_loop()
@@ -173,7 +184,7 @@ class PublishingConnection(asyncio.Protocol):
         self.lost: asyncio.Future[str] = loop.create_future()
         """Done once it is lost, or closed: says why. Its owner may not know yet."""
         self._address = address
-        self._client_id = client_id
+        self.client_id = client_id
         self._loop = loop
         self._confirm_s = confirm_s
         self._transport: asyncio.Transport | None = None
@@ -213,9 +224,7 @@ class PublishingConnection(asyncio.Protocol):
         """Asks to be let in."""
         self._transport = cast("asyncio.Transport", transport)
         username, password = self._address.username, self._address.password
-        self._transport.write(
-            connect_packet(self._client_id, username, password, self._keepalive_s)
-        )
+        self._transport.write(connect_packet(self.client_id, username, password, self._keepalive_s))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fails what is not confirmed."""
@@ -256,7 +265,10 @@ class PublishingConnection(asyncio.Protocol):
 
     def _let_in(self, body: bytes) -> None:
         if body[1] >= FAILURE:
-            self._abort(f"the broker does not let the relay in: {reason(CONNACK, body[1])}")
+            why = f"the broker does not let {self.client_id} in: {reason(CONNACK, body[1])}"
+            if body[1] in REFUSED_CREDENTIALS:
+                self.ready.set_exception(CredentialsRefused(why))
+            self._abort(why)
             return
         asked = connack_properties(body)
         self._most_on_their_way = getattr(asked, "ReceiveMaximum", _MOST_ON_THEIR_WAY)

@@ -36,15 +36,20 @@ log = structlog.get_logger(__name__)
 Sleep = Callable[[float], Awaitable[None]]
 
 _BACKOFF_FIRST_S = 0.25
-_BACKOFF_LONGEST_S = 30.0
+BACKOFF_LONGEST_S = 30.0
+"""How long a session that finds no broker waits at most before it looks again."""
 _PUBLISH_TIMEOUT_S = 10.0
 _FAREWELL_S = 0.5
-_REFUSED_CREDENTIALS = (4, 5, 0x86, 0x87)
+REFUSED_CREDENTIALS = (4, 5, 0x86, 0x87)
 """MQTT 3.1.1 and MQTT 5: bad user name or password, not authorized."""
 
 
 class NotConnected(ConnectionError):
     """The broker could not be reached, or was lost before it confirmed."""
+
+
+class CredentialsRefused(NotConnected):
+    """The broker is there and does not take these credentials now."""
 
 
 class PublishRefused(NotConnected):
@@ -79,7 +84,7 @@ Hook = Callable[[], Awaitable[None]]
 def backoff_s(attempt: int, spread: Callable[[float, float], float] = random.uniform) -> float:
     """How long to wait before connection attempt number `attempt` (from 0): full jitter, so that a
     fleet that lost its broker does not come back all at once. Seconds."""
-    longest = min(_BACKOFF_LONGEST_S, _BACKOFF_FIRST_S * 2 ** min(attempt, 16))
+    longest = min(BACKOFF_LONGEST_S, _BACKOFF_FIRST_S * 2 ** min(attempt, 16))
     return spread(0.0, longest)
 
 
@@ -362,7 +367,9 @@ class Session:
 def _are_refused(errors: BaseExceptionGroup[BaseException]) -> bool:
     """Whether the broker has answered a connection with "bad user name or password" or "not authorized"."""
     error = errors.exceptions[0]
+    if isinstance(error, CredentialsRefused):
+        return True
     if not isinstance(error, MqttCodeError):
         return False
     code = getattr(error.rc, "value", error.rc)
-    return code in _REFUSED_CREDENTIALS
+    return code in REFUSED_CREDENTIALS

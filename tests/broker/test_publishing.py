@@ -11,7 +11,14 @@ import pytest
 from broker.address import BrokerAddress
 from broker.publish_packets import whole_packets
 from broker.publishing import PublishingConnection, PublishingSession, open_publishing
-from broker.session import Farewell, NobodyListens, NotConnected, PublishRefused, Session
+from broker.session import (
+    Farewell,
+    NobodyListens,
+    NotAuthorized,
+    NotConnected,
+    PublishRefused,
+    Session,
+)
 from tests.broker.running import Inbox, RunningBroker, held, raw_client, soon
 from tests.conftest import PATIENCE_S
 
@@ -126,6 +133,12 @@ async def test_where_only_the_connection_that_publishes_is_lost_both_begin_anew(
                     break
 
 
+async def test_a_session_with_a_wrong_password_ends_and_says_so(broker: RunningBroker) -> None:
+    wrong = replace(broker.address, password="wrong")
+    with pytest.raises(NotAuthorized, match="refuses the credentials of"):
+        await asyncio.wait_for(session(wrong, "guesses").run(), PATIENCE_S)
+
+
 async def test_a_publish_that_is_given_up_leaves_the_others_alone(broker: RunningBroker) -> None:
     async with heard(broker.address, TOPIC) as inbox, held(session(broker.address, "g")) as here:
         broker.send(signal.SIGSTOP)
@@ -228,8 +241,8 @@ async def test_an_idle_connection_is_kept_alive_and_one_that_falls_silent_is_end
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        (b"\x20\x03\0\x87\0", "does not let the relay in: Not authorized"),
-        (b"\x20\x03\0\xfa\0", "does not let the relay in: reason code 250"),
+        (b"\x20\x03\0\x87\0", "does not let out in: Not authorized"),
+        (b"\x20\x03\0\xfa\0", "does not let out in: reason code 250"),
         (b"\x20\x01\0", "is no MQTT 5 broker"),
         (b"\x20\x06\0\0\x03\x21\0\0", "is no MQTT 5 broker"),
         (b"HTTP/1.1 400 Bad Request\r\n" + b"Server: x\r\n" * 8, "is no MQTT 5 broker"),
