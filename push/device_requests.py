@@ -14,7 +14,7 @@ import structlog
 from pydantic import ValidationError
 
 from broker.messages import Incoming
-from broker.session import NotConnected, Session
+from broker.session import BACKOFF_LONGEST_S, NotConnected, Session
 from push.alarm import Sleep
 from push.auth import Actor
 from push.connections import Connections
@@ -37,9 +37,10 @@ log = structlog.get_logger(__name__)
 
 _AT_ONCE = 256
 _GRACE_S = 2.0
-_GRACE_READ_S = 10.0
+_GRACE_READ_S = BACKOFF_LONGEST_S + 5.0
 """How long a device that is said to have gone may take to say that it is back: longer where that is
-read from before the relay's own connection."""
+read from before the relay's own connection, since a device that found no broker may have just begun
+its longest wait."""
 
 
 class DeviceRequests:

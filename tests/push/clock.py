@@ -29,11 +29,11 @@ class Clock:
         self._slept.set()
         await sleeper
 
-    async def until_asleep(self) -> None:
-        """Waits until somebody sleeps. Who moves the clock before, moves it under one who has
+    async def until_asleep(self, count: int = 1) -> None:
+        """Waits until so many sleep. Who moves the clock before, moves it under one who has
         looked at it and is about to sleep, and would sleep too long."""
         async with asyncio.timeout(PATIENCE_S):
-            while all(sleeper.done() for _, sleeper in self._sleepers):
+            while sum(not sleeper.done() for _, sleeper in self._sleepers) < count:
                 self._slept.clear()
                 await self._slept.wait()
 

@@ -4,6 +4,7 @@ without a broker."""
 from dataclasses import dataclass
 
 from broker.address import BrokerAddress
+from broker.provision import DynamicSecurity
 from broker.session import Session
 from push.auth import AccessTokens, new_signing_key
 from push.calls import Calls
@@ -11,6 +12,7 @@ from push.channels.mqtt import MqttChannel
 from push.connections import Connections
 from push.deliveries import Deliveries
 from push.device_operations import DeviceOperations
+from push.devices import Devices
 from push.event_stream import EventStream
 from push.flood_limits import FloodLimits
 from push.ice_servers import IceServers
@@ -30,6 +32,8 @@ class Parts:
     calls: Calls
     connections: Connections
     event_stream: EventStream
+    operations: DeviceOperations
+    devices: Devices
 
 
 def parts_on(database: Database, clock: Clock) -> Parts:
@@ -47,4 +51,7 @@ def parts_on(database: Database, clock: Clock) -> Parts:
     rooms = Rooms(None, "", calls)
     operations = DeviceOperations(calls, metrics, tokens, ice_servers, rooms, check_after_s=5)
     event_stream = EventStream(connections, streams, operations, now=clock.now, sleep=clock.sleep)
-    return Parts(database, calls, connections, event_stream)
+    devices = Devices(
+        database, DynamicSecurity(session), "mqtt://none", channels, {}, streams, now=clock.now
+    )
+    return Parts(database, calls, connections, event_stream, operations, devices)
