@@ -22,6 +22,10 @@ from signaling.events import CallEnded, CallEvent
 from tests.conftest import PATIENCE_S, Station, register_station, running_station
 from tests.system.mosquitto import Mosquitto
 
+RINGS_S = 120
+"""How long a call rings that somebody is to answer: a relay may take long to start on a busy machine,
+and a device that finds no broker waits up to half a minute before it looks again."""
+
 SILENT_WITHIN_S = 0.5
 """How long after its deadline a pin may still be high, on a busy machine."""
 
@@ -185,7 +189,7 @@ class Scene:
                 self.acknowledged.append(sid)
             return sid
 
-    async def invite(self, timeout_s: float = 30, to: str = "desk") -> str:
+    async def invite(self, timeout_s: float = RINGS_S, to: str = "desk") -> str:
         return await self.post({"from": "lobby", "to": [to], "timeout": timeout_s})
 
     async def operate(self, sid: str, operation: str, **body: Any) -> dict[str, Any]:  # noqa: ANN401
