@@ -108,6 +108,7 @@ async def test_no_message_is_lost_while_a_device_is_away(broker: RunningBroker) 
         async with held(there), held(here):
             for number in range(300):
                 if number % 100 == 50:
+                    await asyncio.wait_for(here.wait_connected(), PATIENCE_S)
                     wire.cut()
                     await asyncio.wait_for(lost.wait(), PATIENCE_S)
                     lost.clear()
