@@ -114,8 +114,13 @@ class Outbox:
                 self._tasks.create_task(self._try(delivery))
 
     async def retry_now(self, kind: str, device: DeviceId | None = None) -> None:
-        """Makes what failed over a kind of channel due, to all devices or to one: its way is open."""
-        await self._database.write(lambda c: make_failed_due(c, kind, to_ms(self._now()), device))
+        """Makes what failed over a kind of channel due, to all devices or to one: its way is open.
+        While the database is away it does nothing: what failed comes due by itself."""
+        at_ms = to_ms(self._now())
+        try:
+            await self._database.write(lambda c: make_failed_due(c, kind, at_ms, device))
+        except Unavailable as error:
+            log.warning("failed deliveries not made due", channel=kind, error=str(error))
         self._alarm.ring()
 
     async def settle(self) -> None:

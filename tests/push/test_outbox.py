@@ -242,6 +242,11 @@ async def test_a_way_that_opens_again_leaves_alone_what_is_being_tried(scene: Sc
         assert await scene.owed() == 1
 
 
+async def test_a_way_that_opens_while_the_database_is_away_does_no_harm(scene: Scene) -> None:
+    await scene.database.close()
+    await scene.outbox.retry_now("mqtt")
+
+
 async def test_an_expired_delivery_is_never_sent(scene: Scene) -> None:
     await scene.owe("too late", life_s=5)
     scene.clock.advance(LEASE_S)
