@@ -157,8 +157,9 @@ async def test_a_publish_that_is_given_up_leaves_the_others_alone(broker: Runnin
 class RoughBroker:
     """What speaks to a connection as a broker would not, or as few do."""
 
-    def __init__(self, *answers: bytes) -> None:
+    def __init__(self, *answers: bytes, only_first: bool = False) -> None:
         self._answers = answers
+        self._only_first = only_first
         self._writers: list[asyncio.StreamWriter] = []
         self.came = b""
         self.grown = asyncio.Event()
@@ -172,8 +173,8 @@ class RoughBroker:
                 for writer in self._writers:
                     writer.close()
 
-    def say(self, data: bytes) -> None:
-        self._writers[-1].write(data)
+    def say(self, data: bytes, to: int = -1) -> None:
+        self._writers[to].write(data)
 
     async def until(self, kind: int, count: int) -> None:
         """Waits until so many packets of a type have come."""
@@ -187,8 +188,9 @@ class RoughBroker:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.append(writer)
-        for answer in self._answers:
-            writer.write(answer)
+        if len(self._writers) == 1 or not self._only_first:
+            for answer in self._answers:
+                writer.write(answer)
         with suppress(ConnectionError):
             while data := await reader.read(65_536):
                 self.came += data
@@ -262,6 +264,31 @@ async def test_a_broker_that_ends_the_connection_is_heard_out() -> None:
     async with rough.address() as address, open_publishing(address, "ended") as connection:
         rough.say(b"\xe0\x01\x8b")
         assert await lost(connection) == "the broker ends the connection: Server shutting down"
+
+
+async def test_what_is_owed_is_published_before_the_other_connection_stands() -> None:
+    rough = RoughBroker(LET_IN, only_first=True)
+    async with (
+        rough.address() as address,
+        asyncio.timeout(PATIENCE_S),
+        asyncio.TaskGroup() as tasks,
+    ):
+        here = session(address, "half")
+        running = tasks.create_task(here.run())
+        publishing = tasks.create_task(publish_once_it_can(here))
+        await rough.until(0x32, 1)
+        rough.say(b"\x40\x02\0\x01", to=0)
+        await publishing
+        assert not here.connected
+        running.cancel()
+
+
+async def publish_once_it_can(here: PublishingSession) -> None:
+    while True:
+        try:
+            return await here.publish(TOPIC, b"x")
+        except NotConnected:
+            await asyncio.sleep(0)
 
 
 async def test_nobody_is_there() -> None:
