@@ -10,7 +10,8 @@ import pytest
 
 from broker.address import BrokerAddress
 from broker.publish_packets import whole_packets
-from broker.publishing import PublishingConnection, PublishingSession, open_publishing
+from broker.publishing import PublishingSession
+from broker.publishing_connection import PublishingConnection, open_publishing
 from broker.session import (
     Farewell,
     NobodyListens,
