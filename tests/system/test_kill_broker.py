@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -211,10 +212,10 @@ async def test_clients_try_again_ever_more_rarely_while_the_broker_is_away(
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         tried.append(loop.time())
-        await reader.read(1024)
-        writer.write(CONNACK_SERVER_UNAVAILABLE)
-        await writer.drain()
-        writer.close()
+        with closing(writer):  # also where the test ends before this client has spoken
+            await reader.read(1024)
+            writer.write(CONNACK_SERVER_UNAVAILABLE)
+            await writer.drain()
         if len(tried) == 12:
             enough.set()
 
