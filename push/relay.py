@@ -26,6 +26,7 @@ from broker.session import Session
 from config.private_file import write_private
 from config.relay import RelaySettings
 from push.api.app import served_app
+from push.api.one_write import OneWriteProtocol
 from push.api.services import Services
 from push.auth import open_access_tokens, open_api_keys
 from push.calls import Calls
@@ -221,6 +222,7 @@ async def _serve(
             lifespan="off",
             timeout_graceful_shutdown=_GRACE_S,
             timeout_keep_alive=_KEEP_ALIVE_S,
+            http=OneWriteProtocol,
             ws="websockets-sansio",
             ws_max_size=2 * LIMIT_BYTES,
             ws_ping_interval=10.0,

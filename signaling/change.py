@@ -58,7 +58,7 @@ TRANSITIONS: dict[tuple[Operation, UserState], UserState] = {
 """Operation and state of the user it is done to -> the user's new state. What is not here is refused."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # frozen, it is made eight times slower
 class Recipient:
     """Devices of one identity: all of them, only one, or all but one."""
 
@@ -71,7 +71,7 @@ class Recipient:
         return device != self.except_device and self.only in (None, device)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # frozen, it is made eight times slower
 class Notice:
     """An event and who is to receive it."""
 
@@ -79,7 +79,7 @@ class Notice:
     recipients: tuple[Recipient, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # frozen, it is made eight times slower
 class Outcome:
     """A call after a command, and what is to be told. An unchanged call without notices: nothing
     was done."""
