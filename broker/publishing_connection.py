@@ -114,7 +114,8 @@ class PublishingConnection(asyncio.Protocol):
         self._waiting: deque[_Message] = deque()
         self._on_their_way: dict[int, _Message] = {}
         self._unwritten: list[bytes] = []
-        self._heard_at = self._wrote_at = loop.time()
+        self._wrote_at = loop.time()
+        self._silent_looks = 0
         self._next_look: asyncio.TimerHandle | None = None
 
     def publish(self, topic: str, properties: bytes, payload: bytes) -> asyncio.Future[None]:
@@ -159,7 +160,7 @@ class PublishingConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Takes what the broker says."""
-        self._heard_at = self._loop.time()
+        self._silent_looks = 0
         unread, end = self._unread + data, 0
         try:
             for kind, begin, end in whole_packets(unread):
@@ -253,7 +254,9 @@ class PublishingConnection(asyncio.Protocol):
                 message.confirmed.set_exception(
                     NotConnected(f"the broker did not confirm within {self._confirm_s:g} s")
                 )
-        if now - self._heard_at > 1.5 * self._keepalive_s:
+        # Counted, not timed: a loop that was held up has answers to read before it may judge.
+        self._silent_looks += 1
+        if self._silent_looks * _LOOK_EVERY_S > 1.5 * self._keepalive_s:
             self._abort("the broker does not answer any more")
         elif now - self._wrote_at > self._keepalive_s / 2:
             self._write(PING)

@@ -155,7 +155,7 @@ class Calls:
             partial(self._carry_out, call_sid=call_sid, command=command), (call_sid,)
         )
         self.settle([moved])
-        if receipt is not None:
+        if receipt is not None and receipt.kept.is_new:
             self._metrics.invite_received_seconds.labels(receipt.kind).observe(receipt.latency_s)
         return moved.call
 
@@ -252,8 +252,9 @@ class Calls:
         reach.must_reach_somebody()
         outcome = create_call(replace(new, invitees=reach.invitees, unreachable=reach.unreachable))
         call = outcome.call
-        with self._floods.taken([d for d in reach.devices if d.identity != new.caller]):
-            owed = self._deliveries.owe(unit, call, outcome.notices, reach.devices)
+        rung = [device for device in reach.devices if device.identity != new.caller]
+        unit.if_not_kept(self._floods.take(rung))
+        owed = self._deliveries.owe(unit, call, outcome.notices, reach.devices)
         unit.add_call(call)
         if invite.idempotency_key is not None:
             unit.keep_idempotent(
@@ -278,11 +279,10 @@ class Calls:
         if isinstance(command, InviteMore):
             check_inviter(Change(call, command.at), command)
             command, invited = _with_reach(unit, call, command)
-            with self._floods.taken(invited):
-                return self.move(unit, call, command), None
+            unit.if_not_kept(self._floods.take(invited))
         moved = self.move(unit, call, command)
         if isinstance(command, Received):
-            return moved, keep_receipt(unit.connection, call, command)
+            return moved, keep_receipt(unit, call, command)
         return moved, None
 
     def _say(self, unit: UnitOfWork, call: Call, said: Say) -> Moved:
@@ -340,7 +340,7 @@ def _made_before(unit: UnitOfWork, invite: Invite) -> Created | None:
     kept_fingerprint, call_sid = kept
     if kept_fingerprint != invite.fingerprint:
         raise Conflict("this Idempotency-Key was used with another request")
-    call = unit.call(CallSid(call_sid))
+    call = unit.call_as_it_is(CallSid(call_sid))
     if call is None:
         raise CallNotFound(f"the call {call_sid} made under this Idempotency-Key is gone")
     return Created(call, repeated=True)

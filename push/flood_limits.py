@@ -58,6 +58,19 @@ class FloodLimits:
         Raises:
             TooManyRequests: it is too much for an app or a device.
         """
+        give_back = self.take(devices)
+        try:
+            yield
+        except BaseException:
+            give_back()
+            raise
+
+    def take(self, devices: Collection[DeviceRow]) -> Callable[[], None]:
+        """Takes what inviting these devices costs; what is returned gives it back.
+
+        Raises:
+            TooManyRequests: it is too much for an app or a device.
+        """
         apps = Counter(
             (channel.kind, channel.app)
             for device in devices
@@ -70,13 +83,13 @@ class FloodLimits:
             self._refuse_flood(devices, apps, rung, now_s)
             self._apps.take(apps, now_s)
             self._devices.take(rung, now_s)
-        try:
-            yield
-        except BaseException:
+
+        def give_back() -> None:
             with self._lock:
                 self._apps.give_back(apps)
                 self._devices.give_back(rung)
-            raise
+
+        return give_back
 
     def _refuse_flood(
         self,

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection
-
 from push.store.call_rows import to_ms
-from push.store.result_rows import Confirmed, put_received
+from push.store.result_rows import Confirmed
+from push.store.unit_of_work import Kept, UnitOfWork
 from signaling.calls import Call
 from signaling.commands import Received
 from signaling.identifiers import ChannelKind
@@ -13,22 +12,23 @@ from signaling.identifiers import ChannelKind
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The first confirmation over a channel, and the time from the invite to it."""
+    """A confirmation over a channel, and the time from the invite to it. `kept` alone tells, once its
+    unit is written, whether it was the first."""
 
     kind: ChannelKind
     latency_s: float
+    kept: Kept
 
 
-def keep_receipt(connection: Connection, call: Call, command: Received) -> Receipt | None:
-    """Keeps that a device got its invite; None where it says not over which of its channels, and
-    where it has said so before."""
+def keep_receipt(unit: UnitOfWork, call: Call, command: Received) -> Receipt | None:
+    """Keeps that a device got its invite, where it has not said so before; None where it says not over
+    which of its channels."""
     user = call.user(command.identity)
     if command.channel is None or command.device is None or user is None:
         return None
     if user.invited_at is None:
         return None
-    first = put_received(
-        connection,
+    kept = unit.confirm(
         Confirmed(
             user.invite_id,
             command.identity,
@@ -37,7 +37,7 @@ def keep_receipt(connection: Connection, call: Call, command: Received) -> Recei
             command.app,
             call.call_sid,
             to_ms(command.at),
-        ),
+        )
     )
     waited_s = (command.at - user.invited_at).total_seconds()
-    return Receipt(command.channel, max(0.0, waited_s)) if first else None
+    return Receipt(command.channel, max(0.0, waited_s), kept)

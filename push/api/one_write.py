@@ -38,7 +38,8 @@ class _Gathering:
         """Sends what was written."""
         if self._parts:
             parts, self._parts = self._parts, []
-            self._transport.write(b"".join(parts))
+            if not self._transport.is_closing():
+                self._transport.write(b"".join(parts))
 
 
 class OneWriteProtocol(HttpToolsProtocol):

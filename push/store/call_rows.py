@@ -169,7 +169,7 @@ def ringing_calls_of(connection: Connection, identity: Identity) -> list[Call]:
         select(calls.c.document)
         .join(call_users)
         .where(call_users.c.identity == identity, calls.c.state == CallState.RINGING)
-        .order_by(calls.c.number)
+        .order_by(calls.c.call_sid)
         .with_for_update(of=calls)
     )
     return [_DOCUMENT.validate_json(row.document) for row in rows]

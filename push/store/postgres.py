@@ -113,6 +113,8 @@ class PostgresDatabase:
             return self._writers.do(partial(carry_out_together, works=group))
         except Exception as error:  # noqa: BLE001 - it is the asker's, and is raised there
             if len(group) == 1 or isinstance(error, Unavailable):
+                for work in group:
+                    work.undo()
                 return [error] * len(group)
             return [result for work in group for result in self._commit([work])]
 

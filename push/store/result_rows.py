@@ -73,7 +73,8 @@ def put_results(connection: Connection, results: Sequence[DeliveryResult]) -> No
                     "detail": r.detail,
                     "at_ms": r.at_ms,
                 }
-                for r in results
+                # In one order everywhere, so that two transactions never wait for each other.
+                for r in sorted(results, key=lambda r: (r.event_id, r.device_id, r.kind, r.app))
             ],
             ("result", "detail", "at_ms"),
         )

@@ -122,10 +122,10 @@ class SqliteDatabase:
             with connection.begin():
                 return _carry_out(connection, group)
         except (OperationalError, sqlite3.OperationalError) as error:
-            away = Unavailable(f"the database cannot be written: {getattr(error, 'orig', error)}")
-            return [away] * len(group)
-        except Exception as error:  # noqa: BLE001 - nothing of the group was kept; each asker is told
-            return [error] * len(group)
+            why = f"the database cannot be written: {getattr(error, 'orig', error)}"
+            return _kept_nothing(group, Unavailable(why))
+        except Exception as error:  # noqa: BLE001 - each asker is told
+            return _kept_nothing(group, error)
 
 
 _Work = Callable[[Connection], Any] | CallWork
@@ -160,8 +160,15 @@ def _stand_or_fall(connection: Connection, part: Sequence[_Work]) -> list[Any]:
     if failure is None:
         return results
     if len(part) == 1:
-        return [failure]
+        return _kept_nothing(part, failure)
     return [result for work in part for result in _stand_or_fall(connection, [work])]
+
+
+def _kept_nothing(part: Sequence[_Work], why: Exception) -> list[Exception]:
+    for work in part:
+        if isinstance(work, CallWork):
+            work.undo()
+    return [why] * len(part)
 
 
 def _run(connection: Connection, part: Sequence[_Work]) -> list[Any]:

@@ -4,7 +4,7 @@ a statement, and a way to the database and back, serves them all.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
@@ -16,18 +16,27 @@ from push.store.call_rows import (
     insert_calls,
     insert_users,
     keep_idempotent,
+    load_call,
     save_calls,
 )
 from push.store.device_rows import DeviceRow, devices_of
 from push.store.event_rows import StreamEvent, append_events, forget_stream_events
 from push.store.outbox_rows import Delivery, forget_events, owe
 from push.store.prepared import pipelined
+from push.store.result_rows import Confirmed, put_received
 from signaling.calls import Call
 from signaling.errors import Refusal
 from signaling.identifiers import CallSid, Identity
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class Kept:
+    """Whether something was kept that is kept only once; known when the unit has been written."""
+
+    is_new: bool = False
 
 
 class UnitOfWork:
@@ -51,6 +60,13 @@ class UnitOfWork:
         self._leased_until_ms = 0
         self._events: list[StreamEvent] = []
         self._over: list[str] = []
+        self._confirmed: list[tuple[Confirmed, Kept]] = []
+        self.undone_by: list[Callable[[], None]] = []
+
+    def if_not_kept(self, undo: Callable[[], None]) -> None:
+        """Has `undo` called should what the command does now not be committed: what it took of
+        something that is not in the database is to be given back."""
+        self.undone_by.append(undo)
 
     def read_ahead(self, calls: Collection[CallSid], identities: Iterable[Identity]) -> None:
         """Reads calls, held against other writers until the transaction ends, and the devices of
@@ -72,6 +88,12 @@ class UnitOfWork:
         if call_sid not in self._calls:
             self.read_ahead([call_sid], ())
         return self._calls[call_sid]
+
+    def call_as_it_is(self, call_sid: CallSid) -> Call | None:
+        """The call with this SID, which others may be changing, or None."""
+        if call_sid in self._calls:
+            return self._calls[call_sid]
+        return load_call(self.connection, call_sid)
 
     def devices_of(self, identities: Collection[Identity]) -> list[DeviceRow]:
         """All devices of some identities, by id."""
@@ -116,6 +138,12 @@ class UnitOfWork:
         """Takes back events that no longer matter, where they have not yet reached their devices."""
         self._over += event_ids
 
+    def confirm(self, confirmed: Confirmed) -> Kept:
+        """Keeps that a device has its invite, where that is not known yet."""
+        kept = Kept()
+        self._confirmed.append((confirmed, kept))
+        return kept
+
     def write(self) -> None:
         """Writes all of it."""
         connection = self.connection
@@ -123,11 +151,19 @@ class UnitOfWork:
         insert_users(connection, self._users)
         save_calls(connection, [*self._changed.values()])
         keep_idempotent(connection, [*self._keys.values()])
-        owe(connection, self._owed, self._leased_until_ms)
-        append_events(connection, self._events)
         if self._over:
+            # Before anything is appended: rows of streams are locked before their devices' everywhere.
             forget_events(connection, self._over)
             forget_stream_events(connection, self._over)
+        over = set(self._over)
+        owe(
+            connection,
+            [d for d in self._owed if d.event_id not in over or not d.device_id],
+            self._leased_until_ms,
+        )
+        for confirmed, kept in sorted(self._confirmed, key=lambda pair: astuple(pair[0])):
+            kept.is_new = put_received(connection, confirmed)
+        append_events(connection, [e for e in self._events if e.event_id not in over])
 
     def _read_devices(self, identities: Iterable[Identity]) -> None:
         missing = [identity for identity in identities if identity not in self._devices]
@@ -153,7 +189,7 @@ def in_a_unit(
     return run
 
 
-@dataclass(slots=True, unsafe_hash=True)  # frozen, it is made eight times slower
+@dataclass(slots=True, eq=False)
 class CallWork:
     """A command on calls. `do` decides; where it refuses, it has put nothing into the unit and written
     nothing. `calls` and `identities` are what it is known to need."""
@@ -161,12 +197,20 @@ class CallWork:
     do: Callable[[UnitOfWork], Any]
     calls: tuple[CallSid, ...] = ()
     identities: tuple[Identity, ...] = ()
+    undone_by: list[Callable[[], None]] = field(default_factory=list)
+
+    def undo(self) -> None:
+        """Gives back what it took outside the database: nothing of it was kept."""
+        while self.undone_by:
+            self.undone_by.pop()()
 
 
 def carry_out_together(connection: Connection, works: Sequence[CallWork]) -> list[Any]:
     """Carries out commands in one unit; returns for each what it gave, or the Refusal that is to be
     raised to who asked. With any other error nothing may be kept of any of them."""
     results: list[Any] = []
+    for work in works:
+        work.undo()  # of a transaction that collided and is tried again
     with pipelined(connection):
         unit = UnitOfWork(connection)
         unit.read_ahead(
@@ -174,9 +218,11 @@ def carry_out_together(connection: Connection, works: Sequence[CallWork]) -> lis
             {identity for work in works for identity in work.identities},
         )
         for work in works:
+            unit.undone_by = work.undone_by
             try:
                 results.append(work.do(unit))
             except Refusal as refusal:
+                work.undo()
                 results.append(refusal)
         unit.write()
     return results

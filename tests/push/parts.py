@@ -36,7 +36,7 @@ class Parts:
     devices: Devices
 
 
-def parts_on(database: Database, clock: Clock) -> Parts:
+def parts_on(database: Database, clock: Clock, device_invites_per_s: float = 1000) -> Parts:
     """The parts of a relay on a database, by a clock."""
     metrics = Metrics()
     session = Session(BrokerAddress("127.0.0.1", 1), "no-broker")
@@ -44,7 +44,9 @@ def parts_on(database: Database, clock: Clock) -> Parts:
     channels = {"mqtt": MqttChannel(session)}
     outbox = Outbox(database, channels, metrics, now=clock.now, sleep=clock.sleep)
     deliveries = Deliveries(outbox, channels, streams, now=clock.now)
-    calls = Calls(database, deliveries, metrics, FloodLimits(1000, 1000), now=clock.now)
+    calls = Calls(
+        database, deliveries, metrics, FloodLimits(1000, device_invites_per_s), now=clock.now
+    )
     connections = Connections(database, calls, deliveries, now=clock.now, sleep=clock.sleep)
     tokens = AccessTokens(database, [new_signing_key()], "bellwire", clock.now)
     ice_servers = IceServers((), (), None, 3600, now=clock.now)

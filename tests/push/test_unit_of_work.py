@@ -19,7 +19,7 @@ from push.store.outbox_rows import count_owed
 from push.store.unit_of_work import UnitOfWork
 from signaling.calls import UserState
 from signaling.commands import Accept, Cancel, NewCall, Quit, Received
-from signaling.errors import CallNotFound, OperationRefused
+from signaling.errors import CallNotFound, OperationRefused, TooManyRequests
 from signaling.identifiers import CallSid, DeviceId, Identity
 from tests.conftest import PATIENCE_S
 from tests.push.clock import Clock
@@ -154,6 +154,29 @@ async def test_an_invite_that_is_made_and_withdrawn_in_one_group_stays_owed_to_n
     )
     assert owed
     assert not [payload for payload in owed if "call.received" in payload]
+
+
+async def test_what_was_not_kept_costs_no_flood_limit(
+    each_database: Database, clock: Clock
+) -> None:
+    await each_database.write(lambda c: put_device(c, BOBS, 0))
+    relay = parts_on(each_database, clock, device_invites_per_s=0.1)  # three invites at once
+
+    def broken(_: UnitOfWork) -> None:
+        raise KeyError("a defect")
+
+    async with Held(each_database):
+        group = asyncio.gather(
+            called(relay, clock),
+            called(relay, clock),
+            each_database.write_calls(broken),
+            called(relay, clock),
+            return_exceptions=True,
+        )
+    made = await group
+    assert [isinstance(one, Created) for one in made] == [True, True, False, True]
+    with pytest.raises(TooManyRequests):
+        await called(relay, clock)
 
 
 @pytest.fixture
