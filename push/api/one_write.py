@@ -17,6 +17,7 @@ class _Gathering:
         self._transport = transport
         self._loop = loop
         self._parts: list[bytes] = []
+        self._gathered_bytes = 0
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - the transport's own
         self.flush()  # whatever else is asked for comes after what was written
@@ -31,13 +32,14 @@ class _Gathering:
         if not self._parts:
             self._loop.call_soon(self.flush)
         self._parts.append(data)
-        if len(data) > _GATHERED_AT_MOST_BYTES:
+        self._gathered_bytes += len(data)
+        if self._gathered_bytes > _GATHERED_AT_MOST_BYTES:
             self.flush()  # who sends much is to be slowed down by the transport
 
     def flush(self) -> None:
         """Sends what was written."""
         if self._parts:
-            parts, self._parts = self._parts, []
+            parts, self._parts, self._gathered_bytes = self._parts, [], 0
             if not self._transport.is_closing():
                 self._transport.write(b"".join(parts))
 

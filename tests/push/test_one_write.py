@@ -15,7 +15,12 @@ LONG = b"x" * 300_000
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
     del receive
-    parts = {"/short": [b"ab"], "/long": [LONG, LONG], "/empty": [b""]}[scope["path"]]
+    parts = {
+        "/short": [b"ab"],
+        "/long": [LONG, LONG],
+        "/many": [b"x" * 1000] * 600,
+        "/empty": [b""],
+    }[scope["path"]]
     length = str(sum(map(len, parts))).encode()
     await send(
         {"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]}
@@ -66,6 +71,6 @@ async def test_each_answer_is_one_write() -> None:
 
 
 async def test_a_long_answer_comes_whole_and_is_not_gathered_in_memory() -> None:
-    answers, writes = await asked("/long", "/short")
-    assert [answer.content for answer in answers] == [LONG + LONG, b"ab"]
+    answers, writes = await asked("/long", "/many", "/short")
+    assert [answer.content for answer in answers] == [LONG + LONG, LONG + LONG, b"ab"]
     assert max(writes) < 2 * len(LONG)
