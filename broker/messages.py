@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from aiomqtt import Message
 from paho.mqtt.packettypes import PacketTypes
@@ -18,6 +19,17 @@ class Incoming:
     response_topic: str | None
     correlation: bytes | None
     expires_in_s: int | None
+
+
+class Outgoing(NamedTuple):
+    """A message to be published."""
+
+    topic: str
+    payload: bytes
+    retain: bool
+    expiry_s: int | None
+    response_topic: str | None
+    correlation: bytes | None
 
 
 def incoming_of(message: Message) -> Incoming:

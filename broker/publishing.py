@@ -6,16 +6,16 @@ what comes up in one turn of the loop leaves in one write. All else stays the se
 """
 
 import asyncio
-import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import structlog
 
 from broker.client import Client
+from broker.messages import Outgoing
 from broker.publish_packets import publish_properties
 from broker.publishing_connection import PublishingConnection, open_publishing
-from broker.session import NobodyListens, NotConnected, Session
+from broker.session import NotConnected, Session
 
 log = structlog.get_logger(__name__)
 
@@ -25,43 +25,22 @@ class PublishingSession(Session):
 
     _out: PublishingConnection | None = None
 
-    async def publish(
-        self,
-        topic: str,
-        payload: bytes,
-        *,
-        retain: bool = False,
-        expires_in_s: float | None = None,
-        response_topic: str | None = None,
-        correlation: bytes | None = None,
-        to_somebody: bool = False,
-    ) -> None:
-        """See `Session.publish`. What is retained or asks for an answer goes over the other
-        connection, and so does what is for the broker itself (`$CONTROL`), which answers only there."""
-        if retain or response_topic is not None or topic.startswith("$"):
-            await super().publish(
-                topic,
-                payload,
-                retain=retain,
-                expires_in_s=expires_in_s,
-                response_topic=response_topic,
-                correlation=correlation,
-                to_somebody=to_somebody,
-            )
+    async def _publish(self, message: Outgoing) -> None:
+        # What is retained or asks for an answer goes over the other connection, and so does what is for
+        # the broker itself (`$CONTROL`), which answers only there.
+        topic = message.topic
+        if message.retain or message.response_topic is not None or topic.startswith("$"):
+            await super()._publish(message)
             return
         out = self._out
         if out is None:
             raise NotConnected(f"no connection to the broker {self.address.url}")
         if out.lost.done():
-            # As in `Session.publish`: who tries again must not keep the loop from finding out.
+            # As in `Session`: who tries again must not keep the loop from finding out.
             self._up.clear()
             await asyncio.sleep(0)
-        expiry_s = None if expires_in_s is None else max(1, math.ceil(expires_in_s))
-        try:
-            await out.publish(topic, publish_properties(expiry_s, correlation), payload)
-        except NobodyListens:
-            if to_somebody:
-                raise
+        properties = publish_properties(message.expiry_s, message.correlation)
+        await out.publish(topic, properties, message.payload)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Client]:

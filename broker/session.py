@@ -28,7 +28,7 @@ from broker.client import (
     PublishRefusedError,
     client_of,
 )
-from broker.messages import Incoming, incoming_of, publish_properties
+from broker.messages import Incoming, Outgoing, incoming_of, publish_properties
 from signaling.errors import Unauthenticated
 
 log = structlog.get_logger(__name__)
@@ -200,14 +200,28 @@ class Session:
             NotConnected: the broker is not there, or was lost before it confirmed.
             PublishRefused: the broker does not take it.
         """
+        expiry_s = None if expires_in_s is None else max(1, math.ceil(expires_in_s))
+        message = Outgoing(topic, payload, retain, expiry_s, response_topic, correlation)
+        try:
+            await self._publish(message)
+        except NobodyListens:
+            if to_somebody:
+                raise
+
+    async def _publish(self, message: Outgoing) -> None:
+        """Publishes at QoS 1; raises NobodyListens where nobody does."""
         client = self._client
         if client is None:
             raise NotConnected(f"no connection to the broker {self.address.url}")
-        expiry_s = None if expires_in_s is None else max(1, math.ceil(expires_in_s))
-        properties = publish_properties(expiry_s, response_topic, correlation)
+        topic = message.topic
+        properties = publish_properties(
+            message.expiry_s, message.response_topic, message.correlation
+        )
         try:
             async with asyncio.timeout(_PUBLISH_TIMEOUT_S):
-                await client.publish_confirmed(topic, payload, retain=retain, properties=properties)
+                await client.publish_confirmed(
+                    topic, message.payload, retain=message.retain, properties=properties
+                )
         except TimeoutError as error:
             raise NotConnected(
                 f"the broker did not confirm within {_PUBLISH_TIMEOUT_S:g} s"
@@ -215,8 +229,7 @@ class Session:
         except PublishRefusedError as error:
             raise PublishRefused(f"the broker refuses a message on {topic}: {error}") from error
         except NobodyListensError as error:
-            if to_somebody:
-                raise NobodyListens(f"nobody listens on {topic}") from error
+            raise NobodyListens(f"nobody listens on {topic}") from error
         except ConnectionGoneError as error:
             # Who tries again once it is connected must not think that it is, nor keep the loop from
             # those that will find out.

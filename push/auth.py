@@ -46,7 +46,7 @@ _CONNECT_TOKEN_EXTRA_S = 3600
 _RELOAD_EVERY = timedelta(seconds=1)
 
 
-@dataclass(slots=True, unsafe_hash=True)  # frozen, it is made eight times slower
+@dataclass(frozen=True, slots=True)
 class Actor:
     """Who asks. A server (`identity` None) may act for anybody; a token or device only for its own
     identity, and a token made for one device only as that."""

@@ -30,7 +30,7 @@ EVENT_LIFE = timedelta(hours=1)
 STREAM = "websocket"
 
 
-@dataclass(slots=True, unsafe_hash=True)  # frozen, it is made eight times slower
+@dataclass(frozen=True, slots=True)
 class Owed:
     """What has been kept and is now to be sent: deliveries to push, streams that have grown."""
 

@@ -33,7 +33,7 @@ from signaling.requests import (
 )
 
 
-@dataclass(slots=True, unsafe_hash=True)  # frozen, it is made eight times slower
+@dataclass(frozen=True, slots=True)
 class Asked:
     """One request for an operation: by whom, on which call, and under which Idempotency-Key."""
 

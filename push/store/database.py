@@ -5,8 +5,7 @@ from typing import Protocol, TypeVar
 
 from sqlalchemy import Connection
 
-from push.store.unit_of_work import UnitOfWork
-from signaling.identifiers import CallSid, Identity
+from push.store.unit_of_work import CallWork
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
@@ -27,21 +26,8 @@ class Database(Protocol):
         """Runs work that may change rows, alone; returns once its changes are on disk."""
         ...
 
-    async def write_calls(
-        self,
-        work: Callable[[UnitOfWork], T],
-        calls: tuple[CallSid, ...] = (),
-        identities: tuple[Identity, ...] = (),
-    ) -> T:
-        """As `write`, for a command on calls: those that wait are carried out together. Where it
-        refuses, it must have put nothing into the unit and written nothing.
-
-        Args:
-            work: The command.
-            calls: Calls that it is known to need; they are read, and held, before it begins.
-            identities: The same for the devices of some identities. Those of the calls' users are
-                read in any case.
-        """
+    async def write_calls(self, work: CallWork[T]) -> T:
+        """As `write`, for a command on calls: those that wait are carried out together."""
         ...
 
     async def read(self, work: Work[T]) -> T:

@@ -14,8 +14,8 @@ W = TypeVar("W")
 _GROUP_LIMIT = 256
 
 
-@dataclass(slots=True, unsafe_hash=True)  # frozen, it is made eight times slower
-class Item(Generic[W]):
+@dataclass(frozen=True, slots=True)
+class _Item(Generic[W]):
     """A piece of work, the promise of its result, and the loop that waits for it."""
 
     work: W
@@ -34,7 +34,7 @@ class GroupCommit(Generic[W]):
 
     def __init__(self, commit: Callable[[list[W]], list[Any]], name: str) -> None:
         self._commit = commit
-        self._accepted: queue.SimpleQueue[Item[W] | None] = queue.SimpleQueue()
+        self._accepted: queue.SimpleQueue[_Item[W] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name)
 
     def accept(self, work: W) -> asyncio.Future[Any]:
@@ -42,7 +42,7 @@ class GroupCommit(Generic[W]):
         if self._thread.ident is None:
             self._thread.start()
         done = asyncio.get_running_loop().create_future()
-        self._accepted.put(Item(work, done))
+        self._accepted.put(_Item(work, done))
         return done
 
     def close(self) -> None:
@@ -55,9 +55,9 @@ class GroupCommit(Generic[W]):
         last = False
         while not last and (first := self._accepted.get()) is not None:
             group, last = self._group(first)
-            tell(group, self._commit([item.work for item in group]))
+            _tell(group, self._commit([item.work for item in group]))
 
-    def _group(self, first: Item[W]) -> tuple[list[Item[W]], bool]:
+    def _group(self, first: _Item[W]) -> tuple[list[_Item[W]], bool]:
         """The work that waits, and whether the end was among it."""
         group = [first]
         while len(group) < _GROUP_LIMIT:
@@ -71,7 +71,7 @@ class GroupCommit(Generic[W]):
         return group, False
 
 
-def tell(group: list[Item[W]], results: list[Any]) -> None:
+def _tell(group: list[_Item[W]], results: list[Any]) -> None:
     """Tells those who wait, each loop at once for a group: waking a loop costs more than that."""
     for loop in {item.loop for item in group}:
         told = [
@@ -80,10 +80,10 @@ def tell(group: list[Item[W]], results: list[Any]) -> None:
             if item.loop is loop
         ]
         with suppress(RuntimeError):  # The loop has ended: nobody waits on it any more.
-            loop.call_soon_threadsafe(_tell, told)
+            loop.call_soon_threadsafe(_set_results, told)
 
 
-def _tell(results: Iterable[tuple[asyncio.Future[Any], Any]]) -> None:
+def _set_results(results: Iterable[tuple[asyncio.Future[Any], Any]]) -> None:
     for done, result in results:
         if done.done():
             continue

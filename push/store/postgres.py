@@ -6,7 +6,6 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -17,9 +16,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, Operation
 from push.store.database import Work
 from push.store.group_commit import GroupCommit
 from push.store.migrate import migrate
-from push.store.unit_of_work import CallWork, UnitOfWork, carry_out_together
+from push.store.unit_of_work import CallWork, carry_out_together
 from signaling.errors import Unavailable
-from signaling.identifiers import CallSid, Identity
 
 T = TypeVar("T")
 
@@ -57,7 +55,7 @@ class PostgresDatabase:
             migrate(self._engine)
         except (OperationalError, InterfaceError) as error:
             raise Unavailable(f"the database cannot be used: {_reason(error)}") from error
-        self._calls: GroupCommit[CallWork] = GroupCommit(self._commit, "postgres-calls")
+        self._calls: GroupCommit[CallWork[Any]] = GroupCommit(self._commit, "postgres-calls")
 
     async def write(self, work: Work[T]) -> T:
         """See `Database.write`.
@@ -67,19 +65,14 @@ class PostgresDatabase:
         """
         return await self._run(self._writers, work)
 
-    async def write_calls(
-        self,
-        work: Callable[[UnitOfWork], T],
-        calls: tuple[CallSid, ...] = (),
-        identities: tuple[Identity, ...] = (),
-    ) -> T:
+    async def write_calls(self, work: CallWork[T]) -> T:
         """See `Database.write_calls`.
 
         Raises:
             Unavailable: as `write`.
         """
         self._refuse_if_closed()
-        return cast("T", await self._calls.accept(CallWork(work, calls, identities)))
+        return cast("T", await self._calls.accept(work))
 
     async def read(self, work: Work[T]) -> T:
         """See `Database.read`.
@@ -107,7 +100,7 @@ class PostgresDatabase:
         if self._closed:
             raise Unavailable("the relay is stopping")
 
-    def _commit(self, group: list[CallWork]) -> list[Any]:
+    def _commit(self, group: list[CallWork[Any]]) -> list[Any]:
         """Commits commands on calls together; those that fail together are tried one by one."""
         try:
             return self._writers.do(partial(carry_out_together, works=group))

@@ -18,9 +18,8 @@ from sqlalchemy.exc import OperationalError
 from push.store.database import Work
 from push.store.group_commit import GroupCommit
 from push.store.migrate import migrate
-from push.store.unit_of_work import CallWork, UnitOfWork, carry_out_together
+from push.store.unit_of_work import CallWork, carry_out_together
 from signaling.errors import Unavailable
-from signaling.identifiers import CallSid, Identity
 
 T = TypeVar("T")
 
@@ -75,18 +74,13 @@ class SqliteDatabase:
         """
         return cast("T", await self._accept(work))
 
-    async def write_calls(
-        self,
-        work: Callable[[UnitOfWork], T],
-        calls: tuple[CallSid, ...] = (),
-        identities: tuple[Identity, ...] = (),
-    ) -> T:
+    async def write_calls(self, work: CallWork[T]) -> T:
         """See `Database.write_calls`.
 
         Raises:
             Unavailable: the database has been closed.
         """
-        return cast("T", await self._accept(CallWork(work, calls, identities)))
+        return cast("T", await self._accept(work))
 
     async def read(self, work: Work[T]) -> T:
         """See `Database.read`."""
@@ -128,7 +122,7 @@ class SqliteDatabase:
             return _kept_nothing(group, error)
 
 
-_Work = Callable[[Connection], Any] | CallWork
+_Work = Callable[[Connection], Any] | CallWork[Any]
 
 
 def _carry_out(connection: Connection, group: Sequence[_Work]) -> list[Any]:

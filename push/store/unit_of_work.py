@@ -5,7 +5,7 @@ a statement, and a way to the database and back, serves them all.
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import astuple, dataclass, field
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
@@ -190,11 +190,12 @@ def in_a_unit(
 
 
 @dataclass(slots=True, eq=False)
-class CallWork:
+class CallWork(Generic[T]):
     """A command on calls. `do` decides; where it refuses, it has put nothing into the unit and written
-    nothing. `calls` and `identities` are what it is known to need."""
+    nothing. `calls` and `identities` (whose devices) are what it is known to need beside the devices of
+    the calls' users, and are read, the calls held, before it begins."""
 
-    do: Callable[[UnitOfWork], Any]
+    do: Callable[[UnitOfWork], T]
     calls: tuple[CallSid, ...] = ()
     identities: tuple[Identity, ...] = ()
     undone_by: list[Callable[[], None]] = field(default_factory=list)
@@ -205,7 +206,7 @@ class CallWork:
             self.undone_by.pop()()
 
 
-def carry_out_together(connection: Connection, works: Sequence[CallWork]) -> list[Any]:
+def carry_out_together(connection: Connection, works: Sequence[CallWork[Any]]) -> list[Any]:
     """Carries out commands in one unit; returns for each what it gave, or the Refusal that is to be
     raised to who asked. With any other error nothing may be kept of any of them."""
     results: list[Any] = []

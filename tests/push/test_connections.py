@@ -2,7 +2,7 @@
 real databases, with a clock that the test moves."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeVar
@@ -14,11 +14,11 @@ from push.calls import Invite
 from push.connections import STREAM_GRACE
 from push.store.database import Database, Work
 from push.store.device_rows import ChannelRow, DeviceRow, put_device
-from push.store.unit_of_work import UnitOfWork
+from push.store.unit_of_work import CallWork
 from signaling.calls import Call, CallState
 from signaling.commands import Accept, NewCall
 from signaling.errors import Unavailable
-from signaling.identifiers import CallSid, DeviceId, Identity
+from signaling.identifiers import DeviceId, Identity
 from tests.push.clock import Clock
 from tests.push.parts import Parts, parts_on
 from tests.push.support import fresh, on_both_stores
@@ -44,14 +44,9 @@ class Interrupted:
         self._check()
         return await self._inner.write(work)
 
-    async def write_calls(
-        self,
-        work: Callable[[UnitOfWork], T],
-        calls: tuple[CallSid, ...] = (),
-        identities: tuple[Identity, ...] = (),
-    ) -> T:
+    async def write_calls(self, work: CallWork[T]) -> T:
         self._check()
-        return await self._inner.write_calls(work, calls, identities)
+        return await self._inner.write_calls(work)
 
     async def read(self, work: Work[T]) -> T:
         self._check()

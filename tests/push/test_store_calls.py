@@ -25,7 +25,7 @@ from push.store.call_rows import (
 from push.store.database import Database
 from push.store.migrate import migrate
 from push.store.sqlite import SqliteDatabase, sqlite_engine
-from push.store.unit_of_work import UnitOfWork, in_a_unit
+from push.store.unit_of_work import CallWork, UnitOfWork, in_a_unit
 from signaling.calls import Call, UserState
 from signaling.commands import Accept, Cancel, Invitee, NewCall
 from signaling.identifiers import CallSid, Identity, new_call_sid
@@ -82,9 +82,9 @@ async def database(each_database: Database) -> Database:
 
 async def test_a_call_that_moved_is_kept_in_its_new_state(database: Database) -> None:
     call = call_of(BOB, CAROL)
-    await database.write_calls(lambda unit: unit.add_call(call))
+    await database.write_calls(CallWork(lambda unit: unit.add_call(call)))
     moved = apply(call, Accept(BOB, None, START + timedelta(seconds=1))).call
-    await database.write_calls(lambda unit: unit.save_call(moved))
+    await database.write_calls(CallWork(lambda unit: unit.save_call(moved)))
     assert await database.read(lambda c: load_call(c, call.call_sid)) == moved
     assert await database.read(lambda c: load_call(c, CallSid("CA" + "f" * 32))) is None
 
@@ -92,7 +92,7 @@ async def test_a_call_that_moved_is_kept_in_its_new_state(database: Database) ->
 async def test_each_identity_lists_its_own_calls_newest_first(database: Database) -> None:
     made = [call_of(BOB if n % 2 else CAROL, number=n) for n in range(6)]
     for call in made:
-        await database.write_calls(partial(UnitOfWork.add_call, call=call))
+        await database.write_calls(CallWork(partial(UnitOfWork.add_call, call=call)))
 
     async def pages(identity: Identity | None, count: int) -> list[list[Call]]:
         found, cursor = [], 0
@@ -114,9 +114,9 @@ async def test_each_identity_lists_its_own_calls_newest_first(database: Database
 async def test_a_call_that_comes_during_paging_moves_no_page(database: Database) -> None:
     made = [call_of(BOB, number=n) for n in range(4)]
     for call in made[:3]:
-        await database.write_calls(partial(UnitOfWork.add_call, call=call))
+        await database.write_calls(CallWork(partial(UnitOfWork.add_call, call=call)))
     first, cursor = await database.read(lambda c: list_calls(c, BOB, count=2, before=0))
-    await database.write_calls(lambda unit: unit.add_call(made[3]))
+    await database.write_calls(CallWork(lambda unit: unit.add_call(made[3])))
     second, end = await database.read(lambda c: list_calls(c, BOB, count=2, before=cursor))
     assert (first + second, end) == ([made[2], made[1], made[0]], 0)
 
@@ -125,13 +125,13 @@ async def test_a_call_is_live_and_has_a_deadline_while_somebody_is_invited(
     database: Database,
 ) -> None:
     call = call_of(BOB)
-    await database.write_calls(lambda unit: unit.add_call(call))
+    await database.write_calls(CallWork(lambda unit: unit.add_call(call)))
     assert await database.read(lambda c: live_calls_of(c, BOB)) == [call]
     assert await database.read(lambda c: live_calls_of(c, CAROL)) == []
     due = to_ms(START + timedelta(seconds=60))
     assert await database.read(all_deadlines) == [(call.call_sid, due)]
     over = apply(call, Cancel(ALICE, START)).call
-    await database.write_calls(lambda unit: unit.save_call(over))
+    await database.write_calls(CallWork(lambda unit: unit.save_call(over)))
     assert await database.read(lambda c: live_calls_of(c, BOB)) == []
     assert await database.read(all_deadlines) == []
 
@@ -159,7 +159,7 @@ async def test_a_deadline_that_came_while_no_relay_ran_is_carried_out_by_the_nex
 ) -> None:
     call = call_of(BOB)
     first = await asyncio.to_thread(SqliteDatabase, tmp_path / "relay.db")
-    await first.write_calls(lambda unit: unit.add_call(call))
+    await first.write_calls(CallWork(lambda unit: unit.add_call(call)))
     await first.close()
 
     clock.advance(3600)

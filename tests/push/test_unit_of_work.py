@@ -16,7 +16,7 @@ from push.store.database import Database
 from push.store.device_rows import ChannelRow, DeviceRow, put_device
 from push.store.opening import open_database
 from push.store.outbox_rows import count_owed
-from push.store.unit_of_work import UnitOfWork
+from push.store.unit_of_work import CallWork, UnitOfWork
 from signaling.calls import UserState
 from signaling.commands import Accept, Cancel, NewCall, Quit, Received
 from signaling.errors import CallNotFound, OperationRefused, TooManyRequests
@@ -43,7 +43,7 @@ class Held:
         self._entered, self._open = threading.Event(), threading.Event()
 
     async def __aenter__(self) -> None:
-        self._holding = asyncio.ensure_future(self._database.write_calls(self._hold))
+        self._holding = asyncio.ensure_future(self._database.write_calls(CallWork(self._hold)))
         assert await asyncio.to_thread(self._entered.wait, PATIENCE_S)
 
     async def __aexit__(self, *_: object) -> None:
@@ -118,7 +118,7 @@ async def test_a_command_that_breaks_takes_none_of_its_group_with_it(
 
     async with Held(relay.database):
         group = asyncio.gather(
-            relay.database.write_calls(broken),
+            relay.database.write_calls(CallWork(broken)),
             relay.calls.carry_out(call_sid, Accept(BOB, DESK, clock.now())),
             return_exceptions=True,
         )
@@ -169,7 +169,7 @@ async def test_what_was_not_kept_costs_no_flood_limit(
         group = asyncio.gather(
             called(relay, clock),
             called(relay, clock),
-            each_database.write_calls(broken),
+            each_database.write_calls(CallWork(broken)),
             called(relay, clock),
             return_exceptions=True,
         )
