@@ -155,20 +155,24 @@ class Outbox:
 
     async def _try(self, delivery: Delivery) -> None:
         try:
-            await self._send(delivery)
+            failure = await self._send(delivery)
         finally:
             self._under_way.discard(delivery.delivery_id)
+        if failure is not None:
+            # No longer under way: once this is committed the sweeper may take it, before it is known here.
+            await self._put_off(delivery, failure)
 
-    async def _send(self, delivery: Delivery) -> None:
+    async def _send(self, delivery: Delivery) -> DeliveryFailed | None:
+        """Sends it, and returns why it is to be tried again, if it is."""
         left_s = (delivery.expires_at_ms - to_ms(self._now())) / 1000
         channel = self._channels.get(delivery.kind)
         if left_s <= 0:
             log.info("delivery expired", event_id=delivery.event_id, device_id=delivery.device_id)
             self._done_with(delivery, "expired", delivery.reason or "")
-            return
+            return None
         if channel is None or delivery.gone:
             self._done_with(delivery, "refused", "the device no longer has this channel")
-            return
+            return None
         started = time.perf_counter()
         try:
             try:
@@ -178,7 +182,7 @@ class Outbox:
         except DeliveryFailed as error:
             away = isinstance(error, DeviceAway)
             self._deliveries(delivery.kind, "away" if away else "failed").inc()
-            await self._put_off(delivery, error)
+            return error
         except DeliveryRefused as error:
             log.warning(
                 "delivery refused",
@@ -187,23 +191,23 @@ class Outbox:
                 channel=delivery.kind,
                 reason=str(error),
             )
-            await self._refused(delivery, error)
-        else:
-            self._done_with(delivery, "sent", detail)
+            return await self._refused(delivery, error)
+        self._done_with(delivery, "sent", detail)
+        return None
 
-    async def _refused(self, delivery: Delivery, error: DeliveryRefused) -> None:
+    async def _refused(self, delivery: Delivery, error: DeliveryRefused) -> DeliveryFailed | None:
         if isinstance(error, TokenDead) and self._on_dead_token is not None:
             try:
                 await self._on_dead_token(delivery, error)
             except DeliveryFailed as registered_again:
                 self._deliveries(delivery.kind, "failed").inc()
-                await self._put_off(delivery, registered_again)
-                return
+                return registered_again
             except Unavailable as away:
                 log.warning("dead token not removed, trying again", error=str(away))
-                return  # its lease ends, and the token is found dead once more
+                return None  # its lease ends, and the token is found dead once more
             self._alarm.ring()  # what the report owes is due
         self._done_with(delivery, "refused", str(error))
+        return None
 
     async def _put_off(self, delivery: Delivery, error: DeliveryFailed) -> None:
         reason, away = str(error), isinstance(error, DeviceAway)

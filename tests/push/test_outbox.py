@@ -2,7 +2,7 @@
 expire. On a real database, with a clock that the test moves and a channel that obeys it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
@@ -24,6 +24,8 @@ from tests.push.clock import START, Clock
 
 DESK = DeviceId("desk")
 LIFE_S = 60
+SWEEP_S = 2
+"""How often an outbox looks of itself for what is due."""
 
 
 class Wire:
@@ -213,6 +215,32 @@ async def test_a_failed_delivery_is_tried_again_ever_later_until_it_expires(scen
     assert all(0.5 * high - 0.01 <= w <= high for w, high in zip(waits, longest, strict=True))
     assert scene.counted("failed") == len(waits)
     assert (scene.counted("expired"), scene.counted("sent")) == (1, 0)
+    assert scene.wire.tried.empty()
+
+
+async def test_a_failure_is_tried_again_in_time_though_its_record_is_confirmed_late(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, confirm = scene.database.write, asyncio.Event()
+    scene.wire.down = True
+    (delivery,) = await scene.owe("event-1")
+    async with scene.running():
+        await scene.clock.until_asleep()
+
+        async def confirmed_late(work: Callable[[Connection], object]) -> object:
+            monkeypatch.setattr(scene.database, "write", write)
+            done = await write(work)
+            await confirm.wait()
+            return done
+
+        monkeypatch.setattr(scene.database, "write", confirmed_late)
+        scene.outbox.dispatch([delivery])
+        await scene.wire.next()
+        assert await scene.until_failed(1) < SWEEP_S
+        scene.clock.advance(SWEEP_S)
+        await scene.wire.next()
+        confirm.set()
+        assert await scene.until_failed(2) > 0
     assert scene.wire.tried.empty()
 
 
