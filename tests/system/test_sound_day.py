@@ -22,7 +22,7 @@ from tests.conftest import PATIENCE_S
 log = logging.getLogger(__name__)
 
 WARMED_UP = 3
-"""Calls after which every thread pool and every cache of the libraries has its size."""
+"""Looks after which every thread pool and every cache of the libraries has its size."""
 
 
 @dataclass(frozen=True)
@@ -145,15 +145,17 @@ def nobody_is_called_too_often(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_two_thousand_calls_leave_no_more_behind_than_the_first_hundred() -> None:
     """24 hours of a busy door."""
     found = await play_day(2000, 100)
-    first, last = found[1], found[-1]
-    assert last.threads <= first.threads
-    assert last.files <= first.files
-    assert last.rss_mb - first.rss_mb < 8
+    no_thread_and_no_file_is_left(found)
+    assert found[-1].rss_mb - found[1].rss_mb < 8
 
 
 async def test_ten_calls_leave_no_thread_and_no_file_behind() -> None:
-    found = await play_day(10, 1)
-    # What a call leaves behind is there after each later one; a thread that is just ending is not.
-    last = found[-3:]
-    assert min(one.threads for one in last) <= found[WARMED_UP - 1].threads
-    assert min(one.files for one in last) <= found[WARMED_UP - 1].files
+    no_thread_and_no_file_is_left(await play_day(10, 1))
+
+
+def no_thread_and_no_file_is_left(found: list[Footprint]) -> None:
+    """What calls leave behind is there after each later one, and more of it. libwebrtc's own threads
+    end a while after a call, or are taken over by the next: one look may find them, another may not."""
+    first, last = found[:WARMED_UP], found[-WARMED_UP:]
+    assert min(one.threads for one in last) <= max(one.threads for one in first)
+    assert min(one.files for one in last) <= max(one.files for one in first)
