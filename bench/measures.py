@@ -22,10 +22,12 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 @dataclass
 class Measured:
-    """One thing under load: how many per second in each round, and milliseconds of each."""
+    """One thing under load: how many per second in each round, milliseconds of each, and, where it is
+    counted, milliseconds of CPU for one in each round."""
 
     per_s: list[float] = field(default_factory=list)
     took_ms: list[float] = field(default_factory=list)
+    cpu_ms: list[float] = field(default_factory=list)
 
     @property
     def rate(self) -> float:

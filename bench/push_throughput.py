@@ -1,6 +1,8 @@
 """VoIP pushes per second through the whole relay: an invite over HTTP, durable, pushed, acknowledged
 by APNs. For single invites and for invites to nine, at 1, 50 and 200 in flight, beside bare aioapns
-against the same server, alternating in one run; and with one and two relays on one PostgreSQL.
+against the same server, alternating in one run; and with one and two relays on one PostgreSQL, with
+the CPU that the relays take for a push: what is as cheap with two as with one grows with the cores
+there are, of which the load, APNs, PostgreSQL and the broker take theirs here.
 
 APNs is played by `bench.apns_server`, in the process that also posts the invites.
 """
@@ -9,6 +11,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import os
 import sys
 import tempfile
 import time
@@ -23,8 +26,9 @@ from bellwire.relay_client import RelayClient
 from bellwire.relay_process import RelayProcess
 from bench.apns_server import ApnsServer
 from bench.http_connection import HttpConnection
-from bench.measures import Measured, print_result
+from bench.measures import Measured, percentile, print_result
 from bench.postgres_cluster import postgres_cluster
+from bench.process_cost import cpu_seconds
 from signaling.requests import ChannelRequest, DeviceRequest
 from tests.push.apns_server import Authority, write_team_key
 from tests.system.mosquitto import running_mosquitto
@@ -86,7 +90,7 @@ class Bench:
     ) -> None:
         """Invites to `group` phones each, one after the other in each lane."""
         until = time.perf_counter() + seconds
-        done = 0
+        done, cpu_s = 0, _cpu_seconds(relays)
 
         async def lane(number: int) -> None:
             nonlocal done
@@ -111,6 +115,11 @@ class Bench:
             for number in range(lanes):
                 tasks.create_task(lane(number))
         measured.per_s.append(done / seconds)
+        measured.cpu_ms.append((_cpu_seconds(relays) - cpu_s) * 1000 / done)
+
+
+def _cpu_seconds(relays: Sequence[RelayProcess]) -> float:
+    return sum(cpu_seconds(relay.pid) for relay in relays)
 
 
 def register_phones(relay: RelayProcess) -> None:
@@ -184,6 +193,11 @@ async def measure(arguments: argparse.Namespace, folder: Path, postgres: str) ->
             "ratio_bare": rate["group 50"] / rate["bare 50"],
             "p99_ms": results["single 50"].p99_ms,
             "scale_2_processes": rate["2 relays"] / rate["1 relay"],
+            "cores": os.cpu_count() or 0,
+            **{
+                f"relay_cpu_ms_per_push_{count}": percentile(results[name].cpu_ms, 0.5)
+                for count, name in ((1, "1 relay"), (2, "2 relays"))
+            },
             **{
                 f"{kind}_per_s_{lanes}": rate[f"{kind} {lanes}"]
                 for kind in ("bare", "single", "group")
