@@ -9,6 +9,7 @@ import typer
 
 from bellwire.failures import fail, reported
 from bellwire.logs import configure_logs
+from bellwire.one_core import keep_to_one_core
 from bellwire.stopping import run_until_stopped
 from bellwire.systemd import keep_watchdog
 from config.relay import LogFormat, LogLevel, load_relay_settings
@@ -73,17 +74,19 @@ def relay(
     async def run(stop: asyncio.Event) -> None:
         up = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
-            watchdog = tasks.create_task(_watch(up))
+            beside = tasks.create_task(_once_up(up))
             await serve(settings, stop, ready=lambda _: up.set())
-            watchdog.cancel()
+            beside.cancel()
 
     run_until_stopped(run, uvloop.new_event_loop)
 
 
-async def _watch(up: asyncio.Event) -> None:
+async def _once_up(up: asyncio.Event) -> None:
     await up.wait()
     _leave_alone_what_stays()
-    await keep_watchdog()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(keep_watchdog())
+        tasks.create_task(keep_to_one_core())
 
 
 def _leave_alone_what_stays() -> None:

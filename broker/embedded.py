@@ -8,7 +8,9 @@ import pwd
 import secrets
 import shutil
 import socket
+import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -120,6 +122,7 @@ class EmbeddedBroker:
         self._sleep = sleep
         self._port_wanted = port
         self._process: asyncio.subprocess.Process | None = None
+        self._cores = os.sched_getaffinity(0) if sys.platform == "linux" else frozenset()
 
     def prepare(self) -> BrokerAddress:
         """Writes what is missing of the broker's files, and returns how the relay logs in.
@@ -174,6 +177,9 @@ class EmbeddedBroker:
             stdin=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
         )
+        if sys.platform == "linux":  # The relay may keep to one core meanwhile: not its broker.
+            with suppress(OSError):  # It may be gone already.
+                os.sched_setaffinity(self._process.pid, self._cores)
         log.info("mosquitto started", pid=self._process.pid)
         try:
             await self._log_output(self._process)

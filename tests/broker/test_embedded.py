@@ -115,6 +115,17 @@ async def test_it_is_started_again_when_it_falls(broker: RunningBroker) -> None:
     assert await is_let_in(broker.address)
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+async def test_it_may_use_all_cores_though_the_relay_keeps_to_one(broker: RunningBroker) -> None:
+    cores = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        await broker.restart()
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert os.sched_getaffinity(broker.pid or 0) == cores
+
+
 async def test_it_ends_with_its_owner_within_a_second(tmp_path: Path) -> None:
     async with RunningBroker(tmp_path) as running, raw_client(running.address):
         pid = running.pid
