@@ -15,12 +15,13 @@ from pathlib import Path
 
 _STAY_S = 2.0
 _CHOOSE_S = 0.05
+_THREADS = Path("/proc/self/task")
 
 
 async def keep_to_one_core(sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
     """Keeps them there until cancelled. Every few seconds they are let go for a moment, and then stay
     where the scheduler has put this one: no process waits for a core while another is idle. Does nothing
-    where there is one core only, or no Linux."""
+    where there is one core only, or no Linux with its /proc."""
     core_of_this_thread = _sched_getcpu()
     if sys.platform != "linux" or core_of_this_thread is None:
         return
@@ -38,13 +39,14 @@ async def keep_to_one_core(sleep: Callable[[float], Awaitable[None]] = asyncio.s
 
 
 def _let_threads_run_on(cores: Set[int]) -> None:
-    for task in Path("/proc/self/task").iterdir():
-        with suppress(
-            OSError, ValueError
-        ):  # It has ended meanwhile, or this core is not to be had.
-            os.sched_setaffinity(int(task.name), cores)
+    for thread in _THREADS.iterdir():
+        # It may have ended meanwhile, or the core not be to be had.
+        with suppress(OSError, ValueError):
+            os.sched_setaffinity(int(thread.name), cores)
 
 
 def _sched_getcpu() -> Callable[[], int] | None:
-    """The C library's, which Python has not."""
+    """The C library's, which Python has not; none where the threads cannot be seen."""
+    if not _THREADS.is_dir():
+        return None
     return getattr(ctypes.CDLL(None), "sched_getcpu", None)

@@ -9,26 +9,12 @@ from collections.abc import Iterator
 import pytest
 
 from bellwire.one_core import keep_to_one_core
-from tests.conftest import PATIENCE_S
+from tests.push.clock import Clock
 
 CORES = os.sched_getaffinity(0)
+LONG_S = 10.0
+"""Longer than it stays, or lets go."""
 pytestmark = pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
-
-
-class Paced:
-    """Waits that the test ends, one after the other."""
-
-    def __init__(self) -> None:
-        self._asked: asyncio.Queue[asyncio.Future[None]] = asyncio.Queue()
-
-    async def sleep(self, _seconds: float) -> None:
-        waiting = asyncio.get_running_loop().create_future()
-        self._asked.put_nowait(waiting)
-        await waiting
-
-    async def next(self) -> asyncio.Future[None]:
-        async with asyncio.timeout(PATIENCE_S):
-            return await self._asked.get()
 
 
 @pytest.fixture
@@ -43,25 +29,26 @@ def another_thread() -> Iterator[int]:
 
 
 async def test_threads_stay_on_one_core_and_are_let_go_to_choose(another_thread: int) -> None:
-    paced = Paced()
-    keeping = asyncio.create_task(keep_to_one_core(paced.sleep))
+    clock = Clock()
+    keeping = asyncio.create_task(keep_to_one_core(clock.sleep))
     for _ in range(2):
-        choosing = await paced.next()
+        await clock.until_asleep()
         assert os.sched_getaffinity(0) == os.sched_getaffinity(another_thread) == CORES
-        choosing.set_result(None)
-        staying = await paced.next()
+        clock.advance(LONG_S)
+        await clock.until_asleep()
         assert len(os.sched_getaffinity(0)) == 1
         assert os.sched_getaffinity(0) == os.sched_getaffinity(another_thread)
-        staying.set_result(None)
-    await paced.next()
+        clock.advance(LONG_S)
+    await clock.until_asleep()
     await cancelled(keeping)
 
 
 async def test_threads_are_let_go_when_it_ends(another_thread: int) -> None:
-    paced = Paced()
-    keeping = asyncio.create_task(keep_to_one_core(paced.sleep))
-    (await paced.next()).set_result(None)
-    await paced.next()
+    clock = Clock()
+    keeping = asyncio.create_task(keep_to_one_core(clock.sleep))
+    await clock.until_asleep()
+    clock.advance(LONG_S)
+    await clock.until_asleep()
     assert len(os.sched_getaffinity(0)) == 1
     await cancelled(keeping)
     assert os.sched_getaffinity(0) == os.sched_getaffinity(another_thread) == CORES
@@ -71,7 +58,7 @@ async def test_the_cores_that_an_operator_gave_are_not_left() -> None:
     given = {max(CORES)}
     try:
         os.sched_setaffinity(0, given)
-        await keep_to_one_core(Paced().sleep)
+        await keep_to_one_core(Clock().sleep)
         assert os.sched_getaffinity(0) == given
     finally:
         os.sched_setaffinity(0, CORES)
