@@ -11,7 +11,6 @@ import asyncio
 import json
 import multiprocessing
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -33,6 +32,7 @@ from bench.aiortc_call import aiortc_call
 from bench.audio_quality import speech
 from bench.baresip_call import baresip_call
 from bench.chromium_call import chromium_call
+from bench.command_line import stoppable
 from bench.drift import PlainQueue, Source, count_tears
 from bench.echo import EchoResult, Stage, bare_library, measure_echo, untouched
 from bench.lossy_network import Faults, LossyNetwork
@@ -283,9 +283,6 @@ async def run(parts: list[str], extent: Extent) -> bool:
         bench.tell(
             f"[yellow]this machine is busy (load {load:.1f}): sound will be late and torn[/]"
         )
-    task = asyncio.current_task()
-    if task is not None:  # ended by SIGTERM it clears up, as by Ctrl-C
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     works: dict[str, Callable[[], Awaitable[None]]] = {
         "calls": bench.calls,
         "loss": bench.loss,
@@ -311,10 +308,8 @@ def main() -> None:
     )  # fmt: skip
     asked = parser.parse_args()
     configure_logs("error")
-    try:
+    with stoppable():
         sys.exit(not asyncio.run(run(asked.only, QUICK if asked.quick else Extent())))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        sys.exit(130)
 
 
 if __name__ == "__main__":

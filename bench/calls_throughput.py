@@ -30,6 +30,7 @@ from sqlalchemy import Connection, make_url
 from bellwire.relay_client import RelayClient
 from bellwire.relay_process import RelayProcess
 from bench.bare_database import postgres_calls_per_s, sqlite_calls_per_s
+from bench.command_line import at_least_one, duration_s, stoppable
 from bench.http_connection import HttpConnection
 from bench.measures import Measured, percentile, print_result
 from bench.mqtt_listener import listening
@@ -249,12 +250,15 @@ async def measure(arguments: argparse.Namespace, folder: Path, postgres: str) ->
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ringing", type=int, default=100_000, help="calls that ring (100000)")
-    parser.add_argument("--seconds", type=float, default=6, help="of each turn (6)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each (3)")
+    parser = argparse.ArgumentParser(prog="bench/calls", description=__doc__)
+    parser.add_argument(
+        "--ringing", type=at_least_one, default=100_000, help="calls that ring (100000)"
+    )
+    parser.add_argument("--seconds", type=duration_s, default=6, help="of each turn (6)")
+    parser.add_argument("--rounds", type=at_least_one, default=3, help="turns of each (3)")
     arguments = parser.parse_args()
     with (
+        stoppable(),
         tempfile.TemporaryDirectory(prefix="bellwire-bench-") as folder,
         postgres_cluster() as postgres,
     ):

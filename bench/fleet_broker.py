@@ -58,18 +58,26 @@ class FleetBroker:
         await self.stop()
 
     async def start(self) -> None:
-        """Starts it; returns once it takes connections."""
+        """Starts it; returns once it takes connections.
+
+        Raises:
+            SystemExit: it has ended instead, with what it said.
+        """
         environment = {k: v for k, v in os.environ.items() if k != "NOTIFY_SOCKET"}
-        with (self._folder / "mosquitto.log").open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
+        log_path = self._folder / "mosquitto.log"
+        with log_path.open("ab") as log:
+            self._process = process = await asyncio.create_subprocess_exec(
                 *("setpriv", "--pdeathsig", "TERM", find_mosquitto()),
                 *("-c", str(self._folder / "mosquitto.conf")),
                 stdout=log,
                 stderr=log,
                 env=environment,
             )
-        while not self._listens():  # noqa: ASYNC110 - it tells nobody
+        while not self._listens() and process.returncode is None:  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0.01)
+        if process.returncode is not None:
+            said = log_path.read_text(errors="replace")[-500:]
+            raise SystemExit(f"mosquitto has ended at its start: {said}")
 
     async def stop(self) -> None:
         """Stops it in order; sessions and what is retained are kept."""

@@ -3,21 +3,21 @@ MQTT fan-out and reply of the same size on the same broker; and how a fleet come
 broker was restarted.
 
 Each agent is an MQTT session of its own with the agent's own code for layers: merge, validation, report.
-The bare clients are aiomqtt's, answer a message with one of a report's size, and do nothing else.
-Rounds alternate. All agents share this machine's cores: what 2,000 devices do at once on 2,000
-processors is done here one after the other, so that the times are upper bounds.
+The bare clients are aiomqtt's as :mod:`broker.client` mends it, answer a message with one of a report's
+size, and do nothing else. Rounds alternate. All agents share this machine's cores: what 2,000 devices
+do at once on 2,000 processors is done here one after the other, so that the times are upper bounds.
 """
 
 import argparse
 import asyncio
+import itertools
 import json
-import signal
 import socket
 import sys
 import tempfile
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,9 +29,11 @@ from rich.table import Table
 
 from bellwire.fleet_session import running
 from bellwire.logs import configure_logs
+from bench.command_line import at_least_one, stoppable
 from bench.fleet_broker import BARE_CHANGE, BARE_REPLIES, FleetBroker
 from bench.measures import percentile
 from bench.simulated_agent import SimulatedAgent
+from broker.client import Client
 from broker.layer_register import LayerRegister
 from broker.session import Session
 from config.fleet_writing import Draft
@@ -65,7 +67,7 @@ class Figures:
 class Replies:
     """Waits until each device has said something with a mark in it."""
 
-    def __init__(self, client: aiomqtt.Client, count: int) -> None:
+    def __init__(self, client: Client, count: int) -> None:
         self._messages = aiter(client.messages)
         self._count = count
 
@@ -110,18 +112,18 @@ async def _line(process: Process) -> bytes:
 @asynccontextmanager
 async def workers(broker: FleetBroker, agents: int, reply_size: int) -> AsyncIterator[Workers]:
     """Processes full of devices, all connected."""
-    share = agents // _PROCESSES
+    processes = min(_PROCESSES, agents)
+    ends = [agents * number // processes for number in range(processes + 1)]
     started = [
         await asyncio.create_subprocess_exec(
             *("setpriv", "--pdeathsig", "KILL"),  # they end with this process, however it ends
             *(sys.executable, "-m", "bench.fleet_worker", "--port", str(broker.address.port)),
-            *("--reply-size", str(reply_size), "--first", str(number * share)),
-            *("--count", str(share)),
+            *("--reply-size", str(reply_size), "--first", str(first), "--count", str(end - first)),
             stdin=PIPE,
             stdout=PIPE,
             limit=2**22,
         )
-        for number in range(_PROCESSES)
+        for first, end in itertools.pairwise(ends)
     ]
     try:
         here = Workers(started)
@@ -182,7 +184,8 @@ async def _measure_rounds(broker: FleetBroker, figures: Figures, rounds: int) ->
 
             bare_started = time.perf_counter()
             mark = b"%016d" % number
-            await observers[1].publish(BARE_CHANGE, mark + b"x" * 300, qos=1)
+            change = mark + b"x" * 300
+            await observers[1].publish_confirmed(BARE_CHANGE, change, retain=False, properties=None)
             bare = await replies.all_with(mark)
             _progress(f"{figures.agents} agents: round {number} of {rounds}")
             if number:  # The first round warms up.
@@ -197,8 +200,8 @@ def _progress(what: str) -> None:
     sys.stderr.flush()
 
 
-def _client(broker: FleetBroker, name: str) -> aiomqtt.Client:
-    return aiomqtt.Client(
+def _client(broker: FleetBroker, name: str) -> Client:
+    return Client(
         broker.address.host,
         broker.address.port,
         username=broker.address.username,
@@ -256,9 +259,6 @@ def _most_in(moments: list[float], window_s: float) -> int:
 
 async def measure_all(sizes: list[int], rounds: int) -> None:
     """Measures and prints. What was found before one fails or it is told to stop is printed all the same."""
-    asyncio.get_running_loop().add_signal_handler(
-        signal.SIGTERM, _cancel_of(asyncio.current_task())
-    )
     found = []
     try:
         for agents in sizes:
@@ -270,10 +270,6 @@ async def measure_all(sizes: list[int], rounds: int) -> None:
             print_figures(found)
 
 
-def _cancel_of(task: "asyncio.Task[None] | None") -> Callable[[], object]:
-    return task.cancel if task is not None else lambda: None
-
-
 def _in_words(one: Figures) -> str:
     return (
         f"p50 {percentile(one.last_s, 0.5):.2f} s, p95 {percentile(one.last_s, 0.95):.2f} s,"
@@ -283,17 +279,22 @@ def _in_words(one: Figures) -> str:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=4, help="changes to measure (4)")
+    parser = argparse.ArgumentParser(prog="bench/fleet", description=__doc__)
+    parser.add_argument("--rounds", type=at_least_one, default=4, help="changes to measure (4)")
     parser.add_argument(
-        "--agents", type=int, nargs="+", default=[500, 1000, 2000], help="sizes of the fleet"
+        "--agents",
+        type=at_least_one,
+        nargs="+",
+        default=[500, 1000, 2000],
+        help="sizes of the fleet",
     )
     given = parser.parse_args()
     configure_logs("error")
-    try:
-        asyncio.run(measure_all(given.agents, given.rounds))
-    except (TimeoutError, asyncio.CancelledError) as error:
-        raise SystemExit("stopped: too slow, or told to") from error
+    with stoppable():
+        try:
+            asyncio.run(measure_all(given.agents, given.rounds))
+        except TimeoutError as error:
+            raise SystemExit("stopped: too slow") from error
 
 
 if __name__ == "__main__":

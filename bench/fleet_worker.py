@@ -18,6 +18,7 @@ from bellwire.logs import configure_logs
 from bench.fleet_broker import BARE_CHANGE, BARE_REPLIES, PASSWORD
 from bench.simulated_agent import SimulatedAgent
 from broker.address import BrokerAddress
+from broker.client import Client
 from broker.session import Hook
 from signaling.identifiers import DeviceId
 
@@ -93,7 +94,7 @@ class BareClients:
 
     async def _answer(self, name: str) -> None:
         topic = f"{BARE_REPLIES}/{name}"
-        client = aiomqtt.Client(
+        client = Client(
             "127.0.0.1",
             self._port,
             username="bare",
@@ -112,7 +113,9 @@ class BareClients:
         try:
             async for message in client.messages:
                 mark = bytes(message.payload)[:16]
-                await client.publish(topic, mark + self._reply, qos=1, retain=True)
+                await client.publish_confirmed(
+                    topic, mark + self._reply, retain=True, properties=None
+                )
         finally:
             await client.__aexit__(None, None, None)
 

@@ -25,6 +25,7 @@ from rich.console import Console
 from bellwire.relay_client import RelayClient
 from bellwire.relay_process import RelayProcess
 from bench.apns_server import ApnsServer
+from bench.command_line import at_least_one, duration_s, stoppable
 from bench.http_connection import HttpConnection
 from bench.measures import Measured, percentile, print_result
 from bench.postgres_cluster import postgres_cluster
@@ -214,11 +215,12 @@ async def measure(arguments: argparse.Namespace, folder: Path, postgres: str) ->
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=4, help="of each turn (4)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each (3)")
+    parser = argparse.ArgumentParser(prog="bench/push", description=__doc__)
+    parser.add_argument("--seconds", type=duration_s, default=4, help="of each turn (4)")
+    parser.add_argument("--rounds", type=at_least_one, default=3, help="turns of each (3)")
     arguments = parser.parse_args()
     with (
+        stoppable(),
         tempfile.TemporaryDirectory(prefix="bellwire-bench-") as folder,
         postgres_cluster() as postgres,
     ):

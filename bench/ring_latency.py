@@ -24,6 +24,7 @@ from bellwire.logs import configure_logs
 from bellwire.relay_client import RelayClient
 from bellwire.relay_process import RelayProcess
 from bellwire.simulated_station import SimulatedStation
+from bench.command_line import at_least_one, stoppable
 from bench.http_connection import HttpConnection
 from bench.measures import percentile, print_result
 from signaling.events import CallReceived, event_document
@@ -31,6 +32,7 @@ from signaling.identifiers import DeviceId
 from signaling.topics import call_topic
 
 _WARM_UP = 20
+_UNLIMITED = {"BELLWIRE_DEVICE_INVITES_PER_S": "1000000"}
 
 
 class DurableCommit:
@@ -99,7 +101,7 @@ async def bare_publish(relay: RelayProcess, client: RelayClient) -> AsyncIterato
 async def measure(rounds: int) -> None:
     """Measures and prints."""
     with tempfile.TemporaryDirectory(prefix="bellwire-bench-") as folder:
-        async with RelayProcess(Path(folder) / "relay") as relay:
+        async with RelayProcess(Path(folder) / "relay", environment=_UNLIMITED) as relay:
             with RelayClient(relay.access) as client:
                 settings = await register_station(client, "desk")
                 fingers = SimulatedStation(settings)
@@ -184,10 +186,12 @@ async def _ring_once(
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=400, help="calls to measure (400)")
+    parser = argparse.ArgumentParser(prog="bench/ring", description=__doc__)
+    parser.add_argument("--rounds", type=at_least_one, default=400, help="calls to measure (400)")
+    rounds = parser.parse_args().rounds
     configure_logs("error")
-    asyncio.run(measure(parser.parse_args().rounds))
+    with stoppable():
+        asyncio.run(measure(rounds))
 
 
 if __name__ == "__main__":
