@@ -1,8 +1,9 @@
 """VoIP pushes per second through the whole relay: an invite over HTTP, durable, pushed, acknowledged
 by APNs. For single invites and for invites to nine, at 1, 50 and 200 in flight, beside bare aioapns
 against the same server, alternating in one run; and with one and two relays on one PostgreSQL, with
-the CPU that the relays take for a push: what is as cheap with two as with one grows with the cores
-there are, of which the load, APNs, PostgreSQL and the broker take theirs here.
+the CPU that the relays take for a push. Of two cores the load, APNs, PostgreSQL and the broker take
+too much for a second relay to add what it could: so one and two are also measured with the same share
+of a core for each, which leaves enough to all others.
 
 APNs is played by `bench.apns_server`, in the process that also posts the invites.
 """
@@ -15,7 +16,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -26,10 +27,12 @@ from bellwire.relay_client import RelayClient
 from bellwire.relay_process import RelayProcess
 from bench.apns_server import ApnsServer
 from bench.command_line import at_least_one, duration_s, stoppable
+from bench.core_share import core_share
 from bench.http_connection import HttpConnection
 from bench.measures import Measured, percentile, print_result
 from bench.postgres_cluster import postgres_cluster
 from bench.process_cost import cpu_seconds
+from signaling.errors import Unavailable
 from signaling.requests import ChannelRequest, DeviceRequest
 from tests.push.apns_server import Authority, write_team_key
 from tests.system.mosquitto import running_mosquitto
@@ -38,6 +41,10 @@ _BUNDLE = "com.example.bench"
 _GROUP = 9
 _PHONES = 90
 _IN_FLIGHT = (1, 50, 200)
+_LANES = 50
+"""In flight where relays are compared."""
+_SHARE = 0.4
+"""Of a core, for each relay."""
 _RING_S = 600
 """Longer than the bench: no invite ends meanwhile."""
 
@@ -152,8 +159,11 @@ async def measure_one(bench: Bench, arguments: argparse.Namespace) -> dict[str, 
 async def measure_two(
     bench: Bench, arguments: argparse.Namespace, postgres: str
 ) -> dict[str, Measured]:
-    """One relay and two, alternating, on one PostgreSQL and one broker, single invites."""
-    results = {"1 relay": Measured(), "2 relays": Measured()}
+    """One relay and two, alternating, on one PostgreSQL and one broker, single invites: free, and
+    where this machine can do that, with the same share of a core for each."""
+    seconds, rounds = arguments.seconds, arguments.rounds
+    free = {"1 relay": Measured(), "2 relays": Measured()}
+    shared = {"1 with a share": Measured(), "2 with a share": Measured()}
     async with AsyncExitStack() as stack:
         mosquitto = await stack.enter_async_context(running_mosquitto(bench.folder))
         environment = {**mosquitto.environment, **bench.environment()}
@@ -165,10 +175,19 @@ async def measure_two(
             for name in ("first", "second")
         ]
         register_phones(relays[0])
-        for _ in range(arguments.rounds):
-            await bench.relays(relays[:1], arguments.seconds, 50, 1, results["1 relay"])
-            await bench.relays(relays, arguments.seconds, 50, 1, results["2 relays"])
-    return results
+        for _ in range(rounds):
+            await bench.relays(relays[:1], seconds, _LANES, 1, free["1 relay"])
+            await bench.relays(relays, seconds, _LANES, 1, free["2 relays"])
+        try:
+            for relay in relays:
+                stack.enter_context(core_share(relay.pid, _SHARE))
+        except Unavailable as error:
+            Console(stderr=True).print(f"Not measured with a share of a core each: {error}")
+            return free
+        for _ in range(rounds):
+            await bench.relays(relays[:1], seconds, _LANES, 1, shared["1 with a share"])
+            await bench.relays(relays, seconds, 2 * _LANES, 1, shared["2 with a share"])
+    return free | shared
 
 
 async def measure(arguments: argparse.Namespace, folder: Path, postgres: str) -> None:
@@ -194,6 +213,7 @@ async def measure(arguments: argparse.Namespace, folder: Path, postgres: str) ->
             "ratio_bare": rate["group 50"] / rate["bare 50"],
             "p99_ms": results["single 50"].p99_ms,
             "scale_2_processes": rate["2 relays"] / rate["1 relay"],
+            **_scale_with_share(rate),
             "cores": os.cpu_count() or 0,
             **{
                 f"relay_cpu_ms_per_push_{count}": percentile(results[name].cpu_ms, 0.5)
@@ -211,6 +231,13 @@ async def measure(arguments: argparse.Namespace, folder: Path, postgres: str) ->
             },
         },
     )
+
+
+def _scale_with_share(rate: Mapping[str, float]) -> dict[str, float]:
+    one, two = rate.get("1 with a share"), rate.get("2 with a share")
+    if one is None or two is None:
+        return {}
+    return {"scale_2_processes_with_share": two / one, "share_of_core": _SHARE}
 
 
 def main() -> None:
