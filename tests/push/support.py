@@ -49,15 +49,22 @@ class Running:
     def tables(self) -> dict[str, tuple[int, str]]:
         """Each table's row count and a digest of its rows. Left out is what moves by itself: the
         outbox, but not whether a delivery was ever owed; and who is connected."""
-        if self.database is None:
-            rows = _sqlite_rows(self.relay.data / "relay.db")
-        else:
-            rows = _postgres_rows(self.database)
         return {
             name: (len(kept), hashlib.sha256(repr(sorted(kept)).encode()).hexdigest())
-            for name, kept in rows.items()
+            for name, kept in self._rows().items()
             if name not in ("outbox", "connections")
         }
+
+    async def settled(self) -> None:
+        """Waits until nothing is owed: what became of deliveries so far stands in the tables."""
+        async with asyncio.timeout(PATIENCE_S):
+            while self._rows()["outbox"]:  # noqa: ASYNC110 - the database tells nobody
+                await asyncio.sleep(0.01)
+
+    def _rows(self) -> dict[str, list[str]]:
+        if self.database is None:
+            return _sqlite_rows(self.relay.data / "relay.db")
+        return _postgres_rows(self.database)
 
     async def token(self, identity: str, device: str | None = None) -> dict[str, str]:
         """The header that shows an access token of this identity."""
