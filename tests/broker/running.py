@@ -134,17 +134,18 @@ class Wire:
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
-        try:
-            far_reader, far_writer = await asyncio.open_connection(
-                self._broker.host, self._broker.port
-            )
-        except OSError:
-            writer.transport.abort()
-            return
-        ends = {writer, far_writer}
-        self._open |= ends
-        await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
-        self._open -= ends
+        self._open.add(writer)
+        with contextlib.closing(writer):  # also where the test ends before the broker has answered
+            try:
+                far_reader, far_writer = await asyncio.open_connection(
+                    self._broker.host, self._broker.port
+                )
+            except OSError:
+                writer.transport.abort()
+                return
+            self._open.add(far_writer)
+            await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
+        self._open -= {writer, far_writer}
 
     async def _pump(self, reader: StreamReader, writer: StreamWriter) -> None:
         with contextlib.suppress(OSError):

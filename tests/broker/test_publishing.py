@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
 
 import pytest
@@ -192,7 +192,7 @@ class RoughBroker:
         if len(self._writers) == 1 or not self._only_first:
             for answer in self._answers:
                 writer.write(answer)
-        with suppress(ConnectionError):
+        with closing(writer), suppress(ConnectionError):  # closed also where the test ends before
             while data := await reader.read(65_536):
                 self.came += data
                 self.grown.set()

@@ -10,7 +10,7 @@ import sys
 from asyncio import StreamReader, StreamWriter
 from asyncio.subprocess import PIPE, STDOUT, Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,11 @@ class Network:
         if not self.is_up:
             writer.transport.abort()
             return
-        far_reader, far_writer = await asyncio.open_connection(self._host, self._port)
-        self._open |= {writer, far_writer}
-        await asyncio.gather(_pass_on(reader, far_writer), _pass_on(far_reader, writer))
+        self._open.add(writer)
+        with closing(writer):  # also where the test ends before the relay has answered
+            far_reader, far_writer = await asyncio.open_connection(self._host, self._port)
+            self._open.add(far_writer)
+            await asyncio.gather(_pass_on(reader, far_writer), _pass_on(far_reader, writer))
 
     def cut(self) -> None:
         self.is_up = False
