@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import itertools
 import json
-import socket
 import sys
 import tempfile
 import time
@@ -23,7 +22,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-import aiomqtt
 from rich.console import Console
 from rich.table import Table
 
@@ -33,7 +31,7 @@ from bench.command_line import at_least_one, stoppable
 from bench.fleet_broker import BARE_CHANGE, BARE_REPLIES, FleetBroker
 from bench.measures import percentile
 from bench.simulated_agent import SimulatedAgent
-from broker.client import Client
+from broker.client import Client, client_of
 from broker.layer_register import LayerRegister
 from broker.session import Session
 from config.fleet_writing import Draft
@@ -167,7 +165,8 @@ async def _measure_rounds(broker: FleetBroker, figures: Figures, rounds: int) ->
     )
     async with AsyncExitStack() as stack:
         observers = [
-            await stack.enter_async_context(_client(broker, f"bench-{number}")) for number in (1, 2)
+            await stack.enter_async_context(client_of(broker.address, f"bench-{number}"))
+            for number in (1, 2)
         ]
         await stack.enter_async_context(running(session))
         await register.read()
@@ -198,19 +197,6 @@ async def _measure_rounds(broker: FleetBroker, figures: Figures, rounds: int) ->
 def _progress(what: str) -> None:
     sys.stderr.write(f"{time.strftime('%H:%M:%S')} {what}\n")
     sys.stderr.flush()
-
-
-def _client(broker: FleetBroker, name: str) -> Client:
-    return Client(
-        broker.address.host,
-        broker.address.port,
-        username=broker.address.username,
-        password=broker.address.password,
-        identifier=name,
-        protocol=aiomqtt.ProtocolVersion.V5,
-        timeout=60,
-        socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
-    )
 
 
 def print_figures(found: list[Figures]) -> None:

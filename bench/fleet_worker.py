@@ -8,17 +8,14 @@ of JSON: the moments (`time.perf_counter`, one clock for all processes) at which
 import argparse
 import asyncio
 import json
-import socket
 import sys
 import time
-
-import aiomqtt
 
 from bellwire.logs import configure_logs
 from bench.fleet_broker import BARE_CHANGE, BARE_REPLIES, PASSWORD
 from bench.simulated_agent import SimulatedAgent
 from broker.address import BrokerAddress
-from broker.client import Client
+from broker.client import client_of
 from broker.session import Hook
 from signaling.identifiers import DeviceId
 
@@ -81,7 +78,8 @@ class BareClients:
     """As many connections that do nothing but answer."""
 
     def __init__(self, names: list[str], port: int, reply: bytes) -> None:
-        self._names, self._port, self._reply = names, port, reply
+        self._names, self._reply = names, reply
+        self._address = BrokerAddress("127.0.0.1", port, username="bare", password=PASSWORD)
         self._left = len(names)
         self._turns = asyncio.Semaphore(_CONNECTING_AT_ONCE)
         self.ready = asyncio.Event()
@@ -94,16 +92,7 @@ class BareClients:
 
     async def _answer(self, name: str) -> None:
         topic = f"{BARE_REPLIES}/{name}"
-        client = Client(
-            "127.0.0.1",
-            self._port,
-            username="bare",
-            password=PASSWORD,
-            identifier=f"bare-{name}",
-            protocol=aiomqtt.ProtocolVersion.V5,
-            timeout=60,
-            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
-        )
+        client = client_of(self._address, f"bare-{name}")
         async with self._turns:
             await client.__aenter__()
             await client.subscribe(BARE_CHANGE, qos=1)

@@ -55,7 +55,7 @@ class Running:
             if name not in ("outbox", "connections")
         }
 
-    async def settled(self) -> None:
+    async def until_nothing_is_owed(self) -> None:
         """Waits until nothing is owed: what became of deliveries so far stands in the tables."""
         async with asyncio.timeout(PATIENCE_S):
             while self._rows()["outbox"]:  # noqa: ASYNC110 - the database tells nobody

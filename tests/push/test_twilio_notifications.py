@@ -123,7 +123,7 @@ async def test_notification_is_tried_again_until_fcm_takes_it(
 async def test_identity_without_a_push_channel_is_not_found(running: Running) -> None:
     assert_problem(await post(running, keys(fresh("nobody"))), 404, "not-found")
     await running.register(fresh("desk"), bob := fresh("bob"))
-    await running.settled()  # what other tests have sent
+    await running.until_nothing_is_owed()  # what other tests have sent
     before = running.tables()
     problem = assert_problem(await post(running, keys(bob)), 404, "not-found")
     assert bob in problem["detail"]
@@ -139,7 +139,7 @@ async def test_request_that_twilio_has_not_signed_is_forbidden(running: Running)
     bare, _, query = path.partition("?")
     wrong = RequestValidator("another token").compute_signature(PUBLIC_URL + path, {})
     unsigned_body = TWILIO.compute_signature(PUBLIC_URL + bare, {})
-    await running.settled()  # what other tests have sent
+    await running.until_nothing_is_owed()  # what other tests have sent
     before = running.tables()
     async with running.stranger() as twilio:
         for url, changed, content in (
@@ -218,7 +218,7 @@ async def test_notification_over_a_limit_is_too_large_and_says_what_to_shorten(
 ) -> None:
     bob = fresh("bob")
     await phone(running, bob, fresh("token"))
-    await running.settled()  # what other tests have sent
+    await running.until_nothing_is_owed()  # what other tests have sent
     before = running.tables()
     problem = assert_problem(await post(running, keys(bob, twi_params="x" * 4000)), 413)
     assert (problem["limit"], problem["channel"]) == (4096, "fcm")
