@@ -35,6 +35,12 @@ class Metrics:
         self.calls_created = Counter(
             "bellwire_calls_created_total", "Calls made", registry=self.registry
         )
+        self.refused = Counter(
+            "bellwire_refused_total",
+            "What was refused to bound what one asker can cost the others, by reason",
+            ("reason",),
+            registry=self.registry,
+        )
         self.user_states = Counter(
             "bellwire_call_user_states_total",
             "Changes of a user's state, by new state",
