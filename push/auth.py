@@ -1,17 +1,10 @@
-"""Who is asking: API keys of servers, and access tokens of identities (EdDSA JWTs). And what the same
-keys sign of who calls.
+"""Who is asking, and the access tokens of identities (EdDSA JWTs). And what the same keys sign of who
+calls."""
 
-An API key is 256 random bits, so its SHA-256 is as good a secret as a slow hash would make it; it
-is compared in constant time.
-"""
-
-import hashlib
-import hmac
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -25,23 +18,17 @@ from jwt.utils import base64url_encode
 from pydantic import ValidationError
 from pydantic_core import to_json
 
-from config.private_file import write_private
+from push.access import ShownToken
 from push.store.call_rows import to_ms
 from push.store.database import Database
-from push.store.key_rows import (
-    SigningKeyRow,
-    add_api_key,
-    add_signing_key,
-    api_key_hashes,
-    signing_key_rows,
-)
+from push.store.key_rows import SigningKeyRow, add_signing_key, signing_key_rows
 from signaling.answers import KeySetAnswer
 from signaling.errors import Forbidden, Unauthenticated
 from signaling.events import CallerToken, CallReceived
 from signaling.identifiers import CallSid, DeviceId, Identity
+from signaling.scopes import Scope
 from signaling.tokens import AUDIENCE, CALLER_AUDIENCE, AccessTokenClaims, Jwk
 
-API_KEY_PREFIX = "bwk_"
 _CONNECT_TOKEN_EXTRA_S = 3600
 _RELOAD_EVERY = timedelta(seconds=1)
 
@@ -54,9 +41,15 @@ class Actor:
     identity: Identity | None = None
     device: DeviceId | None = None
     until: datetime | None = None
-    """When the access token that was shown expires."""
+    """When the access token or API key that was shown expires."""
     call_sid: CallSid | None = None
     """The one call that a connect token is for."""
+    token: ShownToken | None = None
+    """The access token that was shown."""
+    key_hash: str | None = None
+    """Which API key was shown."""
+    scopes: frozenset[Scope] = frozenset({Scope.ADMIN})
+    """What that API key may do."""
 
     def may_reach(self, call_sid: str | None) -> None:
         """Lets a connect token reach its own call only; None: something that is no call.
@@ -66,6 +59,19 @@ class Actor:
         """
         if self.call_sid is not None and call_sid != self.call_sid:
             raise Forbidden(f"this connect token is for the call {self.call_sid} only")
+
+    def must_have(self, scope: Scope) -> None:
+        """Lets a server do what its API key's scopes open; what an access token may do, they do not say.
+
+        Raises:
+            Forbidden: the key lacks the scope.
+        """
+        if self.is_server and not scope.is_among(self.scopes):
+            held = ", ".join(f"`{held}`" for held in sorted(self.scopes)) or "none"
+            raise Forbidden(
+                f"this needs an API key with the scope `{scope}`, and this one has {held}:"
+                f" make one with `bellwire keys add NAME --scope {scope}`"
+            )
 
     @property
     def is_server(self) -> bool:
@@ -97,7 +103,7 @@ class Actor:
         return "server" if self.identity is None else f"identity:{self.identity}"
 
 
-class _Reloaded:
+class Reloaded:
     """Looks into the database again for a key that is not known, since another relay may have made
     it; not more than once in a while, so that guessing costs the database nothing."""
 
@@ -114,51 +120,6 @@ class _Reloaded:
         return True
 
 
-class ApiKeys:
-    """The API keys that this relay takes: those of the database."""
-
-    def __init__(
-        self, database: Database, hashes: frozenset[str], now: Callable[[], datetime]
-    ) -> None:
-        self._database = database
-        self._hashes = hashes
-        self._reloaded = _Reloaded(now)
-
-    async def holds(self, key: str) -> bool:
-        """Whether this is one of the keys."""
-        if self._knows(key):
-            return True
-        if not self._reloaded.due():
-            return False
-        self._hashes = await self._database.read(api_key_hashes)
-        return self._knows(key)
-
-    def _knows(self, key: str) -> bool:
-        shown = _hash(key)
-        known = False
-        for kept in self._hashes:
-            known |= hmac.compare_digest(kept, shown)
-        return known
-
-
-async def open_api_keys(database: Database, key_file: Path, now: Callable[[], datetime]) -> ApiKeys:
-    """The API keys of a database; makes this relay's own at its first start, into `key_file` (mode 600)."""
-    hashes = await database.read(api_key_hashes)
-    key = _own_key(key_file)
-    if _hash(key) not in hashes:
-        await database.write(lambda c: add_api_key(c, _hash(key), to_ms(now())))
-        hashes |= {_hash(key)}
-    return ApiKeys(database, hashes, now)
-
-
-def _own_key(key_file: Path) -> str:
-    if key_file.exists():
-        return key_file.read_text().strip()
-    key = API_KEY_PREFIX + secrets.token_urlsafe(32)
-    write_private(key_file, key + "\n")
-    return key
-
-
 class AccessTokens:
     """Signs and checks access tokens.
 
@@ -167,6 +128,8 @@ class AccessTokens:
         keys: The newest first: that one signs, all verify.
         issuer: The `iss` of the tokens.
         now: Tells the time.
+        revision: Tells the newest change of keys and revocations that this relay knows: what comes later
+            may end the token.
     """
 
     def __init__(
@@ -175,13 +138,15 @@ class AccessTokens:
         keys: list[SigningKeyRow],
         issuer: str,
         now: Callable[[], datetime],
+        revision: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._database = database
+        self._revision = revision
         self._issuer = issuer
         self._now = now
-        self._reloaded = _Reloaded(now)
+        self._reloaded = Reloaded(now)
         # Of its own: whoever asks for the keys must not keep a token's new key from being looked for.
-        self._read_again = _Reloaded(now)
+        self._read_again = Reloaded(now)
         self._signing_kid = keys[0].kid
         self._signing_key = _load(keys[0].private_key)
         header = {"alg": "EdDSA", "kid": self._signing_kid, "typ": "JWT"}
@@ -214,6 +179,8 @@ class AccessTokens:
             "exp": expires,
             "jti": secrets.token_hex(16),
         }
+        if (revision := self._revision()) is not None:
+            claims["rev"] = revision
         if device is not None:
             claims["device_id"] = device
         if call_sid is not None:
@@ -245,10 +212,27 @@ class AccessTokens:
         return invite.model_copy(update={"caller_info": info})
 
     async def check(self, token: str) -> Actor:
-        """Whom a token stands for.
+        """Whom a token stands for. Whether it was revoked, `Access` knows.
 
         Raises:
             Unauthenticated: it is forged, expired, or not for this relay. Which, its text says.
+        """
+        claims = await self.read(token)
+        if claims.exp <= self._now().timestamp():
+            raise Unauthenticated("the access token has expired: ask your backend for a new one")
+        return Actor(
+            Identity(claims.sub),
+            None if claims.device_id is None else DeviceId(claims.device_id),
+            datetime.fromtimestamp(claims.exp, UTC),
+            None if claims.call_sid is None else CallSid(claims.call_sid),
+            ShownToken(claims.jti, claims.iat * 1000, claims.exp * 1000, claims.rev),
+        )
+
+    async def read(self, token: str) -> AccessTokenClaims:
+        """What a token of this relay claims, be it expired.
+
+        Raises:
+            Unauthenticated: it is forged, or not for this relay.
         """
         try:
             key = await self._key(jwt.get_unverified_header(token).get("kid", ""))
@@ -258,20 +242,12 @@ class AccessTokens:
                 algorithms=["EdDSA"],
                 audience=AUDIENCE,
                 issuer=self._issuer,
-                # Times are checked below, against the relay's own idea of time.
+                # Times are checked by `check`, against the relay's own idea of time.
                 options={"verify_exp": False, "verify_iat": False, "require": ["exp", "sub"]},
             )
-            claims = AccessTokenClaims.model_validate(payload)
+            return AccessTokenClaims.model_validate(payload)
         except (jwt.InvalidTokenError, KeyError, TypeError, ValidationError) as error:
             raise Unauthenticated("the access token was not issued by this relay") from error
-        if claims.exp <= self._now().timestamp():
-            raise Unauthenticated("the access token has expired: ask your backend for a new one")
-        return Actor(
-            Identity(claims.sub),
-            None if claims.device_id is None else DeviceId(claims.device_id),
-            datetime.fromtimestamp(claims.exp, UTC),
-            None if claims.call_sid is None else CallSid(claims.call_sid),
-        )
 
     async def _key(self, kid: str) -> Ed25519PublicKey:
         if kid not in self._public and self._reloaded.due():
@@ -291,7 +267,10 @@ class AccessTokens:
 
 
 async def open_access_tokens(
-    database: Database, issuer: str, now: Callable[[], datetime]
+    database: Database,
+    issuer: str,
+    now: Callable[[], datetime],
+    revision: Callable[[], int | None] = lambda: None,
 ) -> AccessTokens:
     """The access tokens of a database; makes a signing key where there is none."""
     keys = await database.read(signing_key_rows)
@@ -299,7 +278,7 @@ async def open_access_tokens(
         made = new_signing_key()
         await database.write(lambda c: add_signing_key(c, made, to_ms(now())))
         keys = await database.read(signing_key_rows)
-    return AccessTokens(database, keys, issuer, now)
+    return AccessTokens(database, keys, issuer, now, revision)
 
 
 def new_signing_key() -> SigningKeyRow:
@@ -312,10 +291,6 @@ def new_signing_key() -> SigningKeyRow:
 
 def _public_keys(keys: list[SigningKeyRow]) -> dict[str, Ed25519PublicKey]:
     return {key.kid: _load(key.private_key).public_key() for key in keys}
-
-
-def _hash(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def _load(pem: str) -> Ed25519PrivateKey:

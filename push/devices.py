@@ -6,6 +6,7 @@ from datetime import datetime
 import structlog
 
 from broker.provision import Provisioner
+from push.access import Access
 from push.store.call_rows import to_ms
 from push.store.database import Database
 from push.store.device_rows import (
@@ -37,9 +38,11 @@ class Devices:
         kinds: Collection[str],
         apps: Mapping[str, Collection[str]],
         streams: Streams,
+        access: Access,
         *,
         now: Callable[[], datetime],
     ) -> None:
+        self._access = access
         self._database = database
         self._provisioner = provisioner
         self._broker_url = broker_url
@@ -74,6 +77,9 @@ class Devices:
         known = await self._database.read(lambda c: find_device(c, device_id))
         access = await self._provision(known, row, rotate=request.rotate_credentials)
         await self._database.write(lambda c: put_device(c, row, to_ms(self._now())))
+        self._access.forget_owner(device_id)
+        if known is not None and known.identity != row.identity:
+            await self._access.look()  # the tokens of before have ended
         self._streams.wake({device_id})
         log.info("device registered", device_id=device_id, identity=row.identity)
         return _answer(row, access), known is None
@@ -99,7 +105,7 @@ class Devices:
         return [_answer(row) for row in await self._database.read(all_devices)]
 
     async def delete(self, device_id: DeviceId) -> None:
-        """Removes a device and its access to the broker.
+        """Removes a device, its access to the broker, and its access tokens.
 
         Raises:
             NotFound: there is none of this id.
@@ -107,7 +113,8 @@ class Devices:
         """
         await self.get(device_id)
         await self._provisioner.revoke(device_id)
-        await self._database.write(lambda c: delete_device(c, device_id))
+        await self._database.write(lambda c: delete_device(c, device_id, to_ms(self._now())))
+        await self._access.look()
         self._streams.wake({device_id})
         log.info("device removed", device_id=device_id)
 

@@ -8,6 +8,7 @@ from datetime import datetime
 import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
+from push.access import Access
 from push.alarm import Alarm, Sleep
 from push.auth import Actor
 from push.connections import Connections, OpenStream
@@ -39,6 +40,7 @@ class EventStream:
         connections: Who is there.
         streams: Says when a stream has grown.
         operations: Carries out what devices ask.
+        access: Says when who reads may no longer.
         now: Tells the time.
         sleep: Waits.
     """
@@ -48,6 +50,7 @@ class EventStream:
         connections: Connections,
         streams: Streams,
         operations: DeviceOperations,
+        access: Access,
         *,
         now: Callable[[], datetime],
         sleep: Sleep = asyncio.sleep,
@@ -55,6 +58,9 @@ class EventStream:
         self._connections = connections
         self._streams = streams
         self._operations = operations
+        self._access = access
+        self._reading: dict[Alarm, Actor] = {}
+        access.on_change(self._wake_ended)
         self._now = now
         self._sleep = sleep
 
@@ -62,6 +68,7 @@ class EventStream:
         """Serves an accepted socket until it is closed, by whichever side."""
         alarm = Alarm(self._sleep)
         self._streams.attach(stream.device, alarm)
+        self._reading[alarm] = actor
         log.info("stream opened", device_id=stream.device, cursor=stream.cursor)
         try:
             opened = StreamOpened(
@@ -78,6 +85,7 @@ class EventStream:
             pass
         finally:
             self._streams.detach(stream.device, alarm)
+            del self._reading[alarm]
             log.info("stream closed", device_id=stream.device)
             with suppress(Unavailable):  # the relay is stopping: it holds no stream any more
                 await self._connections.close_stream(stream)
@@ -96,7 +104,12 @@ class EventStream:
                 await socket.close(STREAM_EXPIRED, "the access token has expired")
                 return
             if events is None:
-                await socket.close(STREAM_REPLACED, "another stream of this device was opened")
+                await socket.close(
+                    STREAM_REPLACED, "another stream of this device was opened, or it was removed"
+                )
+                return
+            if self._has_ended(actor):
+                await socket.close(STREAM_EXPIRED, "the access token or API key was revoked")
                 return
             for event in events:
                 await socket.send_text(event_with_cursor(event.document, event.sequence))
@@ -121,7 +134,7 @@ class EventStream:
                 with suppress(Unavailable):  # the next one covers it
                     await self._connections.acknowledge(stream, request.ack)
                 continue
-            if not await self._is_open(stream):
+            if self._has_ended(actor) or not await self._is_open(stream):
                 alarm.ring()  # and `_send` closes it: nothing is done for who is no longer there
                 continue
             response = await self._operations.answer(request.document, actor, "websocket")
@@ -131,6 +144,19 @@ class EventStream:
             absent = {name for name, value in answered if value is None}
             if socket.application_state is WebSocketState.CONNECTED:
                 await socket.send_text(answered.model_dump_json(by_alias=True, exclude=absent))
+
+    def _has_ended(self, actor: Actor) -> bool:
+        if actor.key_hash is not None:
+            return actor.key_hash not in self._access.keys
+        if actor.token is None or actor.identity is None:
+            return False
+        return self._access.refusal(actor.token, actor.identity, actor.device) is not None
+
+    def _wake_ended(self) -> None:
+        """Has those closed that may read no longer, whatever else is new to them."""
+        for alarm, actor in self._reading.items():
+            if self._has_ended(actor):
+                alarm.ring()
 
     async def _is_open(self, stream: OpenStream) -> bool:
         try:

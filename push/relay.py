@@ -25,10 +25,12 @@ from broker.rollout_guard import guard_rollouts
 from broker.session import Session
 from config.private_file import write_private
 from config.relay import RelaySettings
+from push.access import Access, open_access
 from push.api.app import served_app
 from push.api.one_write import OneWriteProtocol
 from push.api.services import Services
-from push.auth import open_access_tokens, open_api_keys
+from push.api_keys import open_api_keys
+from push.auth import open_access_tokens
 from push.calls import Calls
 from push.channels.channel import Channel
 from push.channels.mqtt import MqttChannel
@@ -37,6 +39,7 @@ from push.channels.webhook import WebhookChannel
 from push.connections import Connections
 from push.dead_tokens import DeadTokens
 from push.deliveries import STREAM, Deliveries
+from push.device_metrics import DeviceMetrics
 from push.device_operations import LIMIT_BYTES, DeviceOperations
 from push.device_requests import DeviceRequests
 from push.devices import Devices
@@ -144,7 +147,8 @@ async def _serve(
     metrics = Metrics()
     session = PublishingSession(address, f"bellwire-relay-{secrets.token_hex(6)}")
     provisioner = DynamicSecurity(session)
-    tokens = await open_access_tokens(database, settings.issuer, now)
+    access = await open_access(database, metrics, now=now)
+    tokens = await open_access_tokens(database, settings.issuer, now, lambda: access.revision)
     pushes = await open_push_channels(settings, tokens, metrics, now=now)
     channels: dict[str, Channel] = {"mqtt": MqttChannel(session), **pushes}
     streams = Streams(session, alone=not database.shared)
@@ -172,6 +176,7 @@ async def _serve(
         (*channels, STREAM),
         {"apns": settings.apns, "fcm": settings.fcm},
         streams,
+        access,
         now=now,
     )
     connections = Connections(database, calls, deliveries, now=now)
@@ -191,6 +196,9 @@ async def _serve(
         # Whatever is leased was leased by a process that has died.
         await database.write(lambda c: make_all_due(c, to_ms(now())))
         await calls.load_deadlines()
+    device_metrics = DeviceMetrics(
+        database, Session(address, f"bellwire-metrics-{secrets.token_hex(6)}"), now=now
+    )
     app = served_app(
         Services(
             settings=settings,
@@ -201,10 +209,12 @@ async def _serve(
             groups=Groups(database),
             devices=devices,
             connections=connections,
-            event_stream=EventStream(connections, streams, operations, now=now),
-            api_keys=await open_api_keys(database, settings.data / "api-key", now),
+            event_stream=EventStream(connections, streams, operations, access, now=now),
+            access=access,
+            api_keys=await open_api_keys(database, settings.data / "api-key", access, now),
             tokens=tokens,
             metrics=metrics,
+            device_metrics=device_metrics,
             webhooks=webhooks,
             webhook_channel=webhook_channel,
             twilio=TwilioNotifications(
@@ -241,8 +251,10 @@ async def _serve(
             tasks.create_task(connections.run()),
             tasks.create_task(calls.deadlines.run()),
             tasks.create_task(rooms.run()),
+            tasks.create_task(access.run()),
+            tasks.create_task(device_metrics.run()),
             tasks.create_task(_guard_rollouts(address, now)),
-            tasks.create_task(_keep_house(database, calls, webhooks, settings, now)),
+            tasks.create_task(_keep_house(database, calls, webhooks, access, settings, now)),
             tasks.create_task(_announce(settings.data, url, session, ready)),
         ]
         if database.shared:
@@ -290,6 +302,7 @@ async def _keep_house(
     database: Database,
     calls: Calls,
     webhooks: Webhooks,
+    access: Access,
     settings: RelaySettings,
     now: Callable[[], datetime],
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -299,6 +312,7 @@ async def _keep_house(
             await calls.forget_old(timedelta(seconds=settings.idempotency_keep_s))
             await database.write(lambda c: forget_expired(c, to_ms(now())))
             await database.write(webhooks.forget_old)
+            await access.forget_old()
             await database.write(lambda c: forget_results(c, to_ms(now() - _RESULTS_KEPT)))
         except Unavailable as error:
             log.warning("old rows not removed", error=str(error))

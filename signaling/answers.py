@@ -13,6 +13,7 @@ from pydantic import (
 from signaling.calls import Call, CallState, CallType, Mode, UserState
 from signaling.events import ErrorInvitee, Moment
 from signaling.identifiers import ChannelKind
+from signaling.scopes import Scope
 from signaling.tokens import Jwk
 
 
@@ -91,6 +92,38 @@ class TokenAnswer(_Answer):
 
     token: str
     expires_at: Moment
+
+
+class RevokedTokensAnswer(_Answer):
+    """Whose access tokens have ended: all of one identity's or device's, or the one of this `jti`. Those
+    that are issued from now on are good."""
+
+    identity: str | None = None
+    device_id: str | None = None
+    jti: str | None = None
+
+
+class ApiKeyAnswer(_Answer):
+    """An API key, without the key itself. `expires_at` is null where it does not expire, `last_used_at`,
+    known to the minute, where it was never used."""
+
+    name: str
+    scopes: tuple[Scope, ...]
+    created_at: Moment
+    expires_at: Moment | None = None
+    last_used_at: Moment | None = None
+
+
+class NewApiKeyAnswer(ApiKeyAnswer):
+    """See `ApiKeyAnswer`. `key` is shown this once: the relay keeps its hash alone."""
+
+    key: str
+
+
+class ApiKeyListAnswer(_Answer):
+    """All API keys, by name."""
+
+    keys: tuple[ApiKeyAnswer, ...]
 
 
 class KeySetAnswer(_Answer):

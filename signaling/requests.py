@@ -21,6 +21,7 @@ from signaling.calls import MAX_USERS, CallType, Mode, RejectStatus
 from signaling.identifiers import ChannelKind, DeviceIdField, GroupNameField, IdentityField
 from signaling.media import MEDIA_MESSAGE_TYPE, Sdp
 from signaling.params import CustomParameters
+from signaling.scopes import Scope
 
 DEFAULT_TIMEOUT_S = 60
 EXTENDED_DATA_MAX_LENGTH = 4096
@@ -35,6 +36,7 @@ _MESSAGE_MAX_DEPTH = 32
 _APNS_TOKEN = re.compile(r"[0-9A-Fa-f]{32,200}")
 
 MAX_GROUP_MEMBERS = 256
+MAX_KEY_LIFE_S = 10 * 366 * 86_400
 
 PUSH_KINDS = ("apns", "fcm")
 """Kinds of channels that name an app."""
@@ -253,6 +255,42 @@ class TokenRequest(Request):
     identity: IdentityField
     device_id: DeviceIdField | None = None
     ttl: Annotated[int, Field(ge=1, le=86_400, description="seconds")] = 3_600
+
+
+class RevokeTokensRequest(Request):
+    """Whose access tokens are to end: all of one identity's; all that were made for one device, or have
+    acted as it; or one, given as it is or by its claim `jti`. Exactly one of them is given."""
+
+    identity: IdentityField | None = None
+    device_id: DeviceIdField | None = None
+    token: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    jti: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+
+    @model_validator(mode="after")
+    def _name_one(self) -> Self:
+        given = [value for value in (self.identity, self.device_id, self.token, self.jti) if value]
+        if len(given) != 1:
+            raise ValueError("give one of identity, device_id, token and jti")
+        return self
+
+
+KeyLife = Annotated[
+    int, Field(ge=1, le=MAX_KEY_LIFE_S, description="seconds; absent: it does not expire")
+]
+
+
+class ApiKeyRequest(Request):
+    """An API key: what it is called, what it may do, and how long."""
+
+    name: GroupNameField
+    scopes: Annotated[list[Scope], Field(min_length=1, max_length=len(Scope))]
+    expires_in: KeyLife | None = None
+
+
+class RotateKeyRequest(Request):
+    """How long the key that takes a key's place is good; absent: as long as that was made for."""
+
+    expires_in: KeyLife | None = None
 
 
 class ChannelRequest(Request):

@@ -31,6 +31,8 @@ class AccessTokenClaims(BaseModel):
     iat: int
     exp: int
     jti: str = Field(min_length=1, max_length=64)
+    rev: int | None = None
+    """The newest revocation that the issuing relay knew: a later one may end the token."""
 
 
 class CallerClaims(BaseModel):

@@ -20,6 +20,7 @@ from push.api import (
     groups,
     health,
     ice_servers,
+    keys,
     rooms,
     tokens,
     twilio,
@@ -94,6 +95,7 @@ def build_app(services: Services | None = None) -> FastAPI:
         devices,
         groups,
         tokens,
+        keys,
         ice_servers,
         webhooks,
         twilio,
@@ -101,7 +103,8 @@ def build_app(services: Services | None = None) -> FastAPI:
     for module in described:
         app.include_router(module.router, responses=_REFUSALS)
     app.include_router(events.router)
-    app.include_router(health.router, responses={503: _REFUSALS[503]})
+    # Of the credentials only one of these knows, and without them it refuses as all others do.
+    app.include_router(health.router, responses={s: _REFUSALS[s] for s in (401, 403, 503)})
     _describe(app)
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from push.api.call_operations import CALL_OPERATIONS, Asked, CallOperation
 from push.api.problem_responses import problem_response, refusal_response
-from push.api.services import Services, authenticate_by
+from push.api.services import CALL_SCOPE, Services, authenticate_by, settle_device
 from push.auth import Actor
 from push.calls import Invite
 from push.invites import invite_from_json, invite_from_twiml
@@ -78,7 +78,9 @@ class CallRequests:
         self, route: CallOperation | _Creation, scope: Scope, receive: Receive
     ) -> tuple[int, BaseModel, Headers]:
         shown = _Shown(scope["headers"])
-        actor = await authenticate_by(self._services, shown.authorization, shown.api_key, None)
+        actor = await authenticate_by(
+            self._services, CALL_SCOPE, shown.authorization, shown.api_key, None
+        )
         if isinstance(route, _Creation):
             actor.may_reach(None)
             return await self._create(actor, shown, await _read(receive))
@@ -86,6 +88,8 @@ class CallRequests:
         actor.may_reach(call_sid)
         key = shown.idempotency_key() if route.takes_idempotency_key else None
         body = _body(route, shown, await _read(receive))
+        if actor.token is not None:
+            await settle_device(self._services, actor, getattr(body, "device_id", None))
         return 200, await route.carry(Asked(self._services, actor, call_sid, key), body), ()
 
     async def _create(

@@ -4,15 +4,17 @@ The first message gives the cursor; each event carries its own. A client that lo
 comes back with the cursor of the last event it has, and misses none and repeats none.
 """
 
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Query, WebSocket
 
 from push.api.problem_responses import refusal_response
-from push.api.services import Services, authenticate_by
+from push.api.services import CALL_SCOPE, Services, authenticate_by, settle_device
+from push.api_keys import API_KEY_PREFIX
 from push.auth import Actor
 from push.deliveries import STREAM
-from signaling.errors import Forbidden, InvalidInput, Refusal
+from signaling.errors import Forbidden, InvalidInput, Refusal, Unauthenticated
 from signaling.identifiers import DeviceId, Identity, parse_device_id
 
 router = APIRouter()
@@ -41,8 +43,20 @@ async def _reader(
     services: Services, socket: WebSocket, token: str | None, asked: str | None
 ) -> tuple[Actor, DeviceId]:
     """Who reads, and on which device: one of the reader's own, with the WebSocket channel."""
+    if token is not None and token.startswith(API_KEY_PREFIX):
+        raise services.access.counted(
+            "api-key-in-url",
+            Unauthenticated(
+                "an API key is not taken from a URL, which proxies and browsers keep: show it in a"
+                " header, or an access token here; and rotate this key"
+            ),
+        )
     actor = await authenticate_by(
-        services, socket.headers.get("authorization"), socket.headers.get("x-api-key"), token
+        services,
+        CALL_SCOPE,
+        socket.headers.get("authorization"),
+        socket.headers.get("x-api-key"),
+        token,
     )
     named = None if asked is None else parse_device_id(asked)
     if actor.device is not None and named not in (None, actor.device):
@@ -55,7 +69,8 @@ async def _reader(
         raise Forbidden(f"{device} is not a device of {actor.identity}")
     if not any(channel.kind == STREAM for channel in row.channels):
         raise Forbidden(f"{device} has no `websocket` channel: register it with one")
-    return Actor(Identity(row.identity), device, actor.until, actor.call_sid), device
+    await settle_device(services, actor, device)
+    return replace(actor, identity=Identity(row.identity), device=device), device
 
 
 def _number(cursor: str | None) -> int | None:

@@ -2,14 +2,18 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Path, Response, Security
 
-from push.api.services import ServerDep, ServicesDep
+from push.api.services import ServicesDep, require_server
+from push.auth import Actor
 from signaling.answers import GroupAnswer, GroupListAnswer
 from signaling.identifiers import GroupNameField
 from signaling.requests import GroupRequest
+from signaling.scopes import Scope
 
 router = APIRouter(prefix="/v1/groups", tags=["groups"])
+
+ServerDep = Annotated[Actor, Security(require_server, scopes=[Scope.GROUPS])]
 
 NamePath = Annotated[GroupNameField, Path(description="1 to 64 of `A-Z a-z 0-9 . _ -`")]
 

@@ -1,12 +1,17 @@
-"""Health and metrics, for supervisors; without credentials, and without anything secret."""
+"""Health and metrics, for supervisors; without credentials, and without anything secret: what tells of
+each device is for keys of the scope `metrics`."""
 
-from fastapi import APIRouter, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Response, Security
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from sqlalchemy import text
 
-from push.api.services import ServicesDep
+from push.api.services import ServicesDep, require_server
+from push.auth import Actor
 from signaling.errors import Unavailable
+from signaling.scopes import Scope
 
 router = APIRouter(tags=["health"])
 
@@ -44,3 +49,13 @@ async def metrics(services: ServicesDep) -> Response:
     """Counters in Prometheus' text format."""
     services.metrics.broker_connected.set(services.session.connected)
     return Response(services.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/metrics/devices", response_class=Response)
+async def device_metrics(
+    services: ServicesDep,
+    _: Annotated[Actor, Security(require_server, scopes=[Scope.METRICS])],
+) -> Response:
+    """Each registered device in Prometheus' text format: is it there, when was it last, its faults."""
+    exposition = await services.device_metrics.exposition()
+    return Response(exposition, media_type=CONTENT_TYPE_LATEST)

@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 
 from push.api.calls import SidPath
-from push.api.services import ActorDep, ServicesDep
+from push.api.services import ActorDep, ServicesDep, settle_device
 from signaling.answers import RoomAnswer
 from signaling.identifiers import CallSid
 from signaling.requests import RoomRequest
@@ -17,5 +17,6 @@ async def room(
 ) -> RoomAnswer:
     """Brings a user's sound to the room of a call of more than five, in place of what it brought
     before. Offer audio alone, with its candidates: none are taken later."""
+    await settle_device(services, actor, body.device_id)
     identity, device = actor.acting_as(body.identity, body.device_id)
     return RoomAnswer(sdp=await services.rooms.enter(CallSid(call_sid), identity, device, body.sdp))

@@ -2,16 +2,24 @@
 
 from typing import Annotated, cast
 
-from fastapi import Depends, Request
-from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import Depends, Request, Security
+from fastapi.security import (
+    APIKeyHeader,
+    HTTPAuthorizationCredentials,
+    HTTPBearer,
+    SecurityScopes,
+)
 
 from broker.provision import Provisioner
 from broker.session import Session
 from config.relay import RelaySettings
-from push.auth import API_KEY_PREFIX, AccessTokens, Actor, ApiKeys
+from push.access import Access
+from push.api_keys import API_KEY_PREFIX, ApiKeys
+from push.auth import AccessTokens, Actor
 from push.calls import Calls
 from push.channels.webhook import WebhookChannel
 from push.connections import Connections
+from push.device_metrics import DeviceMetrics
 from push.devices import Devices
 from push.event_stream import EventStream
 from push.groups import Groups
@@ -22,6 +30,8 @@ from push.store.database import Database
 from push.twilio_notifications import TwilioNotifications
 from push.webhooks import Webhooks
 from signaling.errors import Forbidden, Unauthenticated
+from signaling.identifiers import DeviceId
+from signaling.scopes import Scope
 
 
 class Services:
@@ -39,9 +49,11 @@ class Services:
         devices: Devices,
         connections: Connections,
         event_stream: EventStream,
+        access: Access,
         api_keys: ApiKeys,
         tokens: AccessTokens,
         metrics: Metrics,
+        device_metrics: DeviceMetrics,
         webhooks: Webhooks,
         webhook_channel: WebhookChannel,
         twilio: TwilioNotifications,
@@ -57,9 +69,11 @@ class Services:
         self.devices = devices
         self.connections = connections
         self.event_stream = event_stream
+        self.access = access
         self.api_keys = api_keys
         self.tokens = tokens
         self.metrics = metrics
+        self.device_metrics = device_metrics
         self.webhooks = webhooks
         self.webhook_channel = webhook_channel
         self.twilio = twilio
@@ -70,7 +84,8 @@ class Services:
 _bearer = HTTPBearer(
     auto_error=False,
     scheme_name="bearer",
-    description="An API key (`DIR/api-key` of the relay), or an access token from `POST /v1/tokens`",
+    description="An API key (`DIR/api-key` of the relay, or one of `POST /v1/keys`) with the scope that is"
+    " named here, or, where that is `calls`, an access token from `POST /v1/tokens`",
 )
 _header = APIKeyHeader(
     name="X-API-Key", auto_error=False, scheme_name="api_key", description="An API key"
@@ -86,41 +101,55 @@ ServicesDep = Annotated[Services, Depends(services_of)]
 
 
 async def authenticate_any(
+    needed: SecurityScopes,
     services: ServicesDep,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     header: Annotated[str | None, Depends(_header)],
 ) -> Actor:
-    """Who asks, be it with a connect token for whichever call.
+    """Who asks, be it with a connect token for whichever call. An API key has the scope that the route
+    names.
 
     Raises:
         Unauthenticated: no credentials were shown, or no good ones.
+        Forbidden: the API key lacks the scope.
     """
+    (scope,) = needed.scopes
     return await authenticate_by(
-        services, None, header, None if bearer is None else bearer.credentials
+        services, Scope(scope), None, header, None if bearer is None else bearer.credentials
     )
 
 
-AnyActorDep = Annotated[Actor, Depends(authenticate_any)]
+CALL_SCOPE = Scope.CALLS
+"""What opens all that access tokens may ask too, to API keys: also what is answered without FastAPI."""
+
+AnyActorDep = Annotated[Actor, Security(authenticate_any, scopes=[CALL_SCOPE])]
 
 
-async def authenticate(request: Request, actor: AnyActorDep) -> Actor:
+async def authenticate(
+    request: Request, actor: Annotated[Actor, Depends(authenticate_any)]
+) -> Actor:
     """Who asks.
 
     Raises:
         Unauthenticated: no credentials were shown, or no good ones.
-        Forbidden: a connect token was shown, and this is not of its call.
+        Forbidden: a connect token was shown, and this is not of its call; or as `authenticate_any`.
     """
     actor.may_reach(request.path_params.get("call_sid"))
     return actor
 
 
 async def authenticate_by(
-    services: Services, authorization: str | None, api_key: str | None, bearer: str | None
+    services: Services,
+    scope: Scope,
+    authorization: str | None,
+    api_key: str | None,
+    bearer: str | None,
 ) -> Actor:
     """Who asks, by an `Authorization` header, an API key or a bearer's credentials, as they are shown.
 
     Raises:
         Unauthenticated: none were shown, or no good ones.
+        Forbidden: an API key without the scope was shown.
     """
     if authorization is not None:
         scheme, _, credentials = authorization.partition(" ")
@@ -131,26 +160,41 @@ async def authenticate_by(
             "show an API key or an access token: `Authorization: Bearer ...`, or `X-API-Key: ...`"
         )
     if api_key is not None or shown.startswith(API_KEY_PREFIX):
-        if await services.api_keys.holds(shown):
-            return Actor()
-        raise Unauthenticated(
-            "the API key is not known: it is in the file `api-key` of the relay's data"
-        )
-    return await services.tokens.check(shown)
+        actor = await services.api_keys.check(shown)
+        try:
+            actor.must_have(scope)
+        except Forbidden as refusal:
+            raise services.access.counted("scope-missing", refusal) from None
+        return actor
+    actor = await services.tokens.check(shown)
+    if actor.token is not None and actor.identity is not None:
+        await services.access.admit(actor.token, actor.identity, actor.device)
+    return actor
 
 
-ActorDep = Annotated[Actor, Depends(authenticate)]
-
-
-async def require_server(actor: ActorDep) -> Actor:
-    """A server, which shows an API key.
+async def settle_device(services: Services, actor: Actor, device: str | None) -> None:
+    """Sees that a token for any device of an identity acts only as one that the identity has, and ends
+    with it.
 
     Raises:
-        Forbidden: an access token was shown.
+        Forbidden: the device is not the identity's.
+    """
+    if device is None or actor.token is None or actor.identity is None or actor.device is not None:
+        return
+    await services.access.act_as(actor.token, actor.identity, DeviceId(device))
+
+
+ActorDep = Annotated[Actor, Security(authenticate, scopes=[CALL_SCOPE])]
+"""Who moves calls: a server, or a token of an identity or device."""
+
+
+async def require_server(actor: Annotated[Actor, Depends(authenticate)]) -> Actor:
+    """A server, which shows an API key. A route names the scope that the key must have with
+    `Security(require_server, scopes=[...])`.
+
+    Raises:
+        Forbidden: an access token was shown, or the key lacks the scope.
     """
     if not actor.is_server:
         raise Forbidden("this needs an API key, not an access token")
     return actor
-
-
-ServerDep = Annotated[Actor, Depends(require_server)]

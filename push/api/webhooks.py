@@ -3,16 +3,20 @@
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Security
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from push.api.services import ServerDep, ServicesDep
+from push.api.services import ServicesDep, require_server
+from push.auth import Actor
 from signaling.errors import InvalidInput
 from signaling.events import Moment
 from signaling.identifiers import CallSidField
 from signaling.requests import Request
+from signaling.scopes import Scope
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
+
+ServerDep = Annotated[Actor, Security(require_server, scopes=[Scope.WEBHOOKS])]
 
 NamePath = Annotated[str, Path(max_length=64, description="as in the relay's settings")]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
+from push.store.access_rows import revoke_device
 from push.store.outbox_rows import make_failed_due
 from push.store.prepared import Prepared, Row, in_parts
 from push.store.result_rows import refuse_owed
@@ -78,7 +79,7 @@ def put_device(connection: Connection, device: DeviceRow, at_ms: int) -> None:
     now: a token that died before, and came to life again, is good."""
     known = find_device(connection, device.device_id)
     if known is not None and known.identity != device.identity:
-        delete_device(connection, device.device_id)
+        delete_device(connection, device.device_id, at_ms)
         known = None
     if known is None:
         connection.execute(
@@ -160,8 +161,10 @@ def remove_channel(
     return connection.execute(delete(channels).where(dead)).rowcount > 0
 
 
-def delete_device(connection: Connection, device: DeviceId) -> bool:
-    """Removes a device, its channels and what was owed to it; False where there was none."""
+def delete_device(connection: Connection, device: DeviceId, at_ms: int) -> bool:
+    """Removes a device, its channels, what was owed to it, and its access tokens; False where there was
+    none."""
+    revoke_device(connection, device, at_ms)
     return connection.execute(delete(devices).where(devices.c.device_id == device)).rowcount > 0
 
 

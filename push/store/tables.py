@@ -179,6 +179,53 @@ api_keys = Table(
     metadata,
     Column("key_hash", String(64), primary_key=True),
     Column("created_at_ms", BigInteger, nullable=False),
+    # All that follows may be null: the version before wrote none of it.
+    Column("name", String(64)),
+    Column("scopes", Text, comment="none: a key from before"),
+    Column("expires_at_ms", BigInteger),
+)
+
+key_uses = Table(
+    "key_uses",
+    metadata,
+    Column("key_hash", String(64), primary_key=True),
+    Column("used_at_ms", BigInteger, nullable=False),
+)
+
+revoked_keys = Table(
+    "revoked_keys",
+    metadata,
+    Column("key_hash", String(64), primary_key=True),
+    Column("revoked_at_ms", BigInteger, nullable=False),
+)
+
+access = Table(
+    "access",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False, comment="1: one row"),
+    Column("revision", BigInteger, nullable=False, comment="of keys and revocations"),
+)
+
+revocations = Table(
+    "revocations",
+    metadata,
+    Column("kind", String(16), primary_key=True, comment="identity, device, token"),
+    Column("subject", String(128), primary_key=True, comment="a token's is its jti"),
+    Column("revision", BigInteger, nullable=False, index=True, comment="of `access`, when it came"),
+    Column("at_ms", BigInteger, nullable=False, index=True),
+)
+
+token_devices = Table(
+    "token_devices",
+    metadata,
+    Column("jti", String(64), primary_key=True),
+    Column(
+        "device_id",
+        ForeignKey("devices.device_id", ondelete="CASCADE"),
+        primary_key=True,
+        index=True,
+    ),
+    Column("expires_at_ms", BigInteger, nullable=False, index=True),
 )
 
 signing_keys = Table(

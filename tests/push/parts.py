@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from broker.address import BrokerAddress
 from broker.provision import DynamicSecurity
 from broker.session import Session
+from push.access import Access
 from push.auth import AccessTokens, new_signing_key
 from push.calls import Calls
 from push.channels.mqtt import MqttChannel
@@ -52,8 +53,18 @@ def parts_on(database: Database, clock: Clock, device_invites_per_s: float = 100
     ice_servers = IceServers((), (), None, 3600, now=clock.now)
     rooms = Rooms(None, "", calls)
     operations = DeviceOperations(calls, metrics, tokens, ice_servers, rooms, check_after_s=5)
-    event_stream = EventStream(connections, streams, operations, now=clock.now, sleep=clock.sleep)
+    access = Access(database, metrics, now=clock.now)
+    event_stream = EventStream(
+        connections, streams, operations, access, now=clock.now, sleep=clock.sleep
+    )
     devices = Devices(
-        database, DynamicSecurity(session), "mqtt://none", channels, {}, streams, now=clock.now
+        database,
+        DynamicSecurity(session),
+        "mqtt://none",
+        channels,
+        {},
+        streams,
+        access,
+        now=clock.now,
     )
     return Parts(database, calls, connections, event_stream, operations, devices)

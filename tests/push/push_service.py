@@ -10,6 +10,7 @@ from sqlalchemy import Connection, select
 from broker.address import BrokerAddress
 from broker.provision import DynamicSecurity
 from broker.session import Session
+from push.access import Access
 from push.auth import Actor
 from push.calls import Calls
 from push.channels.channel import Addressee
@@ -110,6 +111,7 @@ class PushingRelay:
             (*channels, "websocket"),
             {"fcm": (APP, "com.example.other"), "apns": (APP,)},
             self.streams,
+            Access(database, self.metrics, now=clock.now),
             now=clock.now,
         )
 

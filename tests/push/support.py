@@ -48,11 +48,11 @@ class Running:
 
     def tables(self) -> dict[str, tuple[int, str]]:
         """Each table's row count and a digest of its rows. Left out is what moves by itself: the
-        outbox, but not whether a delivery was ever owed; and who is connected."""
+        outbox, but not whether a delivery was ever owed; who is connected; and when keys were used."""
         return {
             name: (len(kept), hashlib.sha256(repr(sorted(kept)).encode()).hexdigest())
             for name, kept in self._rows().items()
-            if name not in ("outbox", "connections")
+            if name not in ("outbox", "connections", "key_uses")
         }
 
     async def until_nothing_is_owed(self) -> None:

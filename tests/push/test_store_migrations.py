@@ -52,19 +52,20 @@ def test_an_empty_file_becomes_exactly_the_tables_of_the_code(engine: Engine) ->
         ("feedback", "call_number", "CASCADE"),
         ("group_members", "name", "CASCADE"),
         ("outbox", "device_id", "CASCADE"),
+        ("token_devices", "device_id", "CASCADE"),
     }
 
 
 def test_a_second_start_changes_nothing_and_keeps_the_rows(engine: Engine, path: Path) -> None:
     migrate(engine)
     with closing(sqlite3.connect(path)) as file:
-        file.execute("INSERT INTO api_keys VALUES ('kept', 0)")
+        file.execute("INSERT INTO api_keys (key_hash, created_at_ms) VALUES ('kept', 0)")
         file.commit()
     before = schema(path)
     migrate(engine)
     assert schema(path) == before
     with closing(sqlite3.connect(path)) as file:
-        assert file.execute("SELECT * FROM api_keys").fetchall() == [("kept", 0)]
+        assert file.execute("SELECT key_hash FROM api_keys").fetchall() == [("kept",)]
 
 
 def test_the_migrations_are_one_line_without_branches() -> None:

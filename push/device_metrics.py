@@ -1,0 +1,173 @@
+"""Each device's metrics, for alerts: is it there, when was it last, how many faults does it report.
+
+Who is there stands in the database. Faults are what devices say in their telemetry, which is heard over a
+session of its own, so that a fleet's reports never queue before calls; and only once somebody has asked.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from prometheus_client.core import CollectorRegistry, GaugeMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from pydantic import ValidationError
+from sqlalchemy import Boolean, Connection, Integer, cast, func, select
+
+from broker.messages import Incoming
+from broker.session import Session
+from config.telemetry import Telemetry
+from push.store.call_rows import to_ms
+from push.store.database import Database
+from push.store.tables import connections, devices
+from signaling.errors import InvalidInput
+from signaling.fleet_topics import TELEMETRY_OF_ALL
+from signaling.identifiers import DeviceId
+from signaling.topics import device_of
+
+KNOWN_FOR_S = 5.0
+_NO_FAULTS = b'"faults":[]'
+"""In what an agent reports: nearly all of a fleet, which then need not be parsed."""
+
+_LABELS = ("device_id", "identity")
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    device_id: DeviceId
+    identity: str
+    online: bool
+    seen_at_ms: int | None
+
+
+class DeviceMetrics:
+    """Tells them in Prometheus' text format. `run` must be running for faults to be heard.
+
+    Args:
+        database: Knows the devices.
+        session: A connection to the broker, for this alone.
+        now: Tells the time.
+        clock: Tells seconds that pass: who asks again within `KNOWN_FOR_S` gets the same answer.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        session: Session,
+        *,
+        now: Callable[[], datetime],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database = database
+        self._session = session
+        self._now = now
+        self._clock = clock
+        self._asked = asyncio.Event()
+        self._answering = asyncio.Lock()
+        self._answered: tuple[float, bytes] | None = None
+        self._faults: dict[DeviceId, int] = {}
+        session.subscribe(TELEMETRY_OF_ALL, self._take)
+
+    async def run(self) -> None:
+        """Hears what devices report, from the first time that somebody asks, until cancelled."""
+        await self._asked.wait()
+        await self._session.run()
+
+    async def exposition(self) -> bytes:
+        """All registered devices.
+
+        Raises:
+            Unavailable: the database is away.
+        """
+        self._asked.set()
+        async with self._answering:
+            if self._answered is None or self._clock() - self._answered[0] >= KNOWN_FOR_S:
+                seen = await self._database.read(_seen)
+                text = await asyncio.to_thread(self._text, seen, dict(self._faults))
+                self._answered = (self._clock(), text)
+            return self._answered[1]
+
+    def _take(self, message: Incoming) -> None:
+        try:
+            device = device_of(message.topic)
+        except InvalidInput:
+            return
+        faults = _faults(message.payload)
+        if faults is None:
+            self._faults.pop(device, None)
+        else:
+            self._faults[device] = faults
+
+    def _text(self, seen: list[_Seen], faults: dict[DeviceId, int]) -> bytes:
+        registry = CollectorRegistry()
+        registry.register(_Collected(_families(seen, faults, to_ms(self._now()))))
+        return generate_latest(registry)
+
+
+class _Collected:
+    """Families that are known already, as a collector of prometheus-client."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        """Them."""
+        return self._families
+
+
+def device_families() -> list[Metric]:
+    """The metrics, without any device: for documents."""
+    return _families([], {}, 0)
+
+
+def _families(seen: list[_Seen], faults: dict[DeviceId, int], now_ms: int) -> list[Metric]:
+    online = GaugeMetricFamily(
+        "bellwire_device_online",
+        "1 while the device is there, over MQTT or a stream; 0 also where it has never been",
+        labels=_LABELS,
+    )
+    last_seen = GaugeMetricFamily(
+        "bellwire_device_last_seen_seconds",
+        "When the device was last there, in Unix time; absent where it has never been",
+        labels=_LABELS,
+    )
+    fault = GaugeMetricFamily(
+        "bellwire_device_faults",
+        "Faults in the device's newest telemetry; absent where it has sent none",
+        labels=_LABELS,
+    )
+    for device in seen:
+        labels = (device.device_id, device.identity)
+        online.add_metric(labels, device.online)
+        if device.seen_at_ms is not None:
+            last_seen.add_metric(labels, (now_ms if device.online else device.seen_at_ms) / 1000)
+        if device.device_id in faults:
+            fault.add_metric(labels, faults[device.device_id])
+    return [online, last_seen, fault]
+
+
+def _seen(connection: Connection) -> list[_Seen]:
+    online = func.max(cast(connections.c.online, Integer))
+    rows = connection.execute(
+        select(
+            devices.c.device_id,
+            devices.c.identity,
+            cast(func.coalesce(online, 0), Boolean),
+            func.max(connections.c.seen_at_ms),
+        )
+        .select_from(devices.outerjoin(connections))
+        .group_by(devices.c.device_id, devices.c.identity)
+        .order_by(devices.c.device_id)
+    )
+    return [_Seen(DeviceId(device), identity, there, at) for device, identity, there, at in rows]
+
+
+def _faults(payload: bytes) -> int | None:
+    """How many faults a report tells; None where it is none: an empty one takes it back."""
+    if _NO_FAULTS in payload:
+        return 0
+    try:
+        return len(Telemetry.model_validate_json(payload).faults) if payload else None
+    except ValidationError:
+        return None
