@@ -21,13 +21,14 @@ _COMMANDS = {
         "call_command:call",
         "Example: `bellwire call desk --from lobby --param reason=parcel`",
     ),
-    "token": ("token_command:token", "Example: `bellwire token alice --ttl 3600`"),
     "demo": ("demo_command:demo", "Example: `bellwire demo --once`"),
 }
 """Command: where its function is, and how its help ends."""
 
 _GROUPS = {
     "devices": "devices_command:devices",
+    "token": "token_command:token",
+    "keys": "keys_command:keys",
     "fleet": "fleet_command:fleet",
     "push": "push_command:push",
     "doctor": "doctor_group:doctor",

@@ -14,16 +14,25 @@ from pydantic import BaseModel, ValidationError
 
 from config.relay import default_data_folder
 from signaling.answers import (
+    ApiKeyListAnswer,
     CallAnswer,
     CallDeliveriesAnswer,
     CallListAnswer,
     DeviceAnswer,
     DeviceListAnswer,
+    NewApiKeyAnswer,
     Problem,
+    RevokedTokensAnswer,
     TokenAnswer,
 )
 from signaling.errors import InvalidInput, Refusal, Unavailable
-from signaling.requests import DeviceRequest, TokenRequest
+from signaling.requests import (
+    ApiKeyRequest,
+    DeviceRequest,
+    RevokeTokensRequest,
+    RotateKeyRequest,
+    TokenRequest,
+)
 
 A = TypeVar("A", bound=BaseModel)
 
@@ -173,6 +182,26 @@ class RelayClient:
     def issue_token(self, request: TokenRequest) -> TokenAnswer:
         """An access token."""
         return self._ask(TokenAnswer, "POST", "/v1/tokens", body=request)
+
+    def revoke_tokens(self, request: RevokeTokensRequest) -> RevokedTokensAnswer:
+        """Ends access tokens."""
+        return self._ask(RevokedTokensAnswer, "POST", "/v1/tokens/revoke", body=request)
+
+    def add_key(self, request: ApiKeyRequest) -> NewApiKeyAnswer:
+        """Makes an API key."""
+        return self._ask(NewApiKeyAnswer, "POST", "/v1/keys", body=request)
+
+    def keys(self) -> ApiKeyListAnswer:
+        """All API keys."""
+        return self._ask(ApiKeyListAnswer, "GET", "/v1/keys")
+
+    def rotate_key(self, name: str, request: RotateKeyRequest) -> NewApiKeyAnswer:
+        """Makes an API key in place of one."""
+        return self._ask(NewApiKeyAnswer, "POST", f"/v1/keys/{name}/rotate", body=request)
+
+    def revoke_key(self, name: str) -> None:
+        """Ends an API key."""
+        self._granted("DELETE", f"/v1/keys/{name}")
 
     def get(self, path: str) -> httpx.Response:
         """The plain answer of a path: for `bellwire doctor`.

@@ -37,7 +37,7 @@ class User:
 
 @dataclass(frozen=True)
 class Users:
-    """A caller and two who are called; only the called have devices."""
+    """A caller and two who are called, each with a device."""
 
     running: Running
     alice: User
@@ -57,7 +57,7 @@ class Users:
 @pytest_asyncio.fixture(loop_scope="module", params=[True, False], ids=["token", "api-key"])
 async def users(running: Running, request: pytest.FixtureRequest) -> Users:
     names = [fresh(name) for name in ("alice", "bob", "carol")]
-    for name in names[1:]:
+    for name in names:
         await running.register(name)
     return Users(running, *(User(running, name, request.param, name) for name in names))
 

@@ -135,6 +135,7 @@ async def test_every_way_to_ask_gets_servers_that_work(
     async with listening(running, desk) as device, streaming(running, web) as stream:
         over_mqtt = await device.ask({"operation": "ice_servers"})
         over_stream = await stream.ask({"operation": "ice_servers"})
+    await running.register("phone-1", "alice")
     token = await running.token("alice", "phone-1")
     asked = [
         (over_mqtt, desk),
