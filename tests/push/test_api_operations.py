@@ -142,6 +142,7 @@ async def test_every_operation_is_refused_with_its_state_where_the_state_does_no
 ) -> None:
     alice, bob, carol = users.alice, users.bob, users.carol
     other_bob = replace(bob, device=fresh("other"))
+    await users.running.register(str(other_bob.device), bob.identity)
     ringing = await users.call_after()
     accepted = await users.call_after((bob, "accept"))
     rejected = await users.call_after((bob, "reject"))

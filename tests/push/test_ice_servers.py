@@ -168,6 +168,7 @@ async def test_who_was_woken_for_one_call_gets_servers_for_it(running: Running) 
     until = datetime.now(UTC) + timedelta(minutes=1)
     shown = tokens.connect_token(Identity("bob"), DeviceId("bob-1"), sid, until)
     await db.close()
+    await running.register("bob-1", "bob")
     headers = {"Authorization": f"Bearer {shown}"}
     answer = await running.http.get("/v1/ice-servers", headers=headers)
     assert answer.status_code == 200, answer.text

@@ -27,7 +27,9 @@ def pragma(connection: Connection, name: str) -> object:
 
 
 def keep_key(connection: Connection, key: str) -> str:
-    connection.execute(text("INSERT INTO api_keys VALUES (:key, 0)"), {"key": key})
+    connection.execute(
+        text("INSERT INTO api_keys (key_hash, created_at_ms) VALUES (:key, 0)"), {"key": key}
+    )
     return key
 
 

@@ -113,7 +113,9 @@ async def test_a_command_that_breaks_takes_none_of_its_group_with_it(
 
     def broken(unit: UnitOfWork) -> None:
         tried.append("broken")
-        unit.connection.execute(text("INSERT INTO api_keys VALUES ('half done', 0)"))
+        unit.connection.execute(
+            text("INSERT INTO api_keys (key_hash, created_at_ms) VALUES ('half done', 0)")
+        )
         raise KeyError("a defect")
 
     async with Held(relay.database):
