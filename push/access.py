@@ -118,13 +118,17 @@ class Access:
 
     async def run(self) -> None:
         """Keeps up with what any relay changes, until cancelled."""
+        away = False
         while True:
             try:
                 await self.look()
                 if self._clock() - self._uses_kept_at >= _USES_KEPT_EVERY_S:
                     await self._keep_uses()
+                away = False
             except Unavailable as error:
-                log.warning("keys and revocations not read", error=str(error))
+                if not away:
+                    log.warning("keys and revocations not read", error=str(error))
+                away = True
             await self._sleep(POLL_S)
 
     async def look(self) -> None:
@@ -141,14 +145,28 @@ class Access:
             revision = access_revision(connection)
             if revision == known:
                 return None
+            # A lower number is of a database that was put back, or has lost its last changes.
+            since = known if revision > known else -1
             # Read after the number: what has come in between is read again by the next look.
-            return _News(revision, api_key_rows(connection), revocations_after(connection, known))
+            return _News(revision, api_key_rows(connection), revocations_after(connection, since))
 
         news = await self._database.read(work)
         self._looked_at = max(self._looked_at, began)
         # Another look may have ended meanwhile, with less or with more.
         if news is not None and (self._revision == known or news.revision > self._revision):
             self._take(news)
+
+    async def read_keys(self) -> None:
+        """Reads the keys whether or not their number has changed: the version before makes its relay's
+        own without.
+
+        Raises:
+            Unavailable: the database is away.
+        """
+        revision = self._revision
+        rows = await self._database.read(api_key_rows)
+        if self._revision == revision:
+            self.keys = {row.key_hash: row for row in rows}
 
     def _take(self, news: _News) -> None:
         self._revision = news.revision

@@ -66,7 +66,7 @@ class ApiKeys:
         key_hash = _hash(key)
         row = self._access.keys.get(key_hash)
         if row is None and self._reloaded.due():
-            await self._access.look()
+            await self._access.read_keys()
             row = self._access.keys.get(key_hash)
         if row is None:
             raise self._access.counted(
