@@ -4,6 +4,7 @@ A part stands between `<!-- generated: NAME -->` and `<!-- end -->`; `PARTS` say
 `FILES` which files are made whole. A test fails where what stands there is not what is made here.
 """
 
+import itertools
 import json
 import re
 import sys
@@ -24,6 +25,7 @@ from config.relay import RelaySettings
 from docs import push_examples
 from docs.tables import inline, paragraphs, sections, sent, table, taken
 from push.api.app import build_app
+from push.device_metrics import DEVICE_LABELS, device_families
 from push.metrics import Metrics
 from push.problems import problem_of
 from signaling import answers, errors, fleet_topics, requests, topics
@@ -33,6 +35,7 @@ from signaling.errors import OperationRefused, Refusal
 from signaling.events import CallEvent, DeviceChannelRemoved
 from signaling.identifiers import DeviceId
 from signaling.rules import TRANSITIONS
+from signaling.scopes import SCOPE_MEANINGS, Scope
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,7 +48,8 @@ _WHAT_TO_DO = {
     "invalid-input": "Mend the request; `errors`, where it is there, names each place.",
     "too-large": "Shorten what `detail` names; `limit` is in bytes.",
     "unauthenticated": "Show a good key or token; ask your backend for a new token.",
-    "forbidden": "Use credentials of the right identity or device, or an API key.",
+    "forbidden": "Use credentials of the right identity or device, or an API key with the scope that"
+    " `detail` names.",
     "call-not-found": "Check the SID.",
     "nobody-to-call": "Register a device for the identity; `error_invitees` says what is missing.",
     "not-found": "Check the path, and the id in it.",
@@ -177,6 +181,37 @@ def routes() -> str:
     )
 
 
+def scopes() -> str:
+    """What each scope of an API key opens."""
+    opened: dict[str, list[str]] = {scope: [] for scope in Scope}
+    for path, methods in build_app().openapi()["paths"].items():
+        for method, route in methods.items():
+            ways = [scopes for way in route.get("security", ()) for scopes in way.values()]
+            for scope in dict.fromkeys(itertools.chain.from_iterable(ways)):
+                opened[scope].append(f"`{method.upper()} {path}`")
+    opened[Scope.CALLS].append("`WS /v1/events`")
+    return table(
+        ["scope", "what it is for", "routes"],
+        ([f"`{scope}`", SCOPE_MEANINGS[scope], ", ".join(opened[scope])] for scope in Scope),
+    )
+
+
+def device_metrics() -> str:
+    """What the relay tells of each device."""
+    return table(
+        ["metric", "kind", "labels", "what it says"],
+        (
+            [
+                f"`{family.name}`",
+                family.type,
+                ", ".join(f"`{label}`" for label in DEVICE_LABELS),
+                family.documentation,
+            ]
+            for family in device_families()
+        ),
+    )
+
+
 def problems() -> str:
     """Every kind of problem document, under a heading of its own."""
     found = []
@@ -236,6 +271,9 @@ def bodies() -> str:
         requests.GroupRequest,
         requests.DeviceRequest,
         requests.TokenRequest,
+        requests.RevokeTokensRequest,
+        requests.ApiKeyRequest,
+        requests.RotateKeyRequest,
     )
     return sections((model.__name__, model, taken(model)) for model in models)
 
@@ -253,6 +291,10 @@ def replies() -> str:
         answers.DeviceAnswer,
         answers.DeviceListAnswer,
         answers.TokenAnswer,
+        answers.RevokedTokensAnswer,
+        answers.ApiKeyAnswer,
+        answers.NewApiKeyAnswer,
+        answers.ApiKeyListAnswer,
         answers.IceServersAnswer,
         answers.IceServerAnswer,
         answers.KeySetAnswer,
@@ -368,6 +410,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "transitions": transitions,
     "settings": settings,
     "metrics": metrics,
+    "device-metrics": device_metrics,
+    "scopes": scopes,
     "routes": routes,
     "bodies": bodies,
     "replies": replies,

@@ -30,7 +30,7 @@ KNOWN_FOR_S = 5.0
 _NO_FAULTS = b'"faults":[]'
 """In what an agent reports: nearly all of a fleet, which then need not be parsed."""
 
-_LABELS = ("device_id", "identity")
+DEVICE_LABELS = ("device_id", "identity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,17 +125,17 @@ def _families(seen: list[_Seen], faults: dict[DeviceId, int], now_ms: int) -> li
     online = GaugeMetricFamily(
         "bellwire_device_online",
         "1 while the device is there, over MQTT or a stream; 0 also where it has never been",
-        labels=_LABELS,
+        labels=DEVICE_LABELS,
     )
     last_seen = GaugeMetricFamily(
         "bellwire_device_last_seen_seconds",
         "When the device was last there, in Unix time; absent where it has never been",
-        labels=_LABELS,
+        labels=DEVICE_LABELS,
     )
     fault = GaugeMetricFamily(
         "bellwire_device_faults",
         "Faults in the device's newest telemetry; absent where it has sent none",
-        labels=_LABELS,
+        labels=DEVICE_LABELS,
     )
     for device in seen:
         labels = (device.device_id, device.identity)

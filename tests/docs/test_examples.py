@@ -15,7 +15,9 @@ from signaling.answers import (
     DeviceResponse,
     GroupAnswer,
     IceServersAnswer,
+    NewApiKeyAnswer,
     Problem,
+    RevokedTokensAnswer,
     TokenAnswer,
 )
 from signaling.device_operations import parse_device_operation
@@ -36,6 +38,8 @@ ANSWERS: dict[frozenset[str], type[BaseModel]] = {
     frozenset({"call_sid", "deliveries"}): CallDeliveriesAnswer,
     frozenset({"device_id", "channels"}): DeviceAnswer,
     frozenset({"token", "expires_at"}): TokenAnswer,
+    frozenset({"identity", "device_id", "jti"}): RevokedTokensAnswer,
+    frozenset({"name", "scopes", "key"}): NewApiKeyAnswer,
     frozenset({"name", "members"}): GroupAnswer,
     frozenset({"status", "call", "problem"}): DeviceResponse,
     frozenset({"type", "status", "detail"}): Problem,
