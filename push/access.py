@@ -101,7 +101,7 @@ class Access:
         self._revoked: dict[tuple[Ended, str], Revocation] = {}
         self._owners: dict[DeviceId, tuple[Identity | None, float]] = {}
         self._noted: set[tuple[str, DeviceId]] = set()
-        self._uses: dict[str, int] = {}
+        self._uses: dict[str, datetime] = {}
         self._uses_kept_at = clock()
         self._listeners: list[Callable[[], None]] = []
         self.keys: dict[str, ApiKeyRow] = {}
@@ -272,12 +272,12 @@ class Access:
 
     def note_use(self, key_hash: str) -> None:
         """An API key was shown."""
-        self._uses[key_hash] = to_ms(self._now())
+        self._uses[key_hash] = self._now()
 
     def last_use(self, row: ApiKeyRow) -> int | None:
         """When a key was last used, as far as it is known here."""
         here = self._uses.get(row.key_hash)
-        return row.used_at_ms if here is None else max(here, row.used_at_ms or 0)
+        return row.used_at_ms if here is None else max(to_ms(here), row.used_at_ms or 0)
 
     def counted(self, reason: str, refusal: Refusal) -> Refusal:
         """A refusal, counted."""
@@ -295,7 +295,7 @@ class Access:
         self._uses_kept_at = self._clock()
         used, self._uses = self._uses, {}
         # Of keys that are still there: those that were revoked have no rows.
-        known = {key_hash: at_ms for key_hash, at_ms in used.items() if key_hash in self.keys}
+        known = {key_hash: to_ms(at) for key_hash, at in used.items() if key_hash in self.keys}
         if known:
             await self._database.write(lambda c: note_key_uses(c, known))
 

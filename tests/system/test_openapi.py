@@ -58,10 +58,12 @@ class Served:
     session: requests.Session
 
     def make_spare_ones(self) -> None:
-        """A device and a group, to be deleted."""
+        """A device, a group and an API key, to be deleted."""
         device = {"identity": "spare", "channels": [{"kind": "mqtt"}]}
         self.http.put("/v1/devices/spare-1", json=device).raise_for_status()
         self.http.put("/v1/groups/spare", json={"members": ["spare"]}).raise_for_status()
+        answer = self.http.post("/v1/keys", json={"name": "spare", "scopes": ["groups"]})
+        assert answer.status_code in (201, 409), answer.text
 
     def call_sid(self, mode: str) -> str:
         """A call that rings for long."""
