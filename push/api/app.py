@@ -30,6 +30,7 @@ from push.api.call_requests import CallRequests, is_call_request
 from push.api.counted import Counted
 from push.api.problem_responses import problem_response, refusal_response
 from push.api.services import Services
+from push.api.who_asks_first import WhoAsksFirst
 from push.problems import (
     MEDIA_TYPE,
     invalid_body,
@@ -108,6 +109,7 @@ def build_app(services: Services | None = None) -> FastAPI:
     if services is not None:
         app.state.services = services
         app.add_middleware(BodyLimit, limit_bytes=services.settings.max_body_bytes)
+        app.add_middleware(WhoAsksFirst, services=services)
         app.add_middleware(Counted, metrics=services.metrics)
     return app
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, WebSocket
 
+from push.api.admission import let_in
 from push.api.problem_responses import refusal_response
 from push.api.services import Services, authenticate_by
 from push.auth import Actor
@@ -44,6 +45,7 @@ async def _reader(
     actor = await authenticate_by(
         services, socket.headers.get("authorization"), socket.headers.get("x-api-key"), token
     )
+    let_in(socket.scope)
     named = None if asked is None else parse_device_id(asked)
     if actor.device is not None and named not in (None, actor.device):
         raise Forbidden(f"this token is for the device {actor.device}, not for {named}")

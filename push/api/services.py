@@ -8,6 +8,7 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 from broker.provision import Provisioner
 from broker.session import Session
 from config.relay import RelaySettings
+from push.api.admission import let_in
 from push.auth import API_KEY_PREFIX, AccessTokens, Actor, ApiKeys
 from push.calls import Calls
 from push.channels.webhook import WebhookChannel
@@ -86,6 +87,7 @@ ServicesDep = Annotated[Services, Depends(services_of)]
 
 
 async def authenticate_any(
+    request: Request,
     services: ServicesDep,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     header: Annotated[str | None, Depends(_header)],
@@ -95,9 +97,11 @@ async def authenticate_any(
     Raises:
         Unauthenticated: no credentials were shown, or no good ones.
     """
-    return await authenticate_by(
+    actor = await authenticate_by(
         services, None, header, None if bearer is None else bearer.credentials
     )
+    let_in(request.scope)
+    return actor
 
 
 AnyActorDep = Annotated[Actor, Depends(authenticate_any)]
