@@ -4,12 +4,13 @@ from importlib.metadata import version
 from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from push.api import (
@@ -179,6 +180,13 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     return problem_response(problem, error.headers)
 
 
+async def _gone(request: Request, error: Exception) -> Response:
+    del request, error
+    return Response(
+        status_code=400
+    )  # nobody reads it: they left, or were too slow, with half a body
+
+
 async def _failed(request: Request, error: Exception) -> JSONResponse:
     log.error(
         "request failed", path=request.url.path, error=type(error).__name__
@@ -191,5 +199,6 @@ _HANDLERS = {
     RequestValidationError: _invalid,
     ValidationError: _invalid,
     HTTPException: _http_error,
+    ClientDisconnect: _gone,
     Exception: _failed,
 }

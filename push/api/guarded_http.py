@@ -105,6 +105,9 @@ class GuardedProtocol(OneWriteProtocol):
             return
         self._taken += len(data)
         super().data_received(data)
+        self._weigh()
+
+    def _weigh(self) -> None:
         if self._deaf or self._phase is _Phase.IDLE:
             return
         limit = HEAD_BYTES if self._phase is _Phase.HEAD else _FRAMING_BYTES
