@@ -19,8 +19,10 @@ from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Protocol
 
 import structlog
+from starlette.responses import Response
 
 from config.relay import RelaySettings
+from push.api.problem_responses import refusal_response
 from push.metrics import Metrics
 from signaling.errors import Refusal, TooManyRequests, Unavailable
 
@@ -35,6 +37,7 @@ _RETRY_AFTER_S = 2.0
 _DOOR = 256
 _DOOR_OF_ONE = 64
 _STRANGERS_SHARE = 4
+_FAREWELLS_KEPT = 64
 _BACKLOG = 1024
 _OTHER_DESCRIPTORS = 256
 """Kept for the database, the broker, push services, webhooks and files."""
@@ -90,7 +93,7 @@ def raise_descriptor_limit() -> int:
 class Holder(Protocol):
     """What holds a place: a connection."""
 
-    def turn_away(self, refusal: Refusal) -> None:
+    def turn_away(self, answer: bytes) -> None:
         """Answers with this at once, and closes."""
 
     def look(self, now: float) -> None:
@@ -176,6 +179,7 @@ class Admission:
         self._served_at_door: set[Place] = set()
         self._said: dict[str, float] = {}
         self._address = lru_cache(maxsize=4096)(self._looked_up)
+        self._farewells: dict[str, bytes] = {}
 
     async def watch(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """Looks at every connection once a second."""
@@ -299,7 +303,16 @@ class Admission:
     def _turn_away(self, place: Place) -> None:
         self._leave_the_door(place)
         self.refused("too-many-connections")
-        place.holder.turn_away(self._full_for(place) or _all_taken())
+        place.holder.turn_away(self._farewell(self._full_for(place) or _all_taken()))
+
+    def _farewell(self, refusal: Refusal) -> bytes:
+        """The whole answer. Most are the same: who floods the door gets the answer made once."""
+        answer = self._farewells.get(refusal.detail)
+        if answer is None:
+            if len(self._farewells) >= _FAREWELLS_KEPT:
+                self._farewells.clear()
+            answer = self._farewells[refusal.detail] = written(refusal)
+        return answer
 
     def _leave_the_door(self, place: Place) -> None:
         self._served_at_door.discard(place)
@@ -330,6 +343,21 @@ class Admission:
         if isinstance(address, IPv6Address):
             return str(ip_network((address, 64), strict=False)), is_proxy
         return str(address), is_proxy
+
+
+def written(refusal: Refusal) -> bytes:
+    """The whole answer to a request whose head may not even be whole; with it the connection ends."""
+    response = farewell(refusal)
+    lines = [b"HTTP/1.1 %d %s" % (response.status_code, refusal.title.encode())]
+    lines += [b"%s: %s" % field for field in response.raw_headers]
+    return b"\r\n".join([*lines, b"", bytes(response.body)])
+
+
+def farewell(refusal: Refusal) -> Response:
+    """The answer with which a connection ends."""
+    response = refusal_response(refusal)
+    response.headers["Connection"] = "close"
+    return response
 
 
 def let_in(scope: Any) -> None:  # noqa: ANN401 - an ASGI scope

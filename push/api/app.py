@@ -8,9 +8,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from push.api import (
@@ -105,6 +107,7 @@ def build_app(services: Services | None = None) -> FastAPI:
     app.include_router(events.router)
     app.include_router(health.router, responses={503: _REFUSALS[503]})
     _describe(app)
+    _serve_the_description_made_once(app)
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
     if services is not None:
@@ -135,6 +138,19 @@ def _describe(app: FastAPI) -> None:
         return document
 
     app.openapi = openapi  # type: ignore[method-assign] # FastAPI's documented way to extend it
+
+
+def _serve_the_description_made_once(app: FastAPI) -> None:
+    """FastAPI writes the document anew for each who asks, which takes as long as fifty calls."""
+    made: list[bytes] = []
+
+    async def description(request: Request) -> Response:
+        del request
+        if not made:
+            made.append(to_json(app.openapi()))
+        return Response(made[0], media_type="application/json")
+
+    app.router.routes.insert(0, Route("/openapi.json", description, include_in_schema=False))
 
 
 def _describe_refusals(responses: dict[str, Any]) -> None:

@@ -8,12 +8,10 @@ for each request, and a deadline may be met a second late.
 from enum import IntEnum
 from typing import TYPE_CHECKING, ClassVar
 
-from starlette.responses import Response
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from push.api.admission import HEALTH_PATHS, Admission, Place
+from push.api.admission import HEALTH_PATHS, Admission, Place, farewell, written
 from push.api.one_write import OneWriteProtocol
-from push.api.problem_responses import refusal_response
 from signaling.errors import HeadTooLarge, Refusal, TooManyRequests, TooSlow
 
 if TYPE_CHECKING:
@@ -140,7 +138,7 @@ class GuardedProtocol(OneWriteProtocol):
             return
         refusal, reason = refused
         self.admission.refused(reason)
-        served, self.app = self.app, _farewell(refusal)
+        served, self.app = self.app, farewell(refusal)
         try:
             super().on_headers_complete()  # its turn comes after what was asked before
         finally:
@@ -167,6 +165,10 @@ class GuardedProtocol(OneWriteProtocol):
     def on_response_complete(self) -> None:
         """A request is answered."""
         super().on_response_complete()
+        if self.cycle.body and self.cycle.response_complete:
+            self.cycle.body = (
+                bytearray()
+            )  # which nobody read: the next request may be long in coming
         self.admission.forget_client(self.place)
         if self.place.is_at_door:
             self.transport.close()
@@ -258,11 +260,11 @@ class GuardedProtocol(OneWriteProtocol):
         self.transport.write_eof()
         self._until = self.admission.clock() + _LINGER_S
 
-    def turn_away(self, refusal: Refusal) -> None:
+    def turn_away(self, answer: bytes) -> None:
         """See `Holder.turn_away`."""
         self._deaf = True
         if not self.transport.is_closing():
-            self.transport.write(written(refusal))
+            self.transport.write(answer)
             self.transport.close()
 
     def look(self, now: float) -> None:
@@ -344,9 +346,9 @@ class GuardedStream(WebSocketsSansIOProtocol):
         else:
             self.conn.data_to_send()
 
-    def turn_away(self, refusal: Refusal) -> None:
+    def turn_away(self, answer: bytes) -> None:
         """See `Holder.turn_away`."""
-        del refusal
+        del answer  # a stream is no place for it
         self.transport.abort()
 
     def look(self, now: float) -> None:
@@ -368,20 +370,6 @@ def guarded_by(admission: Admission) -> type[GuardedProtocol]:
         admission = given
 
     return Guarded
-
-
-def written(refusal: Refusal) -> bytes:
-    """The answer to a request whose head may not even be whole."""
-    response = _farewell(refusal)
-    lines = [b"HTTP/1.1 %d %s" % (response.status_code, refusal.title.encode("latin-1", "replace"))]
-    lines += [b"%s: %s" % field for field in response.raw_headers]
-    return b"\r\n".join([*lines, b"", bytes(response.body)])
-
-
-def _farewell(refusal: Refusal) -> Response:
-    response = refusal_response(refusal)
-    response.headers["Connection"] = "close"
-    return response
 
 
 def _head_too_large() -> HeadTooLarge:
