@@ -7,7 +7,6 @@ import os
 import pwd
 import secrets
 import shutil
-import socket
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -18,14 +17,15 @@ import structlog
 
 from broker.address import BrokerAddress
 from broker.dynamic_security import initial_document
+from broker.loopback_ports import HOST, free_port, holder_of, is_free, outgoing_ports
 from broker.session import backoff_s
 from config.private_file import write_private
 from signaling.errors import InvalidInput, Unavailable
 
 log = structlog.get_logger(__name__)
 
-_HOST = "127.0.0.1"
 _STOP_TIMEOUT_S = 5.0
+_ATTEMPTS_WHILE_HELD = 3
 _RELAY_USERNAME = "bellwire-relay"
 _PATHS = "/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin"
 
@@ -99,7 +99,7 @@ def embedded_address(folder: Path) -> BrokerAddress:
     except (OSError, ValueError, TypeError) as error:
         raise InvalidInput(f"{path} cannot be read: {error}") from error
     return BrokerAddress(
-        host=_HOST, port=login.port, username=login.username, password=login.password
+        host=HOST, port=login.port, username=login.username, password=login.password
     )
 
 
@@ -121,6 +121,7 @@ class EmbeddedBroker:
         self._folder = folder.resolve()
         self._sleep = sleep
         self._port_wanted = port
+        self._port = 0
         self._process: asyncio.subprocess.Process | None = None
         self._cores = os.sched_getaffinity(0) if sys.platform == "linux" else frozenset()
 
@@ -134,17 +135,18 @@ class EmbeddedBroker:
         plugin = find_dynamic_security_plugin()
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         login = self._login()
+        self._port = login.port
         (self._folder / "mosquitto.conf").write_text(
             _CONFIGURATION.format(
                 user=pwd.getpwuid(os.geteuid()).pw_name,
                 port=login.port,
-                host=_HOST,
+                host=HOST,
                 plugin=plugin,
                 folder=self._folder,
             )
         )
         return BrokerAddress(
-            host=_HOST,
+            host=HOST,
             port=login.port,
             username=login.username,
             password=login.password,
@@ -155,10 +157,16 @@ class EmbeddedBroker:
         attempt = 0
         while True:
             started = asyncio.get_running_loop().time()
-            await self._run_once()
+            is_held = not is_free(self._port)
+            if is_held:
+                self._say_who_holds_the_port()
+            else:
+                await self._run_once()
             attempt = 0 if asyncio.get_running_loop().time() - started > 10 else attempt + 1
+            if is_held:  # to look costs little
+                attempt = min(attempt, _ATTEMPTS_WHILE_HELD)
             wait_s = backoff_s(attempt)
-            log.error("mosquitto exited", next_start_in_s=round(wait_s, 2))
+            log.error("mosquitto does not run", next_start_in_s=round(wait_s, 2))
             await self._sleep(wait_s)
 
     async def _run_once(self) -> None:
@@ -213,18 +221,30 @@ class EmbeddedBroker:
         path = self._folder / "login.json"
         if path.exists():
             login = _Login(**json.loads(path.read_text()))
-            return login if self._port_wanted is None else replace(login, port=self._port_wanted)
-        login = _Login(
-            self._port_wanted or _free_port(), _RELAY_USERNAME, secrets.token_urlsafe(32)
-        )
+            if self._port_wanted is not None:
+                return replace(login, port=self._port_wanted)
+            if login.port in outgoing_ports() and self._nobody_knows_the_port(login):
+                login = replace(login, port=free_port())
+                write_private(path, json.dumps(asdict(login)))
+            return login
+        login = _Login(self._port_wanted or free_port(), _RELAY_USERNAME, secrets.token_urlsafe(32))
         document = initial_document(login.username, login.password)
         write_private(self._folder / "dynamic-security.json", json.dumps(document))
         write_private(path, json.dumps(asdict(login)))
         return login
 
+    def _nobody_knows_the_port(self, login: _Login) -> bool:
+        """Whether no device and no operator was ever let in, whose file would name it."""
+        try:
+            document = json.loads((self._folder / "dynamic-security.json").read_text())
+            return [client["username"] for client in document["clients"]] == [login.username]
+        except (OSError, ValueError, KeyError):
+            return False
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    def _say_who_holds_the_port(self) -> None:
+        log.error(
+            "another program holds the port of the relay's own mosquitto: stop that; or start the relay"
+            " with another BELLWIRE_BROKER_PORT, and put it into the devices' files, which name this one",
+            port=self._port,
+            held_by=holder_of(self._port),
+        )

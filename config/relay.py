@@ -1,10 +1,11 @@
 """Settings of the relay: a TOML file, over it `BELLWIRE_*` variables, over them the command's flags."""
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -19,6 +20,15 @@ from signaling.errors import InvalidInput
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "console", "json"]
+
+
+def _network(text: str) -> str:
+    ip_network(text, strict=False)
+    return text
+
+
+ProxyNetwork = Annotated[str, AfterValidator(_network)]
+"""An address, or a network such as `10.0.0.0/8`."""
 
 
 def default_data_folder() -> Path:
@@ -114,6 +124,20 @@ class RelaySettings(BaseSettings):
         float, Field(gt=0, description="per device; thirty times as many at once")
     ] = 2.0
     max_body_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024
+    max_connections: Annotated[
+        int,
+        Field(
+            ge=16,
+            description="HTTP connections and WebSockets at once; a quarter of them without a good key",
+        ),
+    ] = 4096
+    max_connections_per_address: Annotated[
+        int, Field(ge=1, description="of one address, or of one client behind `trusted_proxies`")
+    ] = 512
+    trusted_proxies: Annotated[
+        tuple[ProxyNetwork, ...],
+        Field(description="addresses and networks whose `X-Forwarded-For` tells the client"),
+    ] = ("127.0.0.0/8", "::1")
     idempotency_keep_s: Annotated[int, Field(ge=60)] = 24 * 3600
     log_level: LogLevel = "info"
     log_format: LogFormat = "auto"

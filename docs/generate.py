@@ -47,6 +47,8 @@ _HEADER_PIN = {17: 11, 27: 13, 5: 29, 6: 31, 13: 33, 19: 35, 26: 37, 18: 12, 22:
 _WHAT_TO_DO = {
     "invalid-input": "Mend the request; `errors`, where it is there, names each place.",
     "too-large": "Shorten what `detail` names; `limit` is in bytes.",
+    "head-too-large": "Send fewer or shorter header fields; `limit` is in bytes.",
+    "too-slow": "Send it again, whole: a head within 10 s, a body within 30 s.",
     "unauthenticated": "Show a good key or token; ask your backend for a new token.",
     "forbidden": "Use credentials of the right identity or device, or an API key with the scope that"
     " `detail` names.",
@@ -135,6 +137,8 @@ def _default(field: FieldInfo) -> str:
         return "`~/.local/share/bellwire`"
     if field.default in (None, ()) or isinstance(field.default, SecretStr):
         return ""
+    if isinstance(field.default, tuple):
+        return f"`{json.dumps(field.default)}`"
     return f"`{field.default}`"
 
 

@@ -10,6 +10,7 @@ from signaling.errors import (
     CallNotFound,
     Conflict,
     Forbidden,
+    HeadTooLarge,
     InvalidInput,
     NobodyToCall,
     NotFound,
@@ -17,6 +18,7 @@ from signaling.errors import (
     Refusal,
     TooLarge,
     TooManyRequests,
+    TooSlow,
     Unauthenticated,
     Unavailable,
 )
@@ -26,6 +28,8 @@ MEDIA_TYPE = "application/problem+json"
 _STATUS: dict[type[Refusal], HTTPStatus] = {
     InvalidInput: HTTPStatus.UNPROCESSABLE_ENTITY,
     TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HeadTooLarge: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    TooSlow: HTTPStatus.REQUEST_TIMEOUT,
     Unauthenticated: HTTPStatus.UNAUTHORIZED,
     Forbidden: HTTPStatus.FORBIDDEN,
     CallNotFound: HTTPStatus.NOT_FOUND,

@@ -26,8 +26,9 @@ from broker.session import Session
 from config.private_file import write_private
 from config.relay import RelaySettings
 from push.access import Access, open_access
+from push.api.admission import Admission, bounds_of, raise_descriptor_limit
 from push.api.app import served_app
-from push.api.one_write import OneWriteProtocol
+from push.api.guarded_http import GuardedStream, guarded_by
 from push.api.services import Services
 from push.api_keys import open_api_keys
 from push.auth import open_access_tokens
@@ -69,6 +70,7 @@ _GRACE_S = 5
 _KEEP_ALIVE_S = 75
 """Longer than those before a relay keep an idle connection (httpx 5 s, nginx 60 s): where the server is
 the first to close, a request may be on its way already, and is lost."""
+_SOCKET_BUFFER_BYTES = 128 * 1024
 _RESULTS_KEPT = timedelta(days=7)
 _OVERDUE_BY = timedelta(seconds=0.25)
 _OVERDUE_EVERY_S = 0.4
@@ -103,13 +105,25 @@ async def serve(
             anything is started.
         Unavailable: the address or the data directory is in use, or mosquitto is missing.
     """
+    descriptors = raise_descriptor_limit()  # for the broker too, which inherits it
     async with aclosing(await asyncio.to_thread(_Files, settings, now)) as files:
         listener = _listen(settings)
         with _data_folder(settings.data), listener:
             host, port = listener.getsockname()[:2]
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
             async with _broker(settings) as address, _database(settings) as database:
-                await _serve(settings, files, database, address, listener, url, stop, ready, now)
+                await _serve(
+                    settings,
+                    files,
+                    database,
+                    address,
+                    listener,
+                    descriptors,
+                    url,
+                    stop,
+                    ready,
+                    now,
+                )
     log.info("relay stopped")
 
 
@@ -139,12 +153,15 @@ async def _serve(
     database: Database,
     address: BrokerAddress,
     listener: socket.socket,
+    descriptors: int,
     url: str,
     stop: asyncio.Event,
     ready: Callable[[str], None],
     now: Callable[[], datetime],
 ) -> None:
     metrics = Metrics()
+    bounds = bounds_of(settings, descriptors)
+    admission = Admission(bounds, settings.trusted_proxies, metrics)
     session = PublishingSession(address, f"bellwire-relay-{secrets.token_hex(6)}")
     provisioner = DynamicSecurity(session)
     access = await open_access(database, metrics, now=now)
@@ -232,17 +249,19 @@ async def _serve(
             lifespan="off",
             timeout_graceful_shutdown=_GRACE_S,
             timeout_keep_alive=_KEEP_ALIVE_S,
-            http=OneWriteProtocol,
-            ws="websockets-sansio",
+            http=guarded_by(admission),
+            ws=GuardedStream,
+            backlog=bounds.backlog,
             ws_max_size=2 * LIMIT_BYTES,
             ws_ping_interval=10.0,
             ws_ping_timeout=10.0,
             server_header=False,
-            proxy_headers=False,  # nothing here goes by the client's address
+            proxy_headers=False,  # the admission reads them
         )
     )
     async with asyncio.TaskGroup() as tasks:
         loops = [
+            tasks.create_task(admission.watch()),
             tasks.create_task(session.run()),
             tasks.create_task(requests.run()),
             tasks.create_task(outbox.run()),
@@ -328,6 +347,9 @@ def _listen(settings: RelaySettings) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        # Of what the kernel keeps for who neither reads nor is read: by itself it takes megabytes.
+        listener.setsockopt(socket.SOL_SOCKET, buffer, _SOCKET_BUFFER_BYTES)
     try:
         listener.bind((host or "127.0.0.1", port))
     except OSError as error:

@@ -273,6 +273,21 @@ class TooLarge(Refusal):
     title = "The request is too large"
 
 
+class HeadTooLarge(Refusal):
+    """A request's line and fields are over their limit, which names the bytes; or there are too many of
+    them. The connection is closed."""
+
+    slug = "head-too-large"
+    title = "The head of the request is too large"
+
+
+class TooSlow(Refusal):
+    """A request has not come whole in the time that it may take. The connection is closed."""
+
+    slug = "too-slow"
+    title = "The request was too slow"
+
+
 class Unauthenticated(Refusal):
     """No credentials, or forged, expired or unknown ones."""
 
@@ -333,8 +348,8 @@ class OperationRefused(Refusal):
 
 
 class TooManyRequests(Refusal):
-    """A flood: more is asked for one app or device than it may be; `retry_after_s` says when to ask
-    again."""
+    """A flood: more is asked for one app, device, address or connection than it may be; `retry_after_s`
+    says when to ask again."""
 
     slug = "too-many-requests"
     title = "Too many requests"

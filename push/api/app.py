@@ -4,12 +4,15 @@ from importlib.metadata import version
 from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from push.api import (
@@ -31,6 +34,7 @@ from push.api.call_requests import CallRequests, is_call_request
 from push.api.counted import Counted
 from push.api.problem_responses import problem_response, refusal_response
 from push.api.services import Services
+from push.api.who_asks_first import WhoAsksFirst
 from push.problems import (
     MEDIA_TYPE,
     invalid_body,
@@ -106,11 +110,13 @@ def build_app(services: Services | None = None) -> FastAPI:
     # Of the credentials only one of these knows, and without them it refuses as all others do.
     app.include_router(health.router, responses={s: _REFUSALS[s] for s in (401, 403, 503)})
     _describe(app)
+    _serve_the_description_made_once(app)
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
     if services is not None:
         app.state.services = services
         app.add_middleware(BodyLimit, limit_bytes=services.settings.max_body_bytes)
+        app.add_middleware(WhoAsksFirst, services=services)
         app.add_middleware(Counted, metrics=services.metrics)
     return app
 
@@ -135,6 +141,19 @@ def _describe(app: FastAPI) -> None:
         return document
 
     app.openapi = openapi  # type: ignore[method-assign] # FastAPI's documented way to extend it
+
+
+def _serve_the_description_made_once(app: FastAPI) -> None:
+    """FastAPI writes the document anew for each who asks, which takes as long as fifty calls."""
+    made: list[bytes] = []
+
+    async def description(request: Request) -> Response:
+        del request
+        if not made:
+            made.append(to_json(app.openapi()))
+        return Response(made[0], media_type="application/json")
+
+    app.router.routes.insert(0, Route("/openapi.json", description, include_in_schema=False))
 
 
 def _describe_refusals(responses: dict[str, Any]) -> None:
@@ -180,6 +199,13 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     return problem_response(problem, error.headers)
 
 
+async def _gone(request: Request, error: Exception) -> Response:
+    del request, error
+    return Response(
+        status_code=400
+    )  # nobody reads it: they left, or were too slow, with half a body
+
+
 async def _failed(request: Request, error: Exception) -> JSONResponse:
     log.error(
         "request failed", path=request.url.path, error=type(error).__name__
@@ -192,5 +218,6 @@ _HANDLERS = {
     RequestValidationError: _invalid,
     ValidationError: _invalid,
     HTTPException: _http_error,
+    ClientDisconnect: _gone,
     Exception: _failed,
 }

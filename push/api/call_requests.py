@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from push.api.admission import let_in
 from push.api.call_operations import CALL_OPERATIONS, Asked, CallOperation
 from push.api.problem_responses import problem_response, refusal_response
 from push.api.services import CALL_SCOPE, Services, authenticate_by, settle_device
@@ -81,6 +82,7 @@ class CallRequests:
         actor = await authenticate_by(
             self._services, CALL_SCOPE, shown.authorization, shown.api_key, None
         )
+        let_in(scope)
         if isinstance(route, _Creation):
             actor.may_reach(None)
             return await self._create(actor, shown, await _read(receive))

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, WebSocket
 
+from push.api.admission import let_in
 from push.api.problem_responses import refusal_response
 from push.api.services import CALL_SCOPE, Services, authenticate_by, settle_device
 from push.api_keys import API_KEY_PREFIX
@@ -58,6 +59,7 @@ async def _reader(
         socket.headers.get("x-api-key"),
         token,
     )
+    let_in(socket.scope)
     named = None if asked is None else parse_device_id(asked)
     if actor.device is not None and named not in (None, actor.device):
         raise Forbidden(f"this token is for the device {actor.device}, not for {named}")

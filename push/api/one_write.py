@@ -29,6 +29,11 @@ class _Gathering:
 
     def write(self, data: bytes) -> None:
         """See `asyncio.WriteTransport.write`."""
+        if len(data) > _GATHERED_AT_MOST_BYTES:
+            self.flush()
+            if not self._transport.is_closing():
+                self._transport.write(data)  # not a copy: many may be sent the same
+            return
         if not self._parts:
             self._loop.call_soon(self.flush)
         self._parts.append(data)

@@ -14,6 +14,7 @@ from broker.provision import Provisioner
 from broker.session import Session
 from config.relay import RelaySettings
 from push.access import Access
+from push.api.admission import let_in
 from push.api_keys import API_KEY_PREFIX, ApiKeys
 from push.auth import AccessTokens, Actor
 from push.calls import Calls
@@ -102,6 +103,7 @@ ServicesDep = Annotated[Services, Depends(services_of)]
 
 async def authenticate_any(
     needed: SecurityScopes,
+    request: Request,
     services: ServicesDep,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     header: Annotated[str | None, Depends(_header)],
@@ -114,9 +116,11 @@ async def authenticate_any(
         Forbidden: the API key lacks the scope.
     """
     (scope,) = needed.scopes
-    return await authenticate_by(
+    actor = await authenticate_by(
         services, Scope(scope), None, header, None if bearer is None else bearer.credentials
     )
+    let_in(request.scope)
+    return actor
 
 
 CALL_SCOPE = Scope.CALLS
@@ -145,11 +149,27 @@ async def authenticate_by(
     api_key: str | None,
     bearer: str | None,
 ) -> Actor:
+    """Who asks, as `identify` says, and may ask for this.
+
+    Raises:
+        Unauthenticated: as `identify`.
+        Forbidden: an API key without the scope was shown.
+    """
+    actor = await identify(services, authorization, api_key, bearer)
+    try:
+        actor.must_have(scope)
+    except Forbidden as refusal:
+        raise services.access.counted("scope-missing", refusal) from None
+    return actor
+
+
+async def identify(
+    services: Services, authorization: str | None, api_key: str | None, bearer: str | None
+) -> Actor:
     """Who asks, by an `Authorization` header, an API key or a bearer's credentials, as they are shown.
 
     Raises:
         Unauthenticated: none were shown, or no good ones.
-        Forbidden: an API key without the scope was shown.
     """
     if authorization is not None:
         scheme, _, credentials = authorization.partition(" ")
@@ -160,12 +180,7 @@ async def authenticate_by(
             "show an API key or an access token: `Authorization: Bearer ...`, or `X-API-Key: ...`"
         )
     if api_key is not None or shown.startswith(API_KEY_PREFIX):
-        actor = await services.api_keys.check(shown)
-        try:
-            actor.must_have(scope)
-        except Forbidden as refusal:
-            raise services.access.counted("scope-missing", refusal) from None
-        return actor
+        return await services.api_keys.check(shown)
     actor = await services.tokens.check(shown)
     if actor.token is not None and actor.identity is not None:
         await services.access.admit(actor.token, actor.identity, actor.device)
