@@ -142,7 +142,7 @@ async def post_at(exchange: Exchange, **behaviour: Any) -> AsyncIterator[Post]: 
         conduct = Conduct(live, device, now=now, sleep=time.sleep)
         dialling = Dialling(live, device, sleep=pause)
         phone = Phone(device, panel, conduct, dialling, speaker)
-        doors = Doors(live, device, panel, now=now)
+        doors = Doors(live, device, panel, clock=time.clock)
         post = Post(live, device, panel, pins, conduct, phone, doors, relay, time, speaker, known)
         device.on_change(lambda call: post.statuses.note((call.sid, call.status())))
         link.listen(lambda event, _: post.hears(event.id))

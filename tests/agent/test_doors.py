@@ -17,7 +17,7 @@ from tests.agent.scripted_relay import about, call_answer, fresh_sid
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-FRONT_DOOR = {"callers": ["lobby"], "by_message": True, "code": "47#"}
+FRONT_DOOR = {"callers": ["lobby"], "by_message": True, "code": "47#1"}
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -187,6 +187,6 @@ async def test_digits_out_of_a_room_may_be_those_of_somebody_who_has_just_left(
     for identity, state in [("lobby", states[0]), *((who, s) for who in came for s in states)]:
         await post.relay.say(CallUserStateChanged(**about(sid), identity=identity, state=state))
     await post.has_taken_all()
-    for digit in "47#":
+    for digit in "47#1":
         post.call(sid)._emit("digit", None, digit)  # as the room's media does
     assert is_open(post) is opens

@@ -13,6 +13,7 @@ from push.connections import Connections
 from push.deliveries import Deliveries
 from push.device_operations import DeviceOperations
 from push.devices import Devices
+from push.door_reports import DoorReports
 from push.event_stream import EventStream
 from push.flood_limits import FloodLimits
 from push.ice_servers import IceServers
@@ -51,7 +52,10 @@ def parts_on(database: Database, clock: Clock, device_invites_per_s: float = 100
     tokens = AccessTokens(database, [new_signing_key()], "bellwire", clock.now)
     ice_servers = IceServers((), (), None, 3600, now=clock.now)
     rooms = Rooms(None, "", calls)
-    operations = DeviceOperations(calls, metrics, tokens, ice_servers, rooms, check_after_s=5)
+    door_reports = DoorReports(database, calls, metrics, now=clock.now)
+    operations = DeviceOperations(
+        calls, metrics, tokens, ice_servers, rooms, door_reports, check_after_s=5
+    )
     event_stream = EventStream(connections, streams, operations, now=clock.now, sleep=clock.sleep)
     devices = Devices(
         database, DynamicSecurity(session), "mqtt://none", channels, {}, streams, now=clock.now
