@@ -235,11 +235,10 @@ class Keypad:
 
     def restarted(self) -> "Keypad":
         """The same person, before the station's next process, whose clock began anew."""
-        again = Keypad(
-            DoorKeeper(self.keeper.settings, wrong_codes=self.keeper.wrong_codes, at=1000.0),
-            *self.parties,
+        counted = self.keeper.wrong_codes
+        return Keypad(
+            DoorKeeper(self.keeper.settings, wrong_codes=counted, at=1000.0), *self.parties
         )
-        return again
 
 
 def keypad(*parties: Party, **members: Any) -> Keypad:  # noqa: ANN401
