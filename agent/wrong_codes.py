@@ -74,7 +74,8 @@ class WrongCodes:
         self._writing.add_done_callback(written)
 
     def close(self) -> None:
-        """Returns once all is durable."""
+        """Returns once all is durable. What is to be kept later is not: it has been, as what stood typed."""
+        self._file = None
         self._writer.shutdown()
 
     def _write(self, file: Path, wrong_codes: dict[str, int]) -> None:

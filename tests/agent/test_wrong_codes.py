@@ -94,3 +94,11 @@ async def test_a_disk_that_takes_nothing_is_a_fault_with_what_to_do_and_holds_no
 
 async def test_without_a_folder_nothing_is_kept() -> None:
     await kept(WrongCodes(None, "gate"), {"alice": 1})
+
+
+async def test_once_closed_nothing_more_is_written_and_nobody_is_held_up(tmp_path: Path) -> None:
+    counts = WrongCodes(tmp_path, "gate")
+    counts.keep({"alice": 1})
+    await asyncio.to_thread(counts.close)
+    await kept(counts, {"alice": 2})
+    assert WrongCodes(tmp_path, "gate").found == {"alice": 1}
