@@ -31,6 +31,7 @@ from agent.media.engine import (
 from agent.media_news import EnterRoom, MediaNews, MediaTiming, PeerNews, Say
 from agent.negotiation import new_session
 from agent.peer import Peer, is_known_there
+from agent.quiet_tones import QuietTones
 from agent.room import Room, Unmixed
 from agent.sound import Sound
 from signaling.errors import CallError
@@ -172,9 +173,7 @@ class CallMedia(CallSound):
     def hear_early(self, caller: Identity) -> None:
         """Has the caller heard before the call is accepted."""
         voice, source = self._sound.voice, f"{caller} early {new_session()}"
-        self.early_media.hear(
-            caller, lambda block: voice.play(source, block), lambda: voice.forget(source)
-        )
+        self.early_media.hear(caller, QuietTones(voice, source).play, lambda: voice.forget(source))
 
     def _make_early_peer(self, who: Identity, offers: bool, heard: Callable[[Block], None]) -> Peer:
         return Peer(
@@ -235,9 +234,10 @@ class CallMedia(CallSound):
     def _hearing(self, who: Identity | None, source: str) -> Callable[[Block], None]:
         """What is done with each block heard of a party, or, for None, of the room."""
         loop, detector = asyncio.get_running_loop(), DtmfDetector()
+        speaker = QuietTones(self._sound.voice, source)
 
         def heard(block: Block) -> None:
-            self._sound.voice.play(source, block)
+            speaker.play(block)
             self.output_meter.take(block)
             self.remote_stream.publish(block)
             digit = detector.hear(block)

@@ -1,11 +1,13 @@
 """The door of a station, opened from its calls: by digits and by messages of those who may.
 
 Which of them may is `agent.door_release`'s decision; `hardware.door` opens and locks. Each decision is
-logged, without digits, and told to who asked.
+logged, without digits, and told to who asked: of a wrong code once it is kept on disk.
 """
 
-from collections.abc import Callable, Sequence
-from datetime import datetime
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import structlog
 
@@ -16,12 +18,14 @@ from agent.door_release import (
     DOOR_RESULT_TYPE,
     DoorDecision,
     DoorKeeper,
+    LockOut,
     Outcome,
     Party,
 )
 from agent.live_settings import LiveSettings
+from agent.wrong_codes import WrongCodes
 from config.agent import ConfigurableSettings
-from config.telemetry import Fault
+from config.telemetry import DoorNow, Fault
 from hardware.door import DoorUnattendedError
 from hardware.panel import Panel
 from signaling.errors import CallError, InvalidInput
@@ -36,6 +40,14 @@ _NO_DOOR = (
     "no door relay is wired, so {doors} cannot be opened: give its pin as `panel.door`, "
     "or take it out of `behaviour.doors`"
 )
+_DAMAGED = (
+    "the file of wrong door codes is damaged, so that nobody's code opens until {lockout_s:g} s after "
+    "the agent's start: wait, and look at the disk where it happens again"
+)
+_NAMED = 16
+_LOOK_AGAIN_S = 1.0
+
+OnLockOut = Callable[[LockOut, Call], object]
 
 
 class Doors:
@@ -45,8 +57,12 @@ class Doors:
         live: Who may open it.
         device: Its calls.
         panel: Its door relay; each door of the settings is this one.
-        now: Tells the time.
+        wrong_codes: Keeps wrong codes over restarts; None does not.
+        clock: Tells the time in seconds that only grow.
         is_connected: Whether the relay can be heard.
+        on_lock_out: Told of each who has typed too many wrong codes, and in which call.
+        on_status: Called when `status` has changed.
+        sleep: Waits.
     """
 
     def __init__(
@@ -55,24 +71,68 @@ class Doors:
         device: Device,
         panel: Panel,
         *,
-        now: Callable[[], datetime],
+        wrong_codes: WrongCodes | None = None,
+        clock: Callable[[], float] = time.monotonic,
         is_connected: Callable[[], bool] = lambda: True,
+        on_lock_out: OnLockOut = lambda _, __: None,
+        on_status: Callable[[], object] = lambda: None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._live = live
         self._panel = panel
-        self._now = now
+        self._clock = clock
         self._is_connected = is_connected
-        self._keeper = DoorKeeper(live.now.behaviour)
+        self._on_lock_out = on_lock_out
+        self._on_status = on_status
+        self._sleep = sleep
+        self._wrong_codes = wrong_codes or WrongCodes(None, "")
+        self._keeper = DoorKeeper(
+            live.now.behaviour,
+            wrong_codes=self._wrong_codes.found,
+            all_wrong=self._wrong_codes.is_damaged,
+            at=clock(),
+        )
+        self._status = self.status
+        self._counted = asyncio.Event()
         self._last: dict[Call, Outcome | None] = {}
         """What the last digit or message of each call came to."""
         device.on_change(self._follow)
         live.watch(self._follow_settings)
         self._complain()
 
+    @property
+    def status(self) -> DoorNow | None:
+        """How its codes stand now; None where nobody has typed a wrong one."""
+        wrong = self._keeper.wrong(self._clock())
+        locked_out = self._keeper.locked_out(self._clock())
+        return DoorNow(wrong_codes=wrong, locked_out=locked_out[:_NAMED]) if wrong else None
+
     def faults(self) -> tuple[Fault, ...]:
-        """What of the settings this station cannot do."""
-        reason = self._fault()
-        return () if reason is None else (Fault(part="door", reason=reason),)
+        """What of the settings this station cannot do, and what keeps its doors shut."""
+        reasons = [
+            self._fault(),
+            *self._live.now.behaviour.shut_doors.values(),
+            self._wrong_codes.fault,
+        ]
+        if self._keeper.is_shut_to_all(self._clock()):
+            reasons.append(_DAMAGED.format(lockout_s=self._live.now.behaviour.lockout_s))
+        return tuple(Fault(part="door", reason=reason[:512]) for reason in reasons if reason)
+
+    async def run(self) -> None:
+        """Forgives wrong codes when they have been paid for, on disk too, until cancelled; then all that
+        counts is on disk."""
+        try:
+            while True:
+                self._counted.clear()
+                left_s = self._keeper.forgives_in_s(self._clock())
+                if left_s is None:
+                    self._keep()
+                    await self._counted.wait()
+                else:
+                    await self._sleep(max(left_s, _LOOK_AGAIN_S))
+                    self._keep()
+        finally:
+            await asyncio.to_thread(self._wrong_codes.close)
 
     def _follow_settings(self, before: ConfigurableSettings, now: ConfigurableSettings) -> None:
         self._keeper.settings = now.behaviour
@@ -81,12 +141,14 @@ class Doors:
             self._complain()
 
     def _complain(self) -> None:
-        reason = self._fault()
-        if reason is not None:
-            log.error("door cannot be opened", reason=reason)
+        for reason in (self._fault(), *self._live.now.behaviour.shut_doors.values()):
+            if reason is not None:
+                log.error("door cannot be opened", reason=reason)
 
     def _fault(self) -> str | None:
         settings = self._live.now
+        if self._panel.door_fault is not None:
+            return self._panel.door_fault
         if settings.panel.door is not None or not settings.behaviour.doors:
             return None
         return _NO_DOOR.format(doors=", ".join(map(repr, sorted(settings.behaviour.doors))))
@@ -96,9 +158,10 @@ class Doors:
     def _follow(self, call: Call) -> None:
         if call.status() is CallStatus.CLOSED:
             self._last.pop(call, None)
+            self._keeper.hang_up(call, self._clock())
+            self._keep()
         elif call not in self._last:
             self._last[call] = None
-            self._keeper.begin_call()
             call.on("digit", lambda who, digit: self._hear_digit(call, who, digit))
             call.on("messageReceived", lambda message: self._take_message(call, message))
 
@@ -111,15 +174,18 @@ class Doors:
             # Who is in a room says the relay, and nobody else.
             decision = DoorDecision(Outcome.NOT_IN_CALL)
         else:
-            decision = self._keeper.hear_digit(digit, parties, self._now())
+            decision = self._keeper.hear_digit(digit, parties, self._clock(), call)
         decision = self._carry_out(decision)
         last, self._last[call] = self._last.get(call), decision.outcome
         if decision.outcome is Outcome.UNFINISHED:
+            self._keep()
             return
         self._log(decision, call, parties, by="digits")
         is_news = decision.outcome is not Outcome.LOCKED_OUT or last is not Outcome.LOCKED_OUT
         if decision.outcome not in _UNTOLD and is_news:
-            self._tell(decision, call, parties)
+            self._keep(partial(self._tell, decision, call, parties))
+        else:
+            self._keep()
 
     def _take_message(self, call: Call, message: Message) -> None:
         if message.message_type != DOOR_MESSAGE_TYPE:
@@ -134,6 +200,29 @@ class Doors:
         self._tell(decision, call, [party])
 
     # What is done
+
+    def _keep(self, then: Callable[[], object] = lambda: None) -> None:
+        """Keeps what counts as wrong, tells of who is locked out since, and then calls `then`."""
+        if self._keeper.is_shut_to_all(self._clock()):
+            then()  # nothing is counted, and the damaged file is not to be taken for a good one
+            return
+        self._wrong_codes.keep(self._keeper.wrong_codes, then)
+        for lock_out in self._keeper.lock_outs():
+            call = lock_out.call
+            log.warning(
+                "door locked out",
+                party=lock_out.who or "somebody of several",
+                doors=lock_out.doors,
+                wrong_codes=lock_out.wrong_codes,
+                for_s=lock_out.lasts_s,
+                call_sid=call.sid if isinstance(call, Call) else None,
+            )
+            if isinstance(call, Call):
+                self._on_lock_out(lock_out, call)
+        before, self._status = self._status, self.status
+        if before != self._status:
+            self._counted.set()
+            self._on_status()
 
     def _carry_out(self, decision: DoorDecision) -> DoorDecision:
         if decision.outcome is not Outcome.RELEASED:

@@ -27,8 +27,9 @@ call.ts); both whole blocks."""
 _DIGITS = re.compile(r"[0-9*#w]*")
 _STEP = re.compile(r"([0-9*#]*)(w*)")
 
-_ROWS_HZ = (697.0, 770.0, 852.0, 941.0)
-_COLUMNS_HZ = (1209.0, 1336.0, 1477.0)
+ROWS_HZ = (697.0, 770.0, 852.0, 941.0)
+COLUMNS_HZ = (1209.0, 1336.0, 1477.0)
+"""The two groups of a keypad's tones (ITU-T Q.23)."""
 _KEYS = ("123", "456", "789", "*0#")
 
 _FULL_SCALE = np.float32(1 / 32768)
@@ -86,7 +87,7 @@ def dial_steps(digits: str) -> tuple[DialStep, ...]:
 def tone_frequencies(digit: str) -> tuple[float, float]:
     """The two frequencies of a digit, `0-9*#`, in Hz (ITU-T Q.23)."""
     row = next(row for row, keys in enumerate(_KEYS) if digit in keys)
-    return _ROWS_HZ[row], _COLUMNS_HZ[_KEYS[row].index(digit)]
+    return ROWS_HZ[row], COLUMNS_HZ[_KEYS[row].index(digit)]
 
 
 class DtmfDetector:
@@ -146,8 +147,8 @@ class _Window:
     power: float
 
 
-_TONES_HZ = _ROWS_HZ + _COLUMNS_HZ
-_ROWS = len(_ROWS_HZ)
+_TONES_HZ = ROWS_HZ + COLUMNS_HZ
+_ROWS = len(ROWS_HZ)
 _SILENCE = _Window([0j] * len(_TONES_HZ), [0.0] * len(_TONES_HZ), 0.0)
 _HANN = 0.5 - 0.5 * np.cos(2 * np.pi * (np.arange(_WINDOW_FRAMES) + 0.5) / _WINDOW_FRAMES)
 _HANN /= _HANN.sum()
@@ -206,4 +207,4 @@ def _hann_response(off_hz: float) -> float:
     return float(np.sinc(periods)) / (1 - periods * periods)
 
 
-_RESPONSE_MIN = _hann_response(_TOLERANCE * _COLUMNS_HZ[-1])
+_RESPONSE_MIN = _hann_response(_TOLERANCE * COLUMNS_HZ[-1])

@@ -17,7 +17,7 @@ from agent.machine import Machine
 from agent.software import SOFTWARE
 from broker.session import NotConnected, Sleep
 from config.agent import ConfigurableSettings
-from config.telemetry import CallNow, Fault, LastCall, Telemetry
+from config.telemetry import CallNow, DoorNow, Fault, LastCall, Telemetry
 from signaling.identifiers import DeviceId
 from signaling.topics import telemetry_topic
 
@@ -65,6 +65,7 @@ class HealthReports:
         self._began = time.monotonic()
         self._ahead_s: deque[float] = deque(maxlen=_TIMES_HEARD)
         self._sources: list[Callable[[], Iterable[Fault]]] = []
+        self._door: Callable[[], DoorNow | None] = lambda: None
         self._last_call: LastCall | None = None
         self._due = asyncio.Event()
         self._is_up = asyncio.Event()
@@ -75,6 +76,14 @@ class HealthReports:
     def add_faults(self, source: Callable[[], Iterable[Fault]]) -> None:
         """Has each report tell the faults that `source` names then."""
         self._sources.append(source)
+
+    def add_door(self, source: Callable[[], DoorNow | None]) -> None:
+        """Has each report tell how `source` says the door's codes stand then."""
+        self._door = source
+
+    def report_now(self) -> None:
+        """Something has happened that is worth a report before the next one is due."""
+        self._due.set()
 
     def hear_time(self, at: datetime) -> None:
         """Takes the relay's time of a message that has just come. A message takes its time, and may
@@ -118,6 +127,7 @@ class HealthReports:
             config_hash=self._fleet.verdict.hash,
             call=self._call(),
             last_call=self._last_call,
+            door=self._door(),
             faults=tuple(
                 fault for source in (self._fleet.faults, *self._sources) for fault in source()
             ),

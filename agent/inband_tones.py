@@ -22,7 +22,7 @@ class InbandTones:
     async def say(self, tones: str) -> None:
         """Has tones (`0-9*#`, one or more) replace the next blocks; returns when they were taken."""
         loop, said = asyncio.get_running_loop(), asyncio.Event()
-        blocks = [block for tone in tones for block in _blocks_of(tone)]
+        blocks = [block for tone in tones for block in tone_blocks(tone)]
         last = len(blocks) - 1
         self._waiting.extend(
             (block, (lambda: loop.call_soon_threadsafe(said.set)) if number == last else None)
@@ -45,6 +45,7 @@ class InbandTones:
         return tone
 
 
-def _blocks_of(tone: str) -> list[Block]:
+def tone_blocks(tone: str) -> list[Block]:
+    """One digit as sound, and the silence after it."""
     cadence = Cadence(tone_frequencies(tone), (TONE_MS / 1000, TONE_GAP_MS / 1000))
     return list(rendered(cadence).reshape(-1, BLOCK_FRAMES))

@@ -19,11 +19,13 @@ from agent.health import HealthReports
 from agent.heap import Collector
 from agent.link import Link, RequestRefused
 from agent.live_settings import LiveSettings
+from agent.lock_out_reports import LockOutReports
 from agent.media.engine import IceServer, MediaEngine
 from agent.phone import Phone
 from agent.rewiring import panel_of
 from agent.sound import Sound
 from agent.sound_card import SoundCard
+from agent.wrong_codes import WrongCodes
 from broker.address import parse_broker_url
 from config.agent import AgentSettings, ConfigurableSettings
 from config.last_good import LastGood
@@ -43,8 +45,10 @@ class Agent:
         settings: What the device is and how it is wired.
         pin_factory: The pins; None takes the Pi's own.
         last_good: The fleet's layers of its last run, and where they are kept.
+        wrong_codes: The wrong door codes of its last run, and where they are kept.
         card: Its sound card; None where it has none: calls are then opened without sound.
         allow_loopback: Whether the other end may be on this machine, as in a simulation.
+        root: Where the kernel says whether it keeps a pin's level, as `hardware.panel.Panel` takes it.
 
     Raises:
         PanelError: a pin of its own file cannot be used.
@@ -57,8 +61,10 @@ class Agent:
         *,
         pin_factory: Factory | None = None,
         last_good: LastGood | None = None,
+        wrong_codes: WrongCodes | None = None,
         card: SoundCard | None = None,
         allow_loopback: bool = False,
+        root: Path | None = None,
     ) -> None:
         address = parse_broker_url(
             settings.broker.url,
@@ -83,18 +89,21 @@ class Agent:
         self.live = LiveSettings(settings, is_idle=self._is_idle)
         self.fleet = Fleet(settings, self.link.session, self.live, last_good=last_good, now=_now)
         self.panel = panel_of(
-            self.live, settings.panel, self.fleet.report_fault, pin_factory=pin_factory
+            self.live, settings.panel, self.fleet.report_fault, pin_factory=pin_factory, root=root
         )
         self.conduct = Conduct(self.live, self.device, now=_now)
         self.dialling = Dialling(self.live, self.device)
         self.phone = Phone(self.device, self.panel, self.conduct, self.dialling, card)
         self.phone.watch(lambda _: self.live.settle())
+        self.lock_outs = LockOutReports(self.link)
         self.doors = Doors(
             self.live,
             self.device,
             self.panel,
-            now=_now,
+            wrong_codes=wrong_codes,
             is_connected=lambda: self.link.connected,
+            on_lock_out=self.lock_outs.add,
+            on_status=lambda: self.health.report_now(),
         )
         self.health = HealthReports(
             settings.device_id,
@@ -106,6 +115,7 @@ class Agent:
         )
         self.health.add_faults(self._sound_faults)
         self.health.add_faults(self.doors.faults)
+        self.health.add_door(lambda: self.doors.status)
         self.phone.watch(self.health.hear_call)
         self.link.listen(lambda event, _: self.health.hear_time(event.at))
         self.commands = Commands(
@@ -125,6 +135,7 @@ class Agent:
                 parts = (
                     *(self.device, self.conduct, self.dialling, self.phone, self.link),
                     *(self.live, self.fleet, self.health, self.commands),
+                    *(self.doors, self.lock_outs),
                 )
                 for part in parts:
                     tasks.create_task(part.run())
@@ -203,14 +214,17 @@ async def run_agent(
     set_log_level: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Runs one agent until `stop` is set; as `Agent`. `state` is the folder where it keeps the fleet's
-    layers, None for nowhere; `set_log_level` is called at the start and when the level changes."""
-    last_good = None
+    layers and wrong door codes, None for nowhere; `set_log_level` is called at the start and when the
+    level changes."""
+    last_good = wrong_codes = None
     if state is not None:
         last_good = await asyncio.to_thread(LastGood, state, settings.device_id)
+        wrong_codes = await asyncio.to_thread(WrongCodes, state, settings.device_id)
     agent = Agent(
         settings,
         pin_factory=pin_factory,
         last_good=last_good,
+        wrong_codes=wrong_codes,
         card=card,
         allow_loopback=allow_loopback,
     )

@@ -1,6 +1,7 @@
 """The panel follows the settings: another wiring is built when the settings in force say so."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import structlog
 from gpiozero import Factory
@@ -21,6 +22,7 @@ def panel_of(
     report_fault: ReportFault,
     *,
     pin_factory: Factory | None = None,
+    root: Path | None = None,
 ) -> Panel:
     """A panel that is wired as the settings in force say, now and whenever they change. Where a pin of
     theirs cannot be had it stays as it was, at the start as the device's own file says (`fallback`),
@@ -30,13 +32,13 @@ def panel_of(
         PanelError: a pin of the device's own file cannot be had.
     """
     try:
-        panel = Panel(live.now.panel, pin_factory=pin_factory)
+        panel = Panel(live.now.panel, pin_factory=pin_factory, root=root)
     except PanelError as error:
         if wiring_of(live.now.panel) == wiring_of(fallback):
             raise
         log.error("panel wired as the device's own file says", error=str(error))
         report_fault("panel", str(error))
-        panel = Panel(fallback, pin_factory=pin_factory)
+        panel = Panel(fallback, pin_factory=pin_factory, root=root)
 
     def follow(before: ConfigurableSettings, now: ConfigurableSettings) -> None:
         if wiring_of(before.panel) == wiring_of(now.panel):

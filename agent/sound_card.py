@@ -101,6 +101,13 @@ class SoundCard:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 self._loop.call_soon_threadsafe(self._add, source)
 
+    def take_back(self, source: str, blocks: int) -> None:
+        """Silences the last so many blocks of a source, as far as they have not been heard. The thread
+        that plays it."""
+        drifting = self._sources.get(source)
+        if drifting is not None:
+            drifting.take_back(blocks)
+
     def forget(self, source: str) -> None:
         """This source says nothing more."""
         drifting = self._sources.pop(source, None)

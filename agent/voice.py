@@ -56,8 +56,8 @@ class AudioDevices:
 
 
 class Voice(Protocol):
-    """Microphone and speaker. Its methods belong on the event loop, but for `play`, which one thread
-    for each source may call."""
+    """Microphone and speaker. Its methods belong on the event loop, but for `play` and `take_back`,
+    which one thread for each source may call."""
 
     async def open(self, on_captured: OnBlock, devices: AudioDevices) -> None:
         """Starts both; `on_captured` is called with each block of the microphone, from any one
@@ -66,6 +66,10 @@ class Voice(Protocol):
 
     def play(self, source: str, block: Block) -> None:
         """Plays the next block of a source; all sources are mixed. Returns at once."""
+        ...
+
+    def take_back(self, source: str, blocks: int) -> None:
+        """Silences the last so many blocks of a source, as far as they have not been heard."""
         ...
 
     def forget(self, source: str) -> None:

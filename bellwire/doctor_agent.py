@@ -9,6 +9,7 @@ import aiomqtt
 from bellwire.diagnosis import Finding, bad, good, unknown
 from broker.address import BrokerAddress, parse_broker_url
 from config.agent import AgentSettings, load_agent_settings
+from hardware.kept_levels import WHAT_TO_DO, why_no_door
 from signaling.errors import InvalidInput
 from signaling.identifiers import DeviceId
 from signaling.topics import call_topic, request_topic
@@ -19,8 +20,9 @@ _NEW_CREDENTIALS = (
 )
 
 
-async def examine_agent(config: Path) -> list[Finding]:
-    """The agent of a configuration file. It does not disturb an agent that runs."""
+async def examine_agent(config: Path, *, root: Path = Path("/")) -> list[Finding]:
+    """The agent of a configuration file. It does not disturb an agent that runs. `root` is the folder
+    with the kernel's word on whether it keeps a pin's level."""
     try:
         settings = await asyncio.to_thread(load_agent_settings, config)
     except InvalidInput as error:
@@ -34,6 +36,7 @@ async def examine_agent(config: Path) -> list[Finding]:
             bad(f"everybody may read its password (mode {mode:o})", f"chmod 600 {config}")
         )
     findings += await _broker(settings)
+    findings += await asyncio.to_thread(_door, settings, root)
     findings.append(await asyncio.to_thread(_pins, settings))
     return findings
 
@@ -96,6 +99,16 @@ async def _rights(client: aiomqtt.Client, settings: AgentSettings) -> list[Findi
 async def _may_subscribe(client: aiomqtt.Client, topic: str) -> bool:
     codes = await client.subscribe(topic, qos=1)
     return not any(getattr(code, "is_failure", False) for code in codes)
+
+
+def _door(settings: AgentSettings, root: Path) -> list[Finding]:
+    """What keeps its door shut, by this machine or by its file."""
+    found = [bad(*reason.split(": ", 1)) for reason in settings.behaviour.shut_doors.values()]
+    if settings.panel.door is None:
+        return found
+    if (reason := why_no_door(root)) is not None:
+        found.append(bad(reason.partition(": ")[0], WHAT_TO_DO))
+    return found
 
 
 def _pins(settings: AgentSettings) -> Finding:

@@ -20,7 +20,7 @@ Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 WEEKDAYS: tuple[Weekday, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 _CODE_CHARACTERS = frozenset("0123456789*#")
-CODE_MAX_LENGTH = 16
+CODE_MIN_LENGTH, CODE_MAX_LENGTH = 4, 16
 LIST_MAX_LENGTH = 256
 RANGES_MAX = 32
 DOORS_MAX = 8
@@ -43,10 +43,12 @@ def _wall_clock(moment: time) -> time:
 
 
 def _keypad_code(code: SecretStr) -> SecretStr:
-    # Neither the code nor its length is repeated: what is refused may be nearly right.
+    # Neither the code nor its length is repeated: what is refused may be nearly right. A code that is
+    # too short, or that `*` is in, is let in: files of versions before hold such, and the station with
+    # its file has to work. Its door stays shut (`shut_doors`).
     secret = code.get_secret_value()
     if not 1 <= len(secret) <= CODE_MAX_LENGTH or not _CODE_CHARACTERS.issuperset(secret):
-        raise ValueError(f"a door code is 1 to {CODE_MAX_LENGTH} of 0-9 * #")
+        raise ValueError(f"a door code is {CODE_MIN_LENGTH} to {CODE_MAX_LENGTH} of 0-9 #")
     return code
 
 
@@ -113,7 +115,8 @@ class Redial(_Settings):
 
 
 class DoorRelease(_Settings):
-    """How the other party of a call opens the door. Nobody may who is not in `callers`."""
+    """How the other party of a call opens the door. Nobody may who is not in `callers`, and nobody at
+    all where the code is one that cannot be used (`code_fault`)."""
 
     callers: Callers = ()
     verified_only: bool = True
@@ -122,6 +125,16 @@ class DoorRelease(_Settings):
     """What they press on their keypad; without one, digits do not open it."""
     by_message: bool = False
     """Whether a message of theirs opens it, without a code."""
+
+    @property
+    def code_fault(self) -> str | None:
+        """What is wrong with its code; None where it has none, or one that can be used."""
+        secret = "" if self.code is None else self.code.get_secret_value()
+        if "*" in secret:
+            return "its code holds `*`, which begins a code anew while it is typed"
+        if 0 < len(secret) < CODE_MIN_LENGTH:
+            return f"its code is shorter than {CODE_MIN_LENGTH} digits and soon guessed"
+        return None
 
 
 class BehaviourSettings(_Settings):
@@ -148,6 +161,18 @@ class BehaviourSettings(_Settings):
     """How many wrong door codes one party may try before digits are ignored."""
     lockout_s: Annotated[float, Field(ge=1, le=86_400)] = 300
     """For how long they are ignored then, in this call and the next ones."""
+
+    @property
+    def shut_doors(self) -> dict[str, str]:
+        """The doors that stay shut because of their code, by name: why, and after a colon what to do."""
+        return {
+            name: (
+                f"door {name!r} stays shut, since {fault}: give it a code of {CODE_MIN_LENGTH} to "
+                f"{CODE_MAX_LENGTH} of 0-9 # in the device's own file, and restart the agent"
+            )
+            for name, door in sorted(self.doors.items())
+            if (fault := door.code_fault) is not None
+        }
 
     @model_validator(mode="after")
     def _tell_codes_apart(self) -> Self:

@@ -37,6 +37,18 @@ class LastCall(BaseModel):
     ended_because: Annotated[str, Field(max_length=512)] = ""
 
 
+class DoorNow(BaseModel):
+    """How many wrong door codes count now, and whose digits are ignored for theirs, at most 16 of them.
+    An identity "" is somebody in a call of several, where nobody knows who typed."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    wrong_codes: int = 0
+    locked_out: Annotated[
+        tuple[Annotated[str, Field(max_length=128)], ...], Field(max_length=16)
+    ] = ()
+
+
 class Telemetry(BaseModel):
     """A device's health. What it cannot tell (a Pi on a cable has no Wi-Fi) is None.
 
@@ -65,4 +77,6 @@ class Telemetry(BaseModel):
     call: CallNow = "idle"
     last_call: LastCall | None = None
     """Since the agent started."""
+    door: DoorNow | None = None
+    """None where no settings name a door, or all is well with its codes."""
     faults: tuple[Fault, ...] = ()

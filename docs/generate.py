@@ -32,7 +32,7 @@ from signaling import answers, errors, fleet_topics, requests, topics
 from signaling.calls import UserState
 from signaling.device_operations import DeviceOperation
 from signaling.errors import OperationRefused, Refusal
-from signaling.events import CallEvent, DeviceChannelRemoved
+from signaling.events import CallEvent, DeviceChannelRemoved, DoorLockedOut
 from signaling.identifiers import DeviceId
 from signaling.rules import TRANSITIONS
 from signaling.scopes import SCOPE_MEANINGS, Scope
@@ -332,6 +332,16 @@ def device_events() -> str:
     )
 
 
+def webhook_events() -> str:
+    """The events that go to webhooks alone."""
+    common = {"event", "id", "call_sid", "at"}
+    models = (DoorLockedOut,)
+    return sections(
+        (_tag(model, "event"), model, sent(model, common, missing="may be absent"))
+        for model in models
+    )
+
+
 def _members(union: UnionType) -> tuple[type[BaseModel], ...]:
     return get_args(union)
 
@@ -423,6 +433,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "rights": rights,
     "operator-rights": operator_rights,
     "operations": operations,
+    "webhook-events": webhook_events,
     "events": events,
     "device-events": device_events,
     "wiring": wiring,

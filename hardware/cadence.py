@@ -1,4 +1,4 @@
-"""How an output follows a rhythm: the one engine under the ringer, the status light and the door.
+"""How an output follows a rhythm: the one engine under the ringer and the status light.
 
 :meth:`CadencePlayer.play` drives the first edge before it returns; :meth:`CadencePlayer.run`
 drives the later ones. Whatever ends ``run`` (cancelling, an error) leaves the output inactive.
@@ -43,11 +43,6 @@ class CadencePlayer:
     def is_playing(self) -> bool:
         """True from :meth:`play` to :meth:`rest`, or to the end of a cadence that has one."""
         return self._cadence is not None
-
-    @property
-    def is_running(self) -> bool:
-        """True while :meth:`run` is there to end what :meth:`play` begins."""
-        return self._is_running
 
     @property
     def is_active(self) -> bool:

@@ -1,18 +1,23 @@
 """The door release: a relay that unlocks the door for a moment and always locks it again.
 
-The rule: the pin is active only while :meth:`DoorRelease.run` is there to end it. It is locked
-when constructed, when its time is over, when ``run`` ends for whatever reason, and when closed.
+The rule: the pin is active only while a thread with a deadline is there to end it, and
+:meth:`DoorRelease.run` runs. It is locked when constructed, when its time is over, when ``run`` or
+the thread ends for whatever reason, and when closed.
 """
 
 import asyncio
+import contextlib
+import threading
 import time
 from collections.abc import Callable
 
 from gpiozero import Factory
 
 from config.panel import DOOR_OPEN_MAX_S, DOOR_OPEN_MIN_S, DoorSettings
-from hardware.cadence import Cadence, CadencePlayer, Sleep
 from hardware.pins import claim_output
+
+Wait = Callable[[threading.Condition, float | None], object]
+"""Waits, holding a condition, until it is notified or so many seconds are over (None: for ever)."""
 
 
 class DoorUnattendedError(RuntimeError):
@@ -29,11 +34,13 @@ class DoorRelease:
     Prefer a board that switches on at a high level: gpiozero on lgpio drives an active-low pin
     low for some microseconds when it claims it.
 
-    What this class cannot do is lock after its process was killed or while its event loop hangs.
-    The installation does: with ``dtparam=strict_gpiod`` (which ``deploy/install-pi`` sets; without
-    it the kernel of Raspberry Pi OS leaves an output as it was) a dead process's pin is an input
-    again, systemd's watchdog ends a process that hangs, and the next one locks when it constructs
-    this. People who must be able to leave use the inside handle, never this relay.
+    A thread of its own locks, so a full event loop delays nothing. What it cannot do is lock
+    while the whole process stands still (stopped, or in a library that holds Python's interpreter
+    lock) or after it was killed. The installation does: with ``dtparam=strict_gpiod`` (see
+    :mod:`hardware.kept_levels`) a dead process's pin is an input again, systemd's watchdog ends a
+    process that hangs, and the next one locks when it constructs this. docs/agent.md says for how
+    long each leaves a door open. People who must be able to leave use the inside handle, never
+    this relay.
 
     The following example releases the door for five seconds::
 
@@ -52,10 +59,13 @@ class DoorRelease:
                 running.cancel()
             door.close()
 
+    Its methods belong on the event loop, but for ``lock`` and ``is_open``, which any thread may use.
+
     :param settings: pin, polarity and opening time
     :param pin_factory: gpiozero's way to the pins (default None: gpiozero's own default)
-    :param sleep: waits for so many seconds (default :func:`asyncio.sleep`)
-    :param clock: the seconds that `sleep` counts (default :func:`time.monotonic`)
+    :param wait: waits for so many seconds (default :meth:`threading.Condition.wait`)
+    :param clock: the seconds that `wait` counts (default :func:`time.monotonic`, which does not
+        count a suspended machine; a Pi cannot be suspended)
     :raises PanelError: the pin could not be claimed
     """
 
@@ -64,19 +74,26 @@ class DoorRelease:
         settings: DoorSettings,
         *,
         pin_factory: Factory | None = None,
-        sleep: Sleep = asyncio.sleep,
+        wait: Wait = threading.Condition.wait,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        output = claim_output("door", settings, pin_factory)
-        self._player = CadencePlayer(output, sleep=sleep)
+        self._output = claim_output("door", settings, pin_factory)
         self._open_s = settings.open_s
+        self._wait = wait
         self._clock = clock
-        self._open_until = clock()
+        self._changed = threading.Condition()
+        self._open_until: float | None = None
+        self._is_running = False
+        self._closing = False
+        self._failure: Exception | None = None
+        self._on_failure: Callable[[], object] = lambda: None
+        self._thread = threading.Thread(target=self._keep_locked, name="door lock", daemon=True)
+        self._thread.start()
 
     @property
     def is_open(self) -> bool:
         """True while the door is released."""
-        return self._player.is_active
+        return not self._output.closed and bool(self._output.is_active)
 
     def release(self, duration_s: float | None = None) -> None:
         """Unlock: the pin is active when this returns, and inactive when the time is over.
@@ -85,34 +102,87 @@ class DoorRelease:
 
         :param duration_s: 0.1 to 60 seconds from now (default None: the settings' ``open_s``)
         :raises ValueError: `duration_s` is out of range
-        :raises DoorUnattendedError: :meth:`run` is not running
+        :raises DoorUnattendedError: :meth:`run` is not running, or the thread that locks has ended
         """
         open_s = self._open_s if duration_s is None else duration_s
         if not DOOR_OPEN_MIN_S <= open_s <= DOOR_OPEN_MAX_S:
             raise ValueError(
                 f"a door opens for {DOOR_OPEN_MIN_S} to {DOOR_OPEN_MAX_S:g} s, not {open_s} s"
             )
-        if not self._player.is_running:
-            raise DoorUnattendedError(
-                "the door stays locked because run() is not running, which would lock it again: "
-                "start the panel's run() first"
-            )
-        now = self._clock()
-        self._open_until = max(now + open_s, self._open_until)
-        self._player.play(Cadence((self._open_until - now,), repeats=False))
+        with self._changed:
+            if not (self._is_running and self._failure is None and self._thread.is_alive()):
+                raise DoorUnattendedError(
+                    "the door stays locked because run() is not running, which would lock it again:"
+                    " start the panel's run() first"
+                )
+            until = self._clock() + open_s
+            self._open_until = max(until, self._open_until or until)
+            self._changed.notify_all()
+            self._output.on()  # last: should it fail, the thread switches it off all the same
 
     def lock(self) -> None:
         """Lock now. Without effect while locked."""
-        self._open_until = self._clock()
-        self._player.rest()
+        with self._changed:
+            self._open_until = None
+            if not self._output.closed:
+                self._output.off()
 
     async def run(self) -> None:
-        """Lock the door whenever its time is over, until cancelled; then lock it for good."""
+        """Let the door be released, until cancelled; then lock it for good.
+
+        :raises RuntimeError: it is running already
+        :raises ExceptionGroup: the thread that locks has failed. The process should end, so that
+            the kernel takes the pin back
+        """
+        if self._is_running:
+            raise RuntimeError("run() of this part is running already: start it once")
+        loop = asyncio.get_running_loop()
+        failed = asyncio.Event()
+
+        def tell() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: run() has ended
+                loop.call_soon_threadsafe(failed.set)
+
+        self._on_failure = tell
+        self._is_running = True
         try:
-            await self._player.run()
+            if self._failure is None:
+                await failed.wait()
         finally:
+            self._is_running = False
             self.lock()
+        if self._failure is not None:
+            raise ExceptionGroup("the door's lock failed", [self._failure])
 
     def close(self) -> None:
-        """Lock, and give the pin back. Closing twice is the same as once."""
-        self._player.close()
+        """Lock, end the thread and give the pin back. Closing twice is the same as once."""
+        self.lock()
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+        self._output.close()
+
+    # The thread
+
+    def _keep_locked(self) -> None:
+        try:
+            try:
+                self._lock_in_time()
+            finally:
+                self.lock()
+        except Exception as error:  # noqa: BLE001 - a pin driver's own type; run() raises it
+            self._failure = error
+            self._on_failure()
+
+    def _lock_in_time(self) -> None:
+        with self._changed:
+            while not self._closing:
+                if self._open_until is None:
+                    self._wait(self._changed, None)
+                    continue
+                left_s = self._open_until - self._clock()
+                if left_s > 0:
+                    self._wait(self._changed, min(left_s, DOOR_OPEN_MAX_S))
+                else:
+                    self.lock()

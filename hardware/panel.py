@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from gpiozero import Factory
@@ -17,6 +18,7 @@ from config.panel import ButtonSettings, PanelSettings
 from hardware.cadence import Sleep
 from hardware.contact import Contact, Gesture
 from hardware.door import DoorRelease
+from hardware.kept_levels import why_no_door
 from hardware.keypad import Keypad
 from hardware.pins import PanelError
 from hardware.ringer import Ringer
@@ -136,11 +138,18 @@ class Panel:
     :param pin_factory: gpiozero's way to the pins (default None: gpiozero's own default;
         :class:`hardware.simulated.SimulatedPins` needs no hardware)
     :param sleep: waits for so many seconds (default :func:`asyncio.sleep`)
+    :param root: the folder with the kernel's word on whether it keeps a pin's level
+        (:mod:`hardware.kept_levels`; default None: ``/``, or nowhere with a `pin_factory`, whose
+        pins may not be the kernel's)
     :raises PanelError: a pin could not be claimed; those claimed before are given back
 
     .. attribute:: ringer, status_light, door
 
         The part, or None where it is not wired.
+
+    .. attribute:: door_fault
+
+        Why the door is not used though it is wired, and what to do; None where it is, or is not wired.
     """
 
     def __init__(
@@ -149,8 +158,10 @@ class Panel:
         *,
         pin_factory: Factory | None = None,
         sleep: Sleep = asyncio.sleep,
+        root: Path | None = None,
     ) -> None:
         self._sleep = sleep
+        self._root = Path("/") if root is None and pin_factory is None else root
         self._group: asyncio.TaskGroup | None = None
         self._at_work: list[asyncio.Task[None]] = []
         self._events: asyncio.Queue[PanelEvent] = asyncio.Queue(EVENTS_KEPT)
@@ -162,6 +173,7 @@ class Panel:
         self.ringer: Ringer | None = None
         self.status_light: StatusLight | None = None
         self.door: DoorRelease | None = None
+        self.door_fault: str | None = None
         self._built = ExitStack()
         self._settings = settings
         self._build(settings)
@@ -235,7 +247,7 @@ class Panel:
 
     def _build(self, settings: PanelSettings) -> None:
         self._parts = []
-        self._hook = self.ringer = self.status_light = self.door = None
+        self._hook = self.ringer = self.status_light = self.door = self.door_fault = None
         with ExitStack() as built:
             self._built = built
             self._add_inputs(settings, self._sleep)
@@ -283,8 +295,13 @@ class Panel:
             self.status_light = self._add(light)
         if settings.ringer is not None:
             self.ringer = self._add(Ringer(settings.ringer, pin_factory=pins, sleep=sleep))
-        if settings.door is not None:  # the last to be built is the first to be closed
-            self.door = self._add(DoorRelease(settings.door, pin_factory=pins, sleep=sleep))
+        if settings.door is None:
+            return
+        self.door_fault = None if self._root is None else why_no_door(self._root)
+        if self.door_fault is not None:
+            log.error("door not used: %s", self.door_fault)
+        else:  # the last to be built is the first to be closed
+            self.door = self._add(DoorRelease(settings.door, pin_factory=pins))
 
     def _add_button(
         self, part: str, settings: ButtonSettings, tapped: PanelEvent, held: PanelEvent

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from push.auth import AccessTokens, Actor
 from push.calls import Calls
+from push.door_reports import DoorReports
 from push.ice_servers import IceServers
 from push.invites import invite_from_json, invite_more_command
 from push.messages import message_command
@@ -31,6 +32,7 @@ from signaling.device_operations import (
     CallOperation,
     DeviceAccept,
     DeviceCancel,
+    DeviceDoorLockedOut,
     DeviceEnd,
     DeviceFeedback,
     DeviceIceServers,
@@ -67,6 +69,7 @@ class DeviceOperations:
         tokens: Holds the relay's public keys.
         ice_servers: Tells the servers to connect calls by.
         rooms: Lets users into the rooms of their calls.
+        door_reports: Tells backends what stations say of their doors.
         check_after_s: Seconds until an invite whose delivery is checked counts as not yet received.
     """
 
@@ -77,6 +80,7 @@ class DeviceOperations:
         tokens: AccessTokens,
         ice_servers: IceServers,
         rooms: Rooms,
+        door_reports: DoorReports,
         *,
         check_after_s: float,
     ) -> None:
@@ -85,6 +89,7 @@ class DeviceOperations:
         self._tokens = tokens
         self._ice_servers = ice_servers
         self._rooms = rooms
+        self._door_reports = door_reports
         self._check_after_s = check_after_s
 
     async def answer(self, document: bytes, actor: Actor, over: ChannelKind) -> DeviceResponse:
@@ -135,6 +140,9 @@ class DeviceOperations:
                 identity, device = actor.acting_as(None, None)
                 sdp = await self._rooms.enter(CallSid(room_of), identity, device, offer)
                 return DeviceResponse(status=200, sdp=sdp)
+            case DeviceDoorLockedOut():
+                await self._door_reports.report(operation, actor)
+                return DeviceResponse(status=200)
             case DeviceList():
                 return await self._list(operation, actor)
             case _:

@@ -44,6 +44,7 @@ from push.device_metrics import DeviceMetrics
 from push.device_operations import LIMIT_BYTES, DeviceOperations
 from push.device_requests import DeviceRequests
 from push.devices import Devices
+from push.door_reports import DoorReports
 from push.event_stream import EventStream
 from push.flood_limits import FloodLimits
 from push.groups import Groups
@@ -204,6 +205,7 @@ async def _serve(
         tokens,
         files.ice_servers,
         rooms,
+        DoorReports(database, calls, metrics, now=now, on_event=webhooks.event),
         check_after_s=settings.not_received_after_s,
     )
     session.on_connected(lambda: outbox.retry_now("mqtt"))

@@ -38,7 +38,7 @@ KEPT = timedelta(days=7)
 
 EVENT_NAMES = frozenset(
     {model.model_fields["event"].default for model in get_args(CallEvent)}
-    | {"device.channel_removed"}
+    | {"device.channel_removed", "door.locked_out"}
 )
 """The events that a target may ask for."""
 

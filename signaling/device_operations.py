@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from signaling.calls import RejectStatus
-from signaling.identifiers import CallSidField
+from signaling.identifiers import CallSidField, IdentityField
 from signaling.requests import (
     ExtendedData,
     FeedbackFields,
@@ -139,6 +139,26 @@ class DeviceKeys(Request):
     operation: Literal["keys"]
 
 
+LOCK_OUTS_OF_A_CALL = 32
+"""More are not told of: each is an event to backends."""
+
+
+class DeviceDoorLockedOut(_OfCall):
+    """A station says that somebody in a call has typed too many wrong door codes, so that their digits
+    are ignored for `locked_for_s`. `caller` is absent where nobody knows who typed; `doors` are those
+    that they could have opened; `lock_out` counts the lock-outs of the call."""
+
+    operation: Literal["door_locked_out"]
+    caller: IdentityField | None = None
+    doors: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")], ...],
+        Field(max_length=8),
+    ] = ()
+    wrong_codes: Annotated[int, Field(ge=1, le=1000)]
+    locked_for_s: Annotated[float, Field(ge=1, le=86_400)]
+    lock_out: Annotated[int, Field(ge=1, le=LOCK_OUTS_OF_A_CALL)] = 1
+
+
 CallOperation = (
     DeviceReceived
     | DeviceAccept
@@ -160,6 +180,7 @@ DeviceOperation = (
     | DeviceList
     | DeviceIceServers
     | DeviceKeys
+    | DeviceDoorLockedOut
 )
 _OPERATION: TypeAdapter[DeviceOperation] = TypeAdapter(
     Annotated[DeviceOperation, Field(discriminator="operation")]

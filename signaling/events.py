@@ -176,6 +176,23 @@ class DeviceChannelRemoved(_Document):
     reason: str
 
 
+class DoorLockedOut(_Document):
+    """To webhooks: the station `device_id` says that `caller` has typed too many wrong door codes in a
+    call, so that their digits open nothing `until` then. `caller` is absent where nobody knows who
+    typed, in a call of more than five."""
+
+    event: Literal["door.locked_out"] = "door.locked_out"
+    id: str
+    at: Moment
+    call_sid: CallSidField
+    device_id: str
+    identity: str
+    caller: str | None = None
+    doors: tuple[str, ...]
+    wrong_codes: int
+    until: Moment
+
+
 CallEvent = (
     CallCreated
     | CallReceived

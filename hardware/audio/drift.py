@@ -50,6 +50,8 @@ def _interpolation_kernels() -> NDArray[np.float32]:
 
 _KERNELS = _interpolation_kernels()
 _FADE_IN = (np.arange(BLOCK_FRAMES) / BLOCK_FRAMES).astype(np.float32)
+_FADE_OUT = np.linspace(1, 0, BLOCK_FRAMES // 10, dtype=np.float32)
+"""1 ms: without it what is taken back would click."""
 
 
 class DriftingSource:
@@ -95,6 +97,15 @@ class DriftingSource:
         """Takes sound to be played. Returns at once; what has no room is dropped."""
         if not self._ring.write(block):
             self.jumps += 1
+
+    def take_back(self, blocks: int) -> None:
+        """Silences the last so many blocks, as far as they have not been pulled; they keep their time.
+        For the thread that plays."""
+        frames = blocks * BLOCK_FRAMES
+        left = min(frames, len(self._ring))
+        gains = np.zeros(left, np.float32)
+        gains[: min(left, len(_FADE_OUT))] = _FADE_OUT[:left]
+        self._ring.fade_last(gains)
 
     def pull(self) -> Block:
         """The next 10 ms by the sound card's clock. Never blocks."""

@@ -1,6 +1,7 @@
 """Hands samples from one thread to one other without a lock."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hardware.audio.block import Samples
 
@@ -34,6 +35,13 @@ class SampleRing:
         self._kept[: count - first] = samples[first:]
         self._written += count
         return True
+
+    def fade_last(self, gains: NDArray[np.float32]) -> None:
+        """Makes the last samples written quieter, each by its gain, 0 to 1. The writer's: what the
+        reader has already copied stays as it was."""
+        count, capacity = min(len(gains), self._written), len(self._kept)
+        at = np.arange(self._written - count, self._written) % capacity
+        self._kept[at] = (self._kept[at] * gains[len(gains) - count :]).astype(np.int16)
 
     def peek(self, count: int) -> Samples:
         """A copy of the oldest `count` samples, which must be there. The reader's."""

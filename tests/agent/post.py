@@ -17,8 +17,10 @@ from agent.dialling import Dialling
 from agent.doors import Doors
 from agent.link import Link
 from agent.live_settings import LiveSettings
+from agent.lock_out_reports import LockOutReports
 from agent.phone import Phone
 from agent.voice import Tone
+from agent.wrong_codes import WrongCodes
 from config.agent import ConfigurableSettings
 from hardware.panel import Panel
 from hardware.simulated import SimulatedPins
@@ -112,7 +114,12 @@ began = datetime.now(UTC)
 
 
 @asynccontextmanager
-async def post_at(exchange: Exchange, **behaviour: Any) -> AsyncIterator[Post]:  # noqa: ANN401
+async def post_at(
+    exchange: Exchange,
+    *,
+    kept: WrongCodes | None = None,
+    **behaviour: Any,  # noqa: ANN401
+) -> AsyncIterator[Post]:
     address = await exchange.admit()
     name = DeviceId(str(address.username))
     live = LiveSettings(settings_of(behaviour=behaviour))
@@ -142,7 +149,16 @@ async def post_at(exchange: Exchange, **behaviour: Any) -> AsyncIterator[Post]: 
         conduct = Conduct(live, device, now=now, sleep=time.sleep)
         dialling = Dialling(live, device, sleep=pause)
         phone = Phone(device, panel, conduct, dialling, speaker)
-        doors = Doors(live, device, panel, now=now)
+        lock_outs = LockOutReports(link)
+        doors = Doors(
+            live,
+            device,
+            panel,
+            wrong_codes=kept,
+            clock=time.clock,
+            on_lock_out=lock_outs.add,
+            sleep=time.sleep,
+        )
         post = Post(live, device, panel, pins, conduct, phone, doors, relay, time, speaker, known)
         device.on_change(lambda call: post.statuses.note((call.sid, call.status())))
         link.listen(lambda event, _: post.hears(event.id))
@@ -151,7 +167,7 @@ async def post_at(exchange: Exchange, **behaviour: Any) -> AsyncIterator[Post]: 
         async with asyncio.TaskGroup() as tasks:
             parts: tuple[Callable[[], Any], ...] = (
                 *(panel.run, device.run, conduct.run, dialling.run),
-                *(phone.run, link.run),
+                *(phone.run, link.run, doors.run, lock_outs.run),
             )
             working = [tasks.create_task(run()) for run in parts]
             async with asyncio.timeout(PATIENCE_S):

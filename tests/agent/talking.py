@@ -98,6 +98,10 @@ class ArrayVoice:
                 self._wanted.remove(wanted)
                 wanted[1]()
 
+    def take_back(self, source: str, blocks: int) -> None:
+        for block in self.heard.get(source, [])[-blocks:]:
+            block[:] = 0
+
     def forget(self, source: str) -> None:
         self.forgotten.note(source)
 

@@ -209,7 +209,7 @@ ALICE, EVE = Party("client:alice", verified=True), Party("client:eve", verified=
 SOMEBODY_LIKE_ALICE = Party("client:alice", verified=False)
 DOORS = {
     "front": {"callers": ["alice"], "code": "4711", "by_message": True},
-    "yard": {"callers": ["alice", "bob"], "code": "90", "verified_only": False},
+    "yard": {"callers": ["alice", "bob"], "code": "902468", "verified_only": False},
 }
 
 
@@ -219,16 +219,26 @@ class Keypad:
     def __init__(self, keeper: DoorKeeper, *parties: Party) -> None:
         self.keeper = keeper
         self.parties = parties
-        self.at = SATURDAY_NOON
+        self.at = 1000.0
 
     def press(self, digits: str) -> DoorDecision:
         for digit in digits:
-            self.at += timedelta(seconds=0.5)
-            decision = self.keeper.hear_digit(digit, self.parties, self.at)
+            self.at += 0.5
+            decision = self.keeper.hear_digit(digit, self.parties, self.at, "a call")
         return decision
 
     def wait(self, seconds: float) -> None:
-        self.at += timedelta(seconds=seconds)
+        self.at += seconds
+
+    def hang_up(self) -> None:
+        self.keeper.hang_up("a call", self.at)
+
+    def restarted(self) -> "Keypad":
+        """The same person, before the station's next process, whose clock began anew."""
+        counted = self.keeper.wrong_codes
+        return Keypad(
+            DoorKeeper(self.keeper.settings, wrong_codes=counted, at=1000.0), *self.parties
+        )
 
 
 def keypad(*parties: Party, **members: Any) -> Keypad:  # noqa: ANN401
@@ -239,16 +249,16 @@ def test_the_right_code_opens_its_own_door() -> None:
     keys = keypad()
     assert keys.press("471") == DoorDecision(Outcome.UNFINISHED)
     assert keys.press("1") == DoorDecision(Outcome.RELEASED, "front")
-    assert keys.press("90") == DoorDecision(Outcome.RELEASED, "yard")
+    assert keys.press("902468") == DoorDecision(Outcome.RELEASED, "yard")
 
 
 def test_only_who_is_allowed_opens_a_door_and_verified_only_where_set() -> None:
     assert keypad(EVE).press("4711") == DoorDecision(Outcome.NOT_ALLOWED)
     assert keypad(Party("", verified=True)).press("4711").outcome is Outcome.NOT_ALLOWED
     stranger = keypad(SOMEBODY_LIKE_ALICE)
-    assert stranger.press("90") == DoorDecision(Outcome.RELEASED, "yard")
+    assert stranger.press("902468") == DoorDecision(Outcome.RELEASED, "yard")
     assert all(stranger.press(digit).door is None for digit in "4711")
-    assert keypad(Party("bob", verified=True)).press("90").door == "yard"
+    assert keypad(Party("bob", verified=True)).press("902468").door == "yard"
 
 
 def test_a_digit_that_comes_too_late_begins_a_new_code() -> None:
@@ -271,10 +281,10 @@ def test_wrong_codes_are_few_and_hanging_up_forgives_none() -> None:
     keys = keypad(doors={"front": DOORS["front"]}, wrong_codes=3, lockout_s=60)
     assert keys.press("0000") == DoorDecision(Outcome.WRONG_CODE)
     assert keys.press("0001") == DoorDecision(Outcome.WRONG_CODE)
-    keys.keeper.begin_call()
+    keys.hang_up()
     assert keys.press("0002") == DoorDecision(Outcome.LOCKED_OUT)
     assert keys.press("4711") == DoorDecision(Outcome.LOCKED_OUT)
-    keys.keeper.begin_call()
+    keys.hang_up()
     assert keys.press("4711") == DoorDecision(Outcome.LOCKED_OUT)
     keys.wait(61)
     assert keys.press("4711").door == "front"
@@ -289,14 +299,14 @@ def test_one_partys_wrong_codes_lock_out_no_other() -> None:
 
 def test_a_digit_that_may_be_anybodys_opens_what_all_of_them_may_open() -> None:
     bob = Party("bob", verified=True)
-    assert keypad(ALICE, bob).press("90").door == "yard"
+    assert keypad(ALICE, bob).press("902468").door == "yard"
     assert all(keypad(ALICE, bob).press(digit).door is None for digit in "4711")
-    assert keypad(ALICE, bob, EVE).press("90") == DoorDecision(Outcome.NOT_ALLOWED)
+    assert keypad(ALICE, bob, EVE).press("902468") == DoorDecision(Outcome.NOT_ALLOWED)
     doors = {"front": {**DOORS["front"], "callers": ["alice", "bob"]}}
     assert keypad(ALICE, bob, doors=doors).press("4711").door == "front"
     unverified = (SOMEBODY_LIKE_ALICE, bob)
     assert keypad(*unverified, doors=doors).press("4711").outcome is Outcome.NOT_ALLOWED
-    nobody = DoorKeeper(behaving(doors=DOORS)).hear_digit("9", [], SATURDAY_NOON)
+    nobody = DoorKeeper(behaving(doors=DOORS)).hear_digit("9", [], 0)
     assert nobody == DoorDecision(Outcome.NOT_ALLOWED)
 
 
@@ -308,18 +318,106 @@ def test_wrong_codes_that_may_be_anybodys_lock_out_no_one_of_them() -> None:
     assert Keypad(keys.keeper, ALICE).press("4711").door == "front"
 
 
-def test_a_shorter_code_tried_and_left_counts_as_wrong() -> None:
+@pytest.mark.parametrize("left", ["wait", "hang_up", "*", "restart"])
+def test_a_shorter_code_tried_and_left_counts_as_wrong_however_it_is_left(left: str) -> None:
     keys = keypad(wrong_codes=2)
-    for code in ("11", "12"):
+    for code in ("1111", "1112"):
         assert keys.press(code).outcome is Outcome.UNFINISHED
-        keys.wait(6)
-    assert keys.press("9").outcome is Outcome.LOCKED_OUT
+        if left == "wait":
+            keys.wait(6)
+        elif left == "hang_up":
+            keys.hang_up()
+        elif left == "restart":
+            keys = keys.restarted()
+        else:
+            outcomes = {"1111": Outcome.WRONG_CODE, "1112": Outcome.LOCKED_OUT}
+            assert keys.press("*").outcome is outcomes[code]
+    assert keys.press("4711").outcome is Outcome.LOCKED_OUT
+
+
+def test_guessing_the_shorter_code_and_hanging_up_each_time_is_over_after_three() -> None:
+    keys = keypad(wrong_codes=3, lockout_s=600)
+    tried = 0
+    for code in range(10_000):
+        if keys.press(f"{code:04}").outcome is Outcome.LOCKED_OUT:
+            break
+        tried += 1
+        keys.hang_up()
+        keys = keys.restarted() if code % 2 else keys
+    assert tried == 3
+
+
+def test_fewer_digits_than_any_code_are_no_guess_and_begin_anew_unpunished() -> None:
+    keys = keypad(wrong_codes=1)
+    keys.press("471*")
+    keys.press("12")
+    keys.hang_up()
+    assert keys.keeper.wrong_codes == {}
+    assert keys.press("99*4711").door == "front"
+
+
+def test_the_code_that_opens_forgives_what_was_wrong_before() -> None:
+    keys = keypad(doors={"front": DOORS["front"]}, wrong_codes=2)
+    keys.press("0000")
+    assert keys.keeper.wrong_codes == {"alice": 1}
+    assert keys.press("4711").door == "front"
+    assert keys.keeper.wrong_codes == {}
+    assert keys.press("0000").outcome is Outcome.WRONG_CODE
+
+
+def test_a_longer_code_is_not_taken_for_a_wrong_shorter_one() -> None:
+    keys = keypad(wrong_codes=1)
+    assert keys.press("902468").door == "yard"
+    assert keys.keeper.wrong_codes == {}
+
+
+def test_who_was_locked_out_is_told_of_once_with_what_they_could_have_opened() -> None:
+    keys = keypad(wrong_codes=2, lockout_s=60)
+    keys.press("1111*1112*")
+    (lock_out,) = keys.keeper.lock_outs()
+    assert (lock_out.who, lock_out.doors) == ("alice", ("front", "yard"))
+    assert (lock_out.wrong_codes, lock_out.lasts_s, lock_out.call) == (2, 60, "a call")
+    keys.press("4711")
+    assert keys.keeper.lock_outs() == ()
+    assert keys.keeper.locked_out(keys.at) == ("alice",)
+    assert keys.keeper.locked_out(keys.at + 60) == ()
+
+
+def test_after_a_restart_the_time_of_a_lockout_begins_anew_and_ends() -> None:
+    keys = keypad(wrong_codes=1, lockout_s=60)
+    keys.press("1111*")
+    keys.wait(59)
+    keys = keys.restarted()
+    assert keys.press("4711").outcome is Outcome.LOCKED_OUT
+    keys.wait(60)
+    assert keys.press("4711").door == "front"
+
+
+def test_where_it_is_not_known_who_was_wrong_nobodys_code_opens_for_as_long_as_a_lockout() -> None:
+    keeper = DoorKeeper(behaving(doors=DOORS, lockout_s=60), all_wrong=True, at=1000.0)
+    keys = Keypad(keeper, ALICE)
+    assert keys.press("4711").outcome is Outcome.LOCKED_OUT
+    assert keeper.take_message({"door": "front"}, ALICE).door == "front"
+    keys.wait(60)
+    assert keys.press("4711").door == "front"
+
+
+@pytest.mark.parametrize("code", ["471", "47*11", "1"])
+def test_a_door_whose_code_cannot_be_used_stays_shut_and_the_others_do_not(code: str) -> None:
+    doors = {"yard": DOORS["yard"], "front": {**DOORS["front"], "code": code}}
+    keys = keypad(doors=doors)
+    assert [keys.press(digit).door for digit in code] == [None] * len(code)
+    assert keys.keeper.take_message({"door": "front"}, ALICE) == DoorDecision(
+        Outcome.FAILED, "front"
+    )
+    keys.hang_up()
+    assert keys.press("902468").door == "yard"
 
 
 def test_the_next_call_begins_with_no_digit_typed() -> None:
     keys = keypad()
     keys.press("47")
-    keys.keeper.begin_call()
+    keys.hang_up()
     assert keys.press("11").door is None
 
 
@@ -327,18 +425,23 @@ def test_the_next_call_begins_with_no_digit_typed() -> None:
 @example("47114711")
 @example("0471147111")
 @example("#00047114*")
+@example("47*4711")
 def test_a_door_opens_for_its_code_alone(digits: str) -> None:
     keys = keypad(doors={"front": DOORS["front"]}, wrong_codes=10)
     opened = [place for place, digit in enumerate(digits) if keys.press(digit).door is not None]
-    assert opened == [
-        place for place in range(3, len(digits), 4) if digits[place - 3 : place + 1] == "4711"
-    ]
+    expected, typed = [], ""
+    for place, digit in enumerate(digits):
+        typed = "" if digit == "*" else typed + digit
+        if typed == "4711":
+            expected.append(place)
+        typed = "" if len(typed) == 4 else typed
+    assert opened == expected
 
 
 @pytest.mark.parametrize("digit", ["", "a", "12", "٤", "w"])
 def test_what_is_no_digit_is_not_taken_for_one(digit: str) -> None:
     keeper = keypad().keeper
-    assert keeper.hear_digit(digit, [ALICE], SATURDAY_NOON).outcome is Outcome.NOT_UNDERSTOOD
+    assert keeper.hear_digit(digit, [ALICE], 0).outcome is Outcome.NOT_UNDERSTOOD
 
 
 def test_nothing_that_is_typed_can_be_seen() -> None:

@@ -1,5 +1,7 @@
 """The door of a station, opened from its calls by those who may, and by nobody else."""
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,16 +10,24 @@ from pydantic import JsonValue
 from structlog.testing import capture_logs
 
 from agent.call import CallerInfo, CallStatus
+from agent.main import Agent
+from agent.wrong_codes import WrongCodes
+from bellwire.diagnosis import Verdict
+from bellwire.doctor_agent import examine_agent
+from config.agent import AgentSettings, agent_file
+from config.private_file import write_private
+from config.telemetry import DoorNow
+from hardware.simulated import SimulatedPins
 from signaling.answers import DeviceResponse
 from signaling.calls import UserState
 from signaling.events import CallMessage, CallUserStateChanged
 from tests.agent.desk import Exchange
 from tests.agent.post import Post, post_at, settings_of
-from tests.agent.scripted_relay import about, call_answer, fresh_sid
+from tests.agent.scripted_relay import about, call_answer, fresh_sid, refused
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-FRONT_DOOR = {"callers": ["lobby"], "by_message": True, "code": "47#"}
+FRONT_DOOR = {"callers": ["lobby"], "by_message": True, "code": "47#1"}
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -187,6 +197,180 @@ async def test_digits_out_of_a_room_may_be_those_of_somebody_who_has_just_left(
     for identity, state in [("lobby", states[0]), *((who, s) for who in came for s in states)]:
         await post.relay.say(CallUserStateChanged(**about(sid), identity=identity, state=state))
     await post.has_taken_all()
-    for digit in "47#":
+    for digit in "47#1":
         post.call(sid)._emit("digit", None, digit)  # as the room's media does
     assert is_open(post) is opens
+
+
+# Wrong codes
+
+
+def types(post: Post, sid: str, digits: str) -> None:
+    for digit in digits:
+        post.call(sid)._emit("digit", "lobby", digit)  # as its media does
+
+
+async def hang_up(post: Post, sid: str) -> None:
+    await post.press("hang_up")
+    await post.until(sid, CallStatus.CLOSED)
+
+
+LONGER = {"callers": ["lobby"], "code": "902468"}
+TWO_DOORS = {"front": {**FRONT_DOOR, "code": "4711"}, "yard": LONGER}
+
+
+def counts_on(folder: Path) -> WrongCodes:
+    return WrongCodes(folder, "desk")
+
+
+async def test_a_short_code_that_is_left_by_hanging_up_counts_and_is_on_disk(
+    exchange: Exchange, tmp_path: Path
+) -> None:
+    for number in (1, 2):
+        counts = await asyncio.to_thread(counts_on, tmp_path)
+        async with post_at(exchange, kept=counts, doors=TWO_DOORS, wrong_codes=2) as post:
+            sid = await answered(post)
+            types(post, sid, "1234")
+            await hang_up(post, sid)
+            assert post.doors.status == DoorNow(
+                wrong_codes=number, locked_out=("lobby",) if number == 2 else ()
+            )
+    counts = await asyncio.to_thread(counts_on, tmp_path)
+    assert counts.found == {"lobby": 2}
+    async with post_at(exchange, kept=counts, doors=TWO_DOORS, wrong_codes=2) as post:
+        types(post, await answered(post), "4711")
+        assert (await result(post))["result"] == "locked out"
+        assert not is_open(post)
+
+
+async def test_who_types_a_wrong_code_is_answered_once_it_is_on_disk(
+    exchange: Exchange, tmp_path: Path
+) -> None:
+    counts = await asyncio.to_thread(counts_on, tmp_path)
+    async with post_at(exchange, kept=counts, doors={"front": FRONT_DOOR}) as post:
+        types(post, await answered(post), "0000")
+        assert (await result(post))["result"] == "wrong code"
+        assert (await asyncio.to_thread(counts_on, tmp_path)).found == {"lobby": 1}
+
+
+async def test_what_has_been_paid_for_is_forgiven_on_disk_too(
+    exchange: Exchange, tmp_path: Path
+) -> None:
+    counts = await asyncio.to_thread(counts_on, tmp_path)
+    async with post_at(exchange, kept=counts, doors={"front": FRONT_DOOR}) as post:
+        types(post, await answered(post), "0000")
+        await result(post)
+        await post.time.advance(301)
+        assert post.doors.status is None
+    assert (await asyncio.to_thread(counts_on, tmp_path)).found == {}
+
+
+async def test_a_damaged_file_shuts_the_codes_for_a_while_says_so_and_then_they_open(
+    exchange: Exchange, tmp_path: Path
+) -> None:
+    (tmp_path / "door-desk.json").write_text("{")
+    counts = await asyncio.to_thread(counts_on, tmp_path)
+    async with post_at(exchange, kept=counts, doors={"front": FRONT_DOOR}) as post:
+        sid = await answered(post)
+        types(post, sid, "47#1")
+        assert (await result(post))["result"] == "locked out"
+        (fault,) = post.doors.faults()
+        assert (fault.part, "damaged" in fault.reason) == ("door", True)
+        await post.time.advance(301)
+        assert post.doors.faults() == ()
+        types(post, sid, "47#1")
+        assert (await result(post))["result"] == "released"
+        assert is_open(post)
+
+
+async def test_a_code_that_cannot_be_used_is_a_fault_and_its_door_stays_shut(
+    exchange: Exchange,
+) -> None:
+    doors = {"front": {**FRONT_DOOR, "code": "47*11"}, "yard": {**LONGER, "code": "123"}}
+    async with post_at(exchange, doors=doors) as post:
+        faults = post.doors.faults()
+        assert [fault.part for fault in faults] == ["door", "door"]
+        assert all("give it a code of 4 to 16" in fault.reason for fault in faults)
+        sid = await answered(post)
+        types(post, sid, "47*11")
+        types(post, sid, "123")
+        await post.relay.say(asks(sid, {"door": "front"}))
+        assert await result(post) == {"door": "front", "result": "failed"}
+        assert not is_open(post)
+
+
+async def test_the_relay_is_told_who_is_locked_out_and_one_that_does_not_know_of_it_does_no_harm(
+    post: Post,
+) -> None:
+    post.behave(doors=TWO_DOORS, wrong_codes=1, lockout_s=60)
+    post.relay.answers["door_locked_out"] = refused(422, "operation: unknown")
+    sid = await answered(post)
+    with capture_logs() as logs:
+        for number in (1, 2):
+            types(post, sid, "0000*")
+            told = await post.relay.requests.until(
+                lambda r, number=number: (
+                    r["operation"] == "door_locked_out" and r["lock_out"] == number
+                )
+            )
+            assert (told["call_sid"], told["caller"]) == (sid, "lobby")
+            assert (told["doors"], told["wrong_codes"]) == (["front", "yard"], 1)
+            assert told["locked_for_s"] == 60
+            await post.time.advance(61)
+        types(post, sid, "4711")
+        await post.relay.requests.until(lambda r: r.get("content", {}).get("result") == "released")
+    assert is_open(post)
+    complaints = [line for line in logs if "takes no word" in line["event"]]
+    assert len(complaints) == 1
+
+
+# Machines whose kernel keeps a pin's level
+
+
+def keeps_levels(root: Path) -> Path:
+    file = root / "sys/module/pinctrl_bcm2835/parameters/persist_gpio_outputs"
+    file.parent.mkdir(parents=True)
+    file.write_text("Y\n")
+    return root
+
+
+def guarded_settings() -> AgentSettings:
+    return AgentSettings.model_validate(
+        {
+            "device_id": "gate",
+            "identity": "gate",
+            "broker": {"url": "mqtt://127.0.0.1:1", "username": "gate", "password": "x"},
+            "panel": {"door": {"pin": 25}, "ringer": {"pin": 18}},
+            "behaviour": {"doors": {"front": {"callers": ["lobby"], "code": "123"}}},
+        }
+    )
+
+
+async def test_a_station_whose_kernel_keeps_levels_runs_without_its_door_and_says_why(
+    tmp_path: Path,
+) -> None:
+    root = await asyncio.to_thread(keeps_levels, tmp_path)
+    settings = guarded_settings()
+    with SimulatedPins(settings.panel) as pins:
+        agent = Agent(settings, pin_factory=pins, root=root)
+        assert agent.panel.door is None
+        assert agent.panel.ringer is not None
+        assert pins.pin(25).function == "input"
+        kept, short = (await agent.health.telemetry()).faults
+        assert (kept.part, short.part) == ("door", "door")
+        assert "strict_gpiod" in kept.reason
+        assert "restart the Pi" in kept.reason
+        assert "shorter than 4" in short.reason
+        agent.panel.close()
+
+
+async def test_doctor_finds_both_and_says_how_to_mend_them(tmp_path: Path) -> None:
+    root, file = await asyncio.to_thread(keeps_levels, tmp_path), tmp_path / "gate.toml"
+    await asyncio.to_thread(write_private, file, agent_file(guarded_settings()))
+    found = await examine_agent(file, root=root)
+    of_door = [one for one in found if "door" in one.what]
+    assert [one.verdict for one in of_door] == [Verdict.BAD, Verdict.BAD]
+    assert "'front' stays shut" in of_door[0].what
+    assert "4 to 16 of 0-9 #" in of_door[0].mend
+    assert "keeps a pin's level" in of_door[1].what
+    assert "strict_gpiod" in of_door[1].mend

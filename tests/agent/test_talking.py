@@ -11,8 +11,11 @@ from structlog.testing import capture_logs
 
 from agent.call import AcceptOptions, CallStatus
 from agent.voice import AudioDevices
+from hardware.audio.simulated_card import SimulatedSoundCard
 from signaling.errors import CallError, InvalidInput
 from tests.agent.talking import ATTIC, DESK, FRONT, Talker, connected, heard, talker
+from tests.agent.test_quiet_tones import digits_in, loosely_heard
+from tests.agent.test_sound_card import card_at_work
 from tests.conftest import PATIENCE_S
 from tests.speech import RATE_HZ
 
@@ -101,6 +104,32 @@ async def test_digits_are_heard_at_the_other_end_as_they_were_sent(
         assert digits == [("keypad", "1"), ("keypad", "*"), ("keypad", "#")]
         call.disconnect()
         await inside.until(answered, "disconnect")
+
+
+async def test_a_code_that_is_typed_is_in_no_recording_of_the_other_ends_loudspeaker(
+    talk_http: httpx.AsyncClient,
+) -> None:
+    silence, hardware, recording = np.zeros(RATE_HZ, np.int16), SimulatedSoundCard(), []
+    hardware.listen(lambda block: recording.append(block.copy()))
+    async with (
+        card_at_work(hardware) as card,
+        talker(talk_http, "typist", silence) as typist,
+        talker(talk_http, "station", silence, card=card) as station,
+    ):
+        call, answered = await connected(typist, station)
+        typed = station.told[id(answered)]
+        call.send_digits("4w7w1w1")
+        for number in range(1, 5):
+            await typed.until(
+                lambda _, number=number: sum(it[0] == "digit" for it in typed.noted) >= number,
+                f"{number} digits",
+            )
+        assert "".join(it[2] for it in typed.noted if it[0] == "digit") == "4711"
+        call.disconnect()
+        await station.until(answered, "disconnect")
+    heard_there = np.concatenate(recording)
+    assert digits_in(heard_there) == ""
+    assert len(loosely_heard(heard_there)) <= 1, "at most the beginning of one, on a busy machine"
 
 
 def pressed(digit: str) -> Callable[[Any], bool]:

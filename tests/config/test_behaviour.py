@@ -76,8 +76,8 @@ def test_as_it_stands_a_device_answers_nobody_by_itself_and_opens_nothing() -> N
         ({"redial": {"times": 21}}, "redial.times", ""),
         ({"doors": {"a b": {}}}, "doors.a b.[key]", ""),
         ({"doors": {"front": {"code": "12a"}}}, "doors.front.code", "0-9"),
-        ({"doors": {"front": {"code": ""}}}, "doors.front.code", "1 to 16"),
-        ({"doors": {"front": {"code": "1" * 17}}}, "doors.front.code", "1 to 16"),
+        ({"doors": {"front": {"code": ""}}}, "doors.front.code", "4 to 16"),
+        ({"doors": {"front": {"code": "1" * 17}}}, "doors.front.code", "4 to 16"),
         ({"dnd": True}, "dnd", "Extra inputs"),
     ],
 )  # fmt: skip
@@ -97,6 +97,22 @@ def test_a_code_that_begins_with_another_is_refused_by_the_doors_names() -> None
         BehaviourSettings.model_validate({"doors": doors})
     with pytest.raises(ValidationError, match="give one another code"):
         BehaviourSettings.model_validate({"doors": {"a": {"code": "5"}, "b": {"code": "5"}}})
+
+
+@pytest.mark.parametrize(
+    ("code", "why"), [("1", "shorter than 4"), ("471", "shorter than 4"), ("47*11", "holds `*`")]
+)
+def test_a_file_with_a_code_that_cannot_be_used_loads_and_says_that_its_door_stays_shut(
+    code: str, why: str
+) -> None:
+    doors = {"front": {"code": code}, "back": {"code": "90#4"}, "gate": {"by_message": True}}
+    loaded = BehaviourSettings.model_validate({"doors": doors})
+    assert list(loaded.shut_doors) == ["front"]
+    said = loaded.shut_doors["front"]
+    assert why in said
+    assert "'front'" in said
+    assert "4 to 16 of 0-9 #" in said
+    assert code not in said or len(code) == 1
 
 
 @pytest.mark.parametrize("code", ["90817263", "9081726x", "9" * 20])

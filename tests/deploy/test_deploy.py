@@ -151,6 +151,31 @@ def test_staging_writes_the_files_with_their_modes_and_repeats_without_a_change(
     assert files_below(root) == before
 
 
+@pytest.mark.parametrize(
+    ("model", "driver", "reads", "said"),
+    [
+        (b"raspberrypi,4-model-b\0brcm,bcm2711\0", "pinctrl_bcm2835", "Y", True),
+        (b"raspberrypi,4-model-b\0brcm,bcm2711\0", "pinctrl_bcm2835", "N", False),
+        (b"raspberrypi,5-model-b\0brcm,bcm2712\0", "pinctrl_bcm2835", "Y", False),
+        (b"raspberrypi,5-model-b\0brcm,bcm2712\0", "pinctrl_rp1", "Y", True),
+    ],
+)
+def test_installer_says_that_a_door_is_not_used_where_the_kernel_keeps_a_pins_level(
+    model: bytes, driver: str, reads: str, said: bool, agent_toml: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    parameter = root / f"sys/module/{driver}/parameters/persist_gpio_outputs"
+    tree = root / "proc/device-tree/compatible"
+    for file in (parameter, tree):
+        file.parent.mkdir(parents=True)
+    parameter.write_text(f"{reads}\n")
+    tree.write_bytes(model)
+    answer = install_pi("--root", root, agent_toml)
+    assert answer.returncode == 0
+    assert ("THE DOOR IS NOT USED YET" in answer.stderr) is said
+    assert ("sudo reboot" in answer.stderr) is said
+
+
 def test_staging_replaces_a_changed_configuration(agent_toml: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     assert install_pi("--root", root, agent_toml).returncode == 0

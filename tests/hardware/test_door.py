@@ -1,33 +1,37 @@
 """The door always returns to locked."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config.panel import DoorSettings
 from hardware.door import DoorRelease, DoorUnattendedError
 from hardware.simulated import SimulatedPins
-from tests.hardware.conftest import VirtualTime
+from tests.hardware.conftest import ThreadTime
 
 DOOR = DoorSettings(pin=27, open_s=5)
 
 
 @pytest.fixture
-def door(pins: SimulatedPins, virtual_time: VirtualTime) -> Iterator[DoorRelease]:
-    door = DoorRelease(DOOR, pin_factory=pins, sleep=virtual_time.sleep, clock=virtual_time.clock)
+def door(pins: SimulatedPins, thread_time: ThreadTime) -> Iterator[DoorRelease]:
+    door = DoorRelease(DOOR, pin_factory=pins, wait=thread_time.wait, clock=thread_time.clock)
     yield door
     door.close()
 
 
 @pytest.fixture
-async def running(
-    door: DoorRelease, virtual_time: VirtualTime
-) -> AsyncIterator[asyncio.Task[None]]:
+async def running(door: DoorRelease) -> AsyncIterator[asyncio.Task[None]]:
     task = asyncio.create_task(door.run())
-    await virtual_time.settle()
+    await asyncio.sleep(0)
     yield task
     task.cancel()
     await asyncio.wait([task])
@@ -44,70 +48,70 @@ async def test_the_door_is_open_before_release_returns(
 
 @pytest.mark.usefixtures("running")
 async def test_the_door_locks_when_its_time_is_over(
-    door: DoorRelease, pins: SimulatedPins, virtual_time: VirtualTime
+    door: DoorRelease, pins: SimulatedPins, thread_time: ThreadTime
 ) -> None:
     door.release()
-    await virtual_time.advance(4.9)
+    thread_time.advance(4.9)
     assert pins.is_active(DOOR)
-    await virtual_time.advance(0.1)
+    thread_time.advance(0.1)
     assert not pins.is_active(DOOR)
     assert not door.is_open
 
 
 @pytest.mark.usefixtures("running")
 async def test_a_second_release_extends_the_time(
-    door: DoorRelease, virtual_time: VirtualTime
+    door: DoorRelease, thread_time: ThreadTime
 ) -> None:
     door.release()
-    await virtual_time.advance(4)
+    thread_time.advance(4)
     door.release()
-    await virtual_time.advance(4.9)
+    thread_time.advance(4.9)
     assert door.is_open
-    await virtual_time.advance(0.1)
+    thread_time.advance(0.1)
     assert not door.is_open
 
 
 @pytest.mark.usefixtures("running")
 async def test_a_shorter_release_does_not_shorten_the_time(
-    door: DoorRelease, virtual_time: VirtualTime
+    door: DoorRelease, thread_time: ThreadTime
 ) -> None:
     door.release(30)
-    await virtual_time.advance(1)
+    thread_time.advance(1)
     door.release(0.1)
-    await virtual_time.advance(28.9)
+    thread_time.advance(28.9)
     assert door.is_open
-    await virtual_time.advance(0.1)
+    thread_time.advance(0.1)
     assert not door.is_open
 
 
 @pytest.mark.usefixtures("running")
 async def test_locking_ends_the_release_and_leaves_nothing_of_it(
-    door: DoorRelease, virtual_time: VirtualTime
+    door: DoorRelease, thread_time: ThreadTime
 ) -> None:
     door.release(60)
-    await virtual_time.advance(1)
+    thread_time.advance(1)
     door.lock()
     assert not door.is_open
     door.release(2)
-    await virtual_time.advance(2)
+    thread_time.advance(2)
     assert not door.is_open
 
 
 async def test_the_door_locks_when_its_task_is_cancelled(
-    door: DoorRelease, running: asyncio.Task[None], pins: SimulatedPins, virtual_time: VirtualTime
+    door: DoorRelease, running: asyncio.Task[None], pins: SimulatedPins, thread_time: ThreadTime
 ) -> None:
     door.release()
-    await virtual_time.advance(1)
+    thread_time.advance(1)
     running.cancel()
     await asyncio.wait([running])
     assert not pins.is_active(DOOR)
 
 
 async def test_the_door_locks_when_another_task_of_the_agent_crashes(
-    door: DoorRelease, pins: SimulatedPins, virtual_time: VirtualTime
+    door: DoorRelease, pins: SimulatedPins
 ) -> None:
     async def crash() -> None:
-        await virtual_time.settle()
+        await asyncio.sleep(0)
         door.release()
         raise OSError("the agent crashed")
 
@@ -119,16 +123,20 @@ async def test_the_door_locks_when_another_task_of_the_agent_crashes(
 
 
 async def test_the_door_locks_when_its_own_waiting_fails(pins: SimulatedPins) -> None:
-    async def fail(_seconds: float) -> None:
-        raise OSError("the clock is broken")
+    def fail(condition: threading.Condition, seconds: float | None) -> None:
+        if seconds is not None:
+            raise OSError("the clock is broken")
+        condition.wait()
 
-    door = DoorRelease(DOOR, pin_factory=pins, sleep=fail)
+    door = DoorRelease(DOOR, pin_factory=pins, wait=fail)
     running = asyncio.create_task(door.run())
     await asyncio.sleep(0)
     door.release()
     await asyncio.wait([running])
     assert isinstance(running.exception(), ExceptionGroup)
     assert not pins.is_active(DOOR)
+    with pytest.raises(DoorUnattendedError):
+        door.release()
     door.close()
 
 
@@ -209,29 +217,137 @@ async def test_a_time_out_of_range_is_refused_and_the_door_stays_locked(
         max_size=12,
     )
 )
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None)
 async def test_the_door_is_open_exactly_as_long_as_its_releases_say(
-    steps: list[tuple[str, float]], virtual_time: VirtualTime
+    steps: list[tuple[str, float]],
 ) -> None:
-    time = type(virtual_time)()
+    virtual = ThreadTime()
     with SimulatedPins() as pins:
-        door = DoorRelease(DOOR, pin_factory=pins, sleep=time.sleep, clock=time.clock)
+        door = DoorRelease(DOOR, pin_factory=pins, wait=virtual.wait, clock=virtual.clock)
         running = asyncio.create_task(door.run())
-        await time.settle()
+        await asyncio.sleep(0)
         open_until = 0.0
         for step, seconds in steps:
             if step == "release":
                 door.release(seconds)
-                open_until = max(open_until, time.now + seconds)
+                open_until = max(open_until, virtual.now + seconds)
             elif step == "lock":
                 door.lock()
-                open_until = time.now
+                open_until = virtual.now
             else:
-                await time.advance(seconds)
-            if abs(open_until - time.now) > 1e-6:
-                assert door.is_open == (time.now < open_until)
-        await time.advance(61)
+                virtual.advance(seconds)
+            if abs(open_until - virtual.now) > 1e-6:
+                assert door.is_open == (virtual.now < open_until)
+        virtual.advance(61)
         assert not door.is_open
         running.cancel()
         await asyncio.wait([running])
         door.close()
+
+
+# Each way to die: for how long it leaves the door open
+
+
+QUICK = DoorSettings(pin=27, open_s=0.5)
+
+
+async def open_for_s(pins: SimulatedPins, stall: Callable[[threading.Event], object]) -> float:
+    """For how long a door of 0.5 s is open where its event loop does this as soon as it has opened."""
+    edges: list[float] = []
+    locked = threading.Event()
+
+    def note(high: bool, at: float) -> None:
+        edges.append(at)
+        if not high:
+            locked.set()
+
+    pins.watch(QUICK.pin, note)
+    door = DoorRelease(QUICK, pin_factory=pins)
+    running = asyncio.create_task(door.run())
+    await asyncio.sleep(0)
+    door.release()
+    stall(locked)  # on the loop, which does nothing else meanwhile
+    assert locked.is_set()
+    running.cancel()
+    await asyncio.wait([running])
+    door.close()
+    return edges[1] - edges[0]
+
+
+def wait_on_the_loop(locked: threading.Event) -> None:
+    locked.wait(10)
+
+
+def calculate_on_the_loop(locked: threading.Event) -> None:
+    end = time.monotonic() + 10
+    while not locked.is_set() and time.monotonic() < end:
+        pass
+
+
+@pytest.mark.parametrize("stall", [wait_on_the_loop, calculate_on_the_loop])
+async def test_a_door_of_half_a_second_locks_in_time_while_a_callback_holds_the_event_loop(
+    pins: SimulatedPins, stall: Callable[[threading.Event], object]
+) -> None:
+    assert 0.5 <= await open_for_s(pins, stall) < 1.0
+
+
+OPENS = """
+import asyncio, sys, time
+from config.panel import DoorSettings
+from hardware.door import DoorRelease
+from hardware.simulated import SimulatedPins
+
+async def open_door() -> None:
+    pins = SimulatedPins()
+    pins.watch(27, lambda high, at: print("open" if high else "locked", time.monotonic(), flush=True))
+    door = DoorRelease(DoorSettings(pin=27, open_s=float(sys.argv[1])), pin_factory=pins)
+    running = asyncio.create_task(door.run())
+    await asyncio.sleep(0)
+    door.release()
+    await running
+
+asyncio.run(open_door())
+"""
+
+
+def process_with_an_open_door(open_s: float) -> "subprocess.Popen[str]":
+    """A process of its own whose door is open; it prints each edge and its monotonic time."""
+    process = subprocess.Popen(  # noqa: S603 - our own program
+        [sys.executable, "-c", OPENS, str(open_s)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("open ")
+    return process
+
+
+def test_a_process_that_was_stopped_locks_as_soon_as_it_goes_on_where_its_time_is_over() -> None:
+    with process_with_an_open_door(0.3) as process:
+        assert process.stdout is not None
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        time.sleep(0.5)  # its door's time passes: nothing but the clock can tell
+        goes_on = time.monotonic()
+        process.send_signal(signal.SIGCONT)
+        edge, at = process.stdout.readline().split()
+        assert edge == "locked"
+        assert float(at) - goes_on < 0.5
+        process.kill()
+
+
+def test_what_systemd_sends_to_a_process_that_hangs_ends_one_that_was_stopped_too() -> None:
+    with process_with_an_open_door(60) as process:
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        for sent in (signal.SIGABRT, signal.SIGCONT):  # systemd's unit_kill_context
+            process.send_signal(sent)
+        assert process.wait(10) == -signal.SIGABRT
+
+
+def test_a_killed_process_gives_its_descriptors_and_so_its_pins_back_at_once() -> None:
+    # A line is held by a descriptor, as the pipe is; mock pins have none.
+    with process_with_an_open_door(60) as process:
+        assert process.stdout is not None
+        killed = time.monotonic()
+        process.kill()
+        assert process.stdout.read() == ""  # its end: the kernel has closed what the process held
+        assert time.monotonic() - killed < 1.0

@@ -14,6 +14,7 @@ from push.connections import Connections
 from push.deliveries import Deliveries
 from push.device_operations import DeviceOperations
 from push.devices import Devices
+from push.door_reports import DoorReports
 from push.event_stream import EventStream
 from push.flood_limits import FloodLimits
 from push.ice_servers import IceServers
@@ -52,7 +53,10 @@ def parts_on(database: Database, clock: Clock, device_invites_per_s: float = 100
     tokens = AccessTokens(database, [new_signing_key()], "bellwire", clock.now)
     ice_servers = IceServers((), (), None, 3600, now=clock.now)
     rooms = Rooms(None, "", calls)
-    operations = DeviceOperations(calls, metrics, tokens, ice_servers, rooms, check_after_s=5)
+    door_reports = DoorReports(database, calls, metrics, now=clock.now)
+    operations = DeviceOperations(
+        calls, metrics, tokens, ice_servers, rooms, door_reports, check_after_s=5
+    )
     access = Access(database, metrics, now=clock.now)
     event_stream = EventStream(
         connections, streams, operations, access, now=clock.now, sleep=clock.sleep

@@ -12,6 +12,7 @@ from signaling.device_operations import (
     CallOperation,
     DeviceAccept,
     DeviceCancel,
+    DeviceDoorLockedOut,
     DeviceEnd,
     DeviceFeedback,
     DeviceIceServers,
@@ -102,6 +103,12 @@ UNDERSTOOD: list[tuple[dict[str, object], DeviceOperation]] = [
     ({"operation": "list", "next": 7}, DeviceList(operation="list", count=20, next=7)),
     ({"operation": "ice_servers"}, DeviceIceServers(operation="ice_servers")),
     ({"operation": "keys"}, DeviceKeys(operation="keys")),
+    (
+        {"operation": "door_locked_out", "caller": "client:eve", "doors": ["front"],
+         "wrong_codes": 3, "locked_for_s": 300, "lock_out": 2},
+        DeviceDoorLockedOut(operation="door_locked_out", call_sid=SID, caller="eve",
+                            doors=("front",), wrong_codes=3, locked_for_s=300, lock_out=2),
+    ),
 ]  # fmt: skip
 OF_NO_CALL = ("invite", "list", "ice_servers", "keys")
 
