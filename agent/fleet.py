@@ -138,7 +138,10 @@ class Fleet:
 
     def faults(self) -> list[Fault]:
         """What was reported and not taken back."""
-        return [Fault(part=path, reason=why.reason) for path, why in self._faults.items()]
+        return [
+            Fault(part=path.partition(".")[0], reason=why.reason)
+            for path, why in self._faults.items()
+        ]
 
     async def run(self) -> None:
         """Follows the layers until cancelled."""

@@ -93,6 +93,10 @@ class HealthReports:
         )
         self._due.set()
 
+    def report_soon(self) -> None:
+        """Has what has just changed reported without waiting for the pace, once the broker is there."""
+        self._due.set()
+
     async def run(self) -> None:
         """Reports until cancelled."""
         while True:

@@ -105,6 +105,8 @@ class Agent:
             fleet=self.fleet,
         )
         self.health.add_faults(self._sound_faults)
+        if card is not None:
+            card.on_ring_tone = self._tell_of_ring_tone
         self.health.add_faults(self.doors.faults)
         self.phone.watch(self.health.hear_call)
         self.link.listen(lambda event, _: self.health.hear_time(event.at))
@@ -156,6 +158,10 @@ class Agent:
     def _sound_faults(self) -> Iterable[Fault]:
         fault = None if self._card is None else self._card.fault
         return () if fault is None else (Fault(part="audio", reason=fault[:512]),)
+
+    def _tell_of_ring_tone(self, fault: str | None) -> None:
+        self.fleet.report_fault("audio.ring_tone", fault)
+        self.health.report_soon()
 
     def _ring(self, on: bool) -> bool:
         ringer = self.panel.ringer

@@ -2,6 +2,7 @@
 
 import asyncio
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import aiomqtt
@@ -9,6 +10,7 @@ import aiomqtt
 from bellwire.diagnosis import Finding, bad, good, unknown
 from broker.address import BrokerAddress, parse_broker_url
 from config.agent import AgentSettings, load_agent_settings
+from config.audio import RING_TONES, AudioSettings
 from signaling.errors import InvalidInput
 from signaling.identifiers import DeviceId
 from signaling.topics import call_topic, request_topic
@@ -35,7 +37,25 @@ async def examine_agent(config: Path) -> list[Finding]:
         )
     findings += await _broker(settings)
     findings.append(await asyncio.to_thread(_pins, settings))
+    findings += await asyncio.to_thread(lambda: list(examine_ring_tone(settings.audio)))
     return findings
+
+
+def examine_ring_tone(settings: AudioSettings) -> Iterator[Finding]:
+    """Whether its ring tone can be played; nothing where no sound is needed, or it is built in."""
+    if not settings.enabled or settings.ring_tone in RING_TONES:
+        return
+    try:
+        from hardware.audio.tones import BadTone, ring_tone
+    except ImportError as error:
+        yield unknown(f"its ring tone was not examined ({error})", "pip install 'bellwire[agent]'")
+        return
+    try:
+        ring_tone(settings.ring_tone)
+    except BadTone as error:
+        yield bad(f"its ring tone: {error}", f"or name one of {', '.join(RING_TONES)}")
+    else:
+        yield good(f"its ring tone {settings.ring_tone} can be played")
 
 
 async def _broker(settings: AgentSettings) -> list[Finding]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr, ValidationError
 
-from config.audio import AudioSettings
+from config.audio import AudioSettings, missing_ring_tone
 from config.behaviour import BehaviourSettings
 from config.ice import IceServerSettings
 from config.local_only import SCHEMA_KEY, local_only_places, split_local_only
@@ -181,7 +181,7 @@ def load_agent_settings(path: Path) -> AgentSettings:
         InvalidInput: it cannot be read, or names each place that is wrong and why.
     """
     try:
-        return AgentSettings.model_validate(tomllib.loads(path.read_text()))
+        settings = AgentSettings.model_validate(tomllib.loads(path.read_text()))
     except FileNotFoundError as error:
         raise InvalidInput(
             f"{path} does not exist: make it with `bellwire devices add ID --identity NAME --out {path}`"
@@ -194,3 +194,7 @@ def load_agent_settings(path: Path) -> AgentSettings:
             for problem in error.errors(include_input=False, include_url=False)
         )
         raise InvalidInput(f"{path} is not a valid agent configuration: {places}") from error
+    wrong = missing_ring_tone(settings.audio.ring_tone)
+    if wrong is not None:
+        raise InvalidInput(f"{path} is not a valid agent configuration: audio.ring_tone: {wrong}")
+    return settings

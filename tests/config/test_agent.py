@@ -111,6 +111,8 @@ def test_a_folder_in_the_files_place_is_named(file: Path) -> None:
         ("[broker]", 'log_level = "loud"\n[broker]', "log_level: "),
         ("[broker]", 'colour = "red"\n[broker]', "colour: Extra inputs"),
         ("[broker]", "[panel.answer]\npin = 99\n[broker]", "panel.answer.pin: "),
+        ("[broker]", '[audio]\nring_tone = "dingdong"\n[broker]', "audio.ring_tone: "),
+        ("[broker]", '[audio]\nring_tone = "/no/ring.wav"\n[broker]', "audio.ring_tone: "),
     ],
 )
 def test_a_mistake_is_named_by_its_place_and_the_secret_is_not_shown(
@@ -123,6 +125,22 @@ def test_a_mistake_is_named_by_its_place_and_the_secret_is_not_shown(
         load_agent_settings(file)
     assert f"{file} is not a valid agent configuration: {place}" in str(refused.value)
     assert "secret" not in str(refused.value)
+
+
+def test_a_ring_tone_that_is_not_there_is_refused_with_those_that_are(
+    file: Path, tmp_path: Path
+) -> None:
+    """Such a station was silent when it was rung, and nothing said so."""
+    there = tmp_path / "door.wav"
+    for tone, told in (
+        ("dingdong", r"no ring tone 'dingdong'.*classic, digital, chime, european, silent"),
+        (str(there), r"door\.wav cannot be played: there is no such file; .*classic"),
+    ):
+        file.write_text(f'{SHORTEST}[audio]\nring_tone = "{tone}"\n')
+        with pytest.raises(InvalidInput, match=told):
+            load_agent_settings(file)
+    there.touch()
+    assert load_agent_settings(file).audio.ring_tone == str(there)
 
 
 def test_a_password_of_the_wrong_type_is_not_shown_either(file: Path) -> None:
