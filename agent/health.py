@@ -66,6 +66,7 @@ class HealthReports:
         self._ahead_s: deque[float] = deque(maxlen=_TIMES_HEARD)
         self._sources: list[Callable[[], Iterable[Fault]]] = []
         self._last_call: LastCall | None = None
+        self._told: tuple[Fault, ...] = ()
         self._due = asyncio.Event()
         self._is_up = asyncio.Event()
         transport.on_connected(self._begin)
@@ -122,14 +123,17 @@ class HealthReports:
             config_hash=self._fleet.verdict.hash,
             call=self._call(),
             last_call=self._last_call,
-            faults=tuple(
-                fault for source in (self._fleet.faults, *self._sources) for fault in source()
-            ),
+            faults=self._faults(),
         )
 
+    def _faults(self) -> tuple[Fault, ...]:
+        return tuple(fault for source in (self._fleet.faults, *self._sources) for fault in source())
+
     async def _report(self) -> None:
-        document = (await self.telemetry()).model_dump_json(exclude_none=True).encode()
+        telemetry = await self.telemetry()
+        document = telemetry.model_dump_json(exclude_none=True).encode()
         await self._transport.publish(self._topic, document, retain=True)
+        self._told = telemetry.faults
 
     async def _pause(self) -> None:
         """Waits until the next report is due, by a pace that may change meanwhile."""
@@ -144,6 +148,8 @@ class HealthReports:
 
     async def _begin(self) -> None:
         self._is_up.set()
+        if self._faults() != self._told:  # it may not be there long enough for the pace
+            self._due.set()
 
     def _follow_pace(self, before: ConfigurableSettings, now: ConfigurableSettings) -> None:
         if before.telemetry != now.telemetry:

@@ -12,6 +12,7 @@ from agent.caller_verification import CallerVerification
 from agent.commands import Commands
 from agent.conduct import Conduct
 from agent.device import Device
+from agent.device_copies import DeviceCopies
 from agent.dialling import Dialling
 from agent.doors import Doors
 from agent.fleet import Fleet
@@ -108,6 +109,8 @@ class Agent:
         if card is not None:
             card.on_ring_tone = self._tell_of_ring_tone
         self.health.add_faults(self.doors.faults)
+        copies = DeviceCopies(device_id, self.link.session, on_met=self.health.report_soon)
+        self.health.add_faults(copies.faults)
         self.phone.watch(self.health.hear_call)
         self.link.listen(lambda event, _: self.health.hear_time(event.at))
         self.commands = Commands(

@@ -1,19 +1,23 @@
 """The doctor's look at an agent: its file, its broker, its rights there, its pins."""
 
 import asyncio
+import secrets
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import aiomqtt
+from pydantic import ValidationError
 
 from bellwire.diagnosis import Finding, bad, good, unknown
 from broker.address import BrokerAddress, parse_broker_url
 from config.agent import AgentSettings, load_agent_settings
 from config.audio import RING_TONES, AudioSettings
+from config.telemetry import Telemetry
 from signaling.errors import InvalidInput
 from signaling.identifiers import DeviceId
-from signaling.topics import call_topic, request_topic
+from signaling.topics import call_topic, gathered_topic, request_topic, telemetry_topic
 
 _TIMEOUT_S = 5.0
 _NEW_CREDENTIALS = (
@@ -86,7 +90,10 @@ async def _broker(settings: AgentSettings) -> list[Finding]:
             return [
                 good(f"the broker {address.url} takes its credentials"),
                 *await _rights(client, settings),
+                *await _reported_faults(client, settings),
             ]
+    except TimeoutError:
+        return [bad(f"the broker {address.url} does not answer", "look into the broker's log")]
     except aiomqtt.MqttError as error:
         return [_not_connected(address, error)]
 
@@ -110,6 +117,37 @@ async def _rights(client: aiomqtt.Client, settings: AgentSettings) -> list[Findi
         bad("it may hear other devices", "the broker's rights are too wide: see docs/mqtt.md")
         if foreign
         else good("it may not hear other devices"),
+    ]
+
+
+async def _reported_faults(client: aiomqtt.Client, settings: AgentSettings) -> list[Finding]:
+    """What its agent has last reported to be wrong, such as that another machine uses this file."""
+    device = DeviceId(settings.device_id)
+    if not await _may_subscribe(client, telemetry_topic(device)):
+        said = (
+            "what its agent reports cannot be read with this password, which is of an older version"
+        )
+        return [unknown(said, _NEW_CREDENTIALS)]
+    # What comes back on this topic comes after what the broker retains.
+    await client.subscribe(gathered_topic(device), qos=1)
+    mark = secrets.token_hex(8).encode()
+    await client.publish(gathered_topic(device), mark, qos=1)
+    telemetry: Telemetry | None = None
+    async with asyncio.timeout(_TIMEOUT_S):
+        async for message in client.messages:
+            if message.payload == mark:
+                break
+            if message.topic.value == telemetry_topic(device) and message.payload:
+                with suppress(ValidationError):  # a newer agent's
+                    telemetry = Telemetry.model_validate_json(bytes(message.payload))
+    if telemetry is None:
+        return [unknown("its agent has not reported yet", "start it: bellwire agent --config FILE")]
+    at = f"{telemetry.at:%Y-%m-%d %H:%M} UTC"
+    if not telemetry.faults:
+        return [good(f"its agent reported no fault at {at}")]
+    return [
+        bad(f"its agent reported at {at}: {fault.part}: {fault.reason}", "mend this on the device")
+        for fault in telemetry.faults
     ]
 
 

@@ -45,7 +45,8 @@ def reported_topic(device: DeviceId) -> str:
 
 
 def gathered_topic(device: DeviceId) -> str:
-    """Device to itself: what comes back on it comes after all layers that were retained before."""
+    """Device to itself: what comes back on it comes after all layers that were retained before.
+    Retained is who uses the device's file (:mod:`agent.device_copies`)."""
     return f"{_DEVICE}/{device}/config/gathered"
 
 
@@ -95,6 +96,7 @@ def readable_by(device: DeviceId) -> tuple[str, ...]:
         config_topic(device),
         gathered_topic(device),
         command_topic(device),
+        telemetry_topic(device),  # what its agent has reported last, for the doctor beside it
     )
 
 
@@ -108,4 +110,14 @@ def writable_by(device: DeviceId) -> tuple[str, ...]:
         reported_topic(device),
         gathered_topic(device),
         command_result_topic(device),
+    )
+
+
+def retained_of(device: DeviceId) -> tuple[str, ...]:
+    """The topics on which the broker keeps what a device has said last."""
+    return (
+        presence_topic(device),
+        reported_topic(device),
+        telemetry_topic(device),
+        gathered_topic(device),
     )
