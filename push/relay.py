@@ -35,6 +35,7 @@ from push.channels.mqtt import MqttChannel
 from push.channels.opening import open_push_channels
 from push.channels.webhook import WebhookChannel
 from push.connections import Connections
+from push.data_disk import DataDisk, look_at_disk
 from push.dead_tokens import DeadTokens
 from push.deliveries import STREAM, Deliveries
 from push.device_operations import LIMIT_BYTES, DeviceOperations
@@ -142,6 +143,7 @@ async def _serve(
     now: Callable[[], datetime],
 ) -> None:
     metrics = Metrics()
+    disk = DataDisk(settings.data)
     session = PublishingSession(address, f"bellwire-relay-{secrets.token_hex(6)}")
     provisioner = DynamicSecurity(session)
     tokens = await open_access_tokens(database, settings.issuer, now)
@@ -212,6 +214,7 @@ async def _serve(
             ),
             ice_servers=files.ice_servers,
             rooms=rooms,
+            disk=disk,
         )
     )
     server = _Server(
@@ -242,7 +245,7 @@ async def _serve(
             tasks.create_task(calls.deadlines.run()),
             tasks.create_task(rooms.run()),
             tasks.create_task(_guard_rollouts(address, now)),
-            tasks.create_task(_keep_house(database, calls, webhooks, settings, now)),
+            tasks.create_task(_keep_house(database, calls, webhooks, settings, disk, now)),
             tasks.create_task(_announce(settings.data, url, session, ready)),
         ]
         if database.shared:
@@ -291,10 +294,13 @@ async def _keep_house(
     calls: Calls,
     webhooks: Webhooks,
     settings: RelaySettings,
+    disk: DataDisk,
     now: Callable[[], datetime],
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
     while True:
+        if (found := await disk.state()).is_low:
+            log.warning("data disk nearly full", data=str(settings.data), free=found.free_bytes)
         try:
             await calls.forget_old(timedelta(seconds=settings.idempotency_keep_s))
             await database.write(lambda c: forget_expired(c, to_ms(now())))
@@ -334,6 +340,9 @@ def _data_folder(data: Path) -> Iterator[None]:
     except OSError as error:
         raise Unavailable(f"cannot use the data directory {data}: {error.strerror}") from error
     with lock:
+        problem = look_at_disk(data).problem
+        if problem is not None:
+            raise Unavailable(problem)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -36,6 +36,7 @@ from tests.agent.desk import Desk, Exchange, settings_of
 from tests.broker.running import held, soon
 from tests.config.fleet_parts import document
 from tests.conftest import PATIENCE_S, running_station
+from tests.small_disk import small_disk
 from tests.system.scene import Record
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -346,6 +347,38 @@ async def run_until(
         tasks.create_task(work)
         await done
         stop.set()
+
+
+async def test_a_full_disk_costs_the_device_no_layer_and_is_reported(
+    exchange: Exchange, operator: Operator, tmp_path: Path
+) -> None:
+    settings = settings_of(await exchange.admit())
+    device = DeviceId(settings.device_id)
+    pins, stop = SimulatedStation(settings).pins, asyncio.Event()
+    with small_disk(tmp_path / "card", 1) as card:
+        card.fill()
+        async with asyncio.TaskGroup() as tasks:
+            work = run_agent(settings, stop, pin_factory=pins, state=card.folder / "state")
+            tasks.create_task(work)
+            change = {"call_timeout_s": 7, "telemetry": {"interval_s": 1}}
+            await operator.retain(config_topic(device), document(change))
+            await operator.reports.until(
+                lambda r: r.device_id == device and r.revisions == {"device": 1}, "the layer"
+            )
+            health = await operator.health.until(
+                lambda h: h.device_id == device and bool(h.faults), "the fault"
+            )
+            (fault,) = health.faults
+            assert (fault.part, "No space left" in fault.reason) == ("disk", True)
+            card.free()
+            change["call_timeout_s"] = 8
+            await operator.retain(config_topic(device), document(change, 2))
+            operator.health.noted.clear()
+            await operator.health.until(
+                lambda h: h.device_id == device and not h.faults, "that it is kept again"
+            )
+            stop.set()
+        assert LastGood(card.folder / "state", device).layers["device"].revision == 2
 
 
 async def test_a_panel_that_is_rewired_shows_on_what_it_showed(desk: Desk) -> None:
