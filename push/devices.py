@@ -6,6 +6,7 @@ from datetime import datetime
 import structlog
 
 from broker.provision import Provisioner
+from push.absent_devices import Publishing, retain_registered
 from push.store.call_rows import to_ms
 from push.store.database import Database
 from push.store.device_rows import (
@@ -38,9 +39,11 @@ class Devices:
         apps: Mapping[str, Collection[str]],
         streams: Streams,
         *,
+        session: Publishing,
         now: Callable[[], datetime],
     ) -> None:
         self._database = database
+        self._session = session
         self._provisioner = provisioner
         self._broker_url = broker_url
         self._kinds = kinds
@@ -73,7 +76,10 @@ class Devices:
         )
         known = await self._database.read(lambda c: find_device(c, device_id))
         access = await self._provision(known, row, rotate=request.rotate_credentials)
-        await self._database.write(lambda c: put_device(c, row, to_ms(self._now())))
+        at = self._now()
+        await self._database.write(lambda c: put_device(c, row, to_ms(at)))
+        if access is not None:
+            await retain_registered(self._session, device_id, at)
         self._streams.wake({device_id})
         log.info("device registered", device_id=device_id, identity=row.identity)
         return _answer(row, access), known is None

@@ -25,6 +25,7 @@ from broker.rollout_guard import guard_rollouts
 from broker.session import Session
 from config.private_file import write_private
 from config.relay import RelaySettings
+from push.absent_devices import AbsentDevices
 from push.api.app import served_app
 from push.api.one_write import OneWriteProtocol
 from push.api.services import Services
@@ -174,6 +175,7 @@ async def _serve(
         (*channels, STREAM),
         {"apns": settings.apns, "fcm": settings.fcm},
         streams,
+        session=session,
         now=now,
     )
     connections = Connections(database, calls, deliveries, now=now)
@@ -245,6 +247,7 @@ async def _serve(
             tasks.create_task(calls.deadlines.run()),
             tasks.create_task(rooms.run()),
             tasks.create_task(_guard_rollouts(address, now)),
+            tasks.create_task(AbsentDevices(address, database).run()),
             tasks.create_task(_keep_house(database, calls, webhooks, settings, disk, now)),
             tasks.create_task(_announce(settings.data, url, session, ready)),
         ]

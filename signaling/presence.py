@@ -1,15 +1,26 @@
-"""Whether a device is there: what it publishes, retained, and leaves as its last will."""
+"""Whether a device is there: what it publishes, retained, and leaves as its last will; and what a
+relay says in its place until it first does."""
 
-from pydantic import BaseModel, ConfigDict
+import json
+from typing import Annotated
+
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict
 
 
 class Presence(BaseModel):
-    """A device's presence. `software` is the agent's version."""
+    """A device's presence. `software` is the agent's version. `registered_at` is what a relay says of a
+    device that has not come since; whether it is online is then null."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    online: bool
+    online: Annotated[bool, BeforeValidator(lambda said: said or False)]
     software: str | None = None
+    registered_at: AwareDatetime | None = None
+
+    @property
+    def never_seen(self) -> bool:
+        """Whether the device has not come since it was registered."""
+        return not self.online and self.registered_at is not None
 
 
 def parse_presence(document: bytes) -> Presence:
@@ -22,5 +33,9 @@ def parse_presence(document: bytes) -> Presence:
 
 
 def presence_document(presence: Presence) -> bytes:
-    """The presence as it travels."""
-    return presence.model_dump_json(exclude_none=True).encode()
+    """The presence as it travels. Of a device that was never seen it says neither that it is online nor
+    that it is not, so that relays of older versions, which take that for a loss, pass over it."""
+    document = presence.model_dump(mode="json", exclude_none=True)
+    if presence.never_seen:
+        document["online"] = None
+    return json.dumps(document, separators=(",", ":")).encode()

@@ -10,6 +10,7 @@ REQUESTS_SHARED = f"$share/bellwire-relays/{_DEVICE}/+/request"
 PRESENCE_OF_ALL = f"{_DEVICE}/+/presence"
 PRESENCE_SHARED = f"$share/bellwire-relays/{PRESENCE_OF_ALL}"
 STREAMS_GROWN = f"{_ROOT}/relay/streams"
+_RELAY_ECHO = f"{_ROOT}/relay/echo"
 CONFIG_DEFAULT = f"{_ROOT}/config/default"
 CONFIG_GROUPS = f"{_ROOT}/config/group/+"
 
@@ -68,6 +69,11 @@ def command_topic(device: DeviceId) -> str:
 def command_result_topic(device: DeviceId) -> str:
     """Device to operator: what has become of a command."""
     return f"{_DEVICE}/{device}/command/result"
+
+
+def relay_echo_topic(name: str) -> str:
+    """A relay's session to itself: what comes back on it comes after all that was said before."""
+    return f"{_RELAY_ECHO}/{name}"
 
 
 def device_of(topic: str) -> DeviceId:

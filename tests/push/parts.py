@@ -54,6 +54,13 @@ def parts_on(database: Database, clock: Clock, device_invites_per_s: float = 100
     operations = DeviceOperations(calls, metrics, tokens, ice_servers, rooms, check_after_s=5)
     event_stream = EventStream(connections, streams, operations, now=clock.now, sleep=clock.sleep)
     devices = Devices(
-        database, DynamicSecurity(session), "mqtt://none", channels, {}, streams, now=clock.now
+        database,
+        DynamicSecurity(session),
+        "mqtt://none",
+        channels,
+        {},
+        streams,
+        session=session,
+        now=clock.now,
     )
     return Parts(database, calls, connections, event_stream, operations, devices)

@@ -110,6 +110,7 @@ class PushingRelay:
             (*channels, "websocket"),
             {"fcm": (APP, "com.example.other"), "apns": (APP,)},
             self.streams,
+            session=session,
             now=clock.now,
         )
 
