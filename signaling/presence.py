@@ -1,10 +1,9 @@
 """Whether a device is there: what it publishes, retained, and leaves as its last will; and what a
 relay says in its place until it first does."""
 
-import json
 from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, field_serializer
 
 
 class Presence(BaseModel):
@@ -22,6 +21,12 @@ class Presence(BaseModel):
         """Whether the device has not come since it was registered."""
         return not self.online and self.registered_at is not None
 
+    @field_serializer("online")
+    def _say_online(self, online: bool) -> bool | None:
+        """Of a device that was never seen neither that it is online nor that it is not, so that relays
+        of older versions, which take that for a loss, pass over it."""
+        return None if self.never_seen else online
+
 
 def parse_presence(document: bytes) -> Presence:
     """The presence in a document.
@@ -33,9 +38,5 @@ def parse_presence(document: bytes) -> Presence:
 
 
 def presence_document(presence: Presence) -> bytes:
-    """The presence as it travels. Of a device that was never seen it says neither that it is online nor
-    that it is not, so that relays of older versions, which take that for a loss, pass over it."""
-    document = presence.model_dump(mode="json", exclude_none=True)
-    if presence.never_seen:
-        document["online"] = None
-    return json.dumps(document, separators=(",", ":")).encode()
+    """The presence as it travels."""
+    return presence.model_dump_json(exclude_none=True).encode()
