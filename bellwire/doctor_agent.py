@@ -10,7 +10,7 @@ from pathlib import Path
 import aiomqtt
 from pydantic import ValidationError
 
-from bellwire.diagnosis import Finding, bad, good, unknown
+from bellwire.diagnosis import Finding, bad, good, unknown, warning
 from broker.address import BrokerAddress, parse_broker_url
 from config.agent import AgentSettings, load_agent_settings
 from config.audio import RING_TONES, AudioSettings
@@ -74,6 +74,15 @@ async def _broker(settings: AgentSettings) -> list[Finding]:
         tls_context = address.tls_context()
     except InvalidInput as error:
         return [bad(error.detail, "mend [broker] in the file")]
+    found: list[Finding] = []
+    if address.is_in_clear:
+        found.append(
+            warning(
+                f"the broker {address.url} is reached without TLS: whoever listens on the network reads the"
+                " password",
+                "give the broker a certificate (deploy/README.md), and name it mqtts:// in the file",
+            )
+        )
     # A client id of its own: under the device's, it would take the running agent's session over.
     client = aiomqtt.Client(
         address.host,
@@ -88,6 +97,7 @@ async def _broker(settings: AgentSettings) -> list[Finding]:
     try:
         async with client:
             return [
+                *found,
                 good(f"the broker {address.url} takes its credentials"),
                 *await _rights(client, settings),
                 *await _reported_faults(client, settings),
@@ -95,16 +105,16 @@ async def _broker(settings: AgentSettings) -> list[Finding]:
     except TimeoutError:
         return [bad(f"the broker {address.url} does not answer", "look into the broker's log")]
     except aiomqtt.MqttError as error:
-        return [_not_connected(address, error)]
+        return [*found, _not_connected(address, error)]
 
 
 def _not_connected(address: BrokerAddress, error: aiomqtt.MqttError) -> Finding:
     if isinstance(error, aiomqtt.MqttCodeError):
         return bad(f"the broker {address.url} refuses its credentials: {error}", _NEW_CREDENTIALS)
-    return bad(
-        f"the broker {address.url} is not reached: {error}",
-        "is the relay up, and is the broker's address the one that this device can reach?",
-    )
+    mend = "is the relay up, and is the broker's address the one that this device can reach?"
+    if address.is_loopback:
+        mend += f" {address.host} is this machine itself: name the broker's own in [broker] url"
+    return bad(f"the broker {address.url} is not reached: {error}", mend)
 
 
 async def _rights(client: aiomqtt.Client, settings: AgentSettings) -> list[Finding]:

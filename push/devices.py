@@ -45,7 +45,7 @@ class Devices:
         self._database = database
         self._session = session
         self._provisioner = provisioner
-        self._broker_url = broker_url
+        self.broker_url = broker_url
         self._kinds = kinds
         self._apps = apps
         self._streams = streams
@@ -123,7 +123,7 @@ class Devices:
         had = known is not None and _has_mqtt(known)
         if _has_mqtt(wanted) and (rotate or not had):
             password = await self._provisioner.grant(wanted.device_id)
-            return BrokerAccess(url=self._broker_url, username=wanted.device_id, password=password)
+            return BrokerAccess(url=self.broker_url, username=wanted.device_id, password=password)
         if had and not _has_mqtt(wanted):
             await self._provisioner.revoke(wanted.device_id)
         return None
