@@ -97,6 +97,7 @@ class Fleet:
         self._verdict = self._judge()
         live.take(with_secrets_of(settings, self._verdict.settings))
         self._faults: dict[str, LayerProblem] = {}
+        self._not_kept: str | None = None
         self._said: Reported | None = None
         self._mark = b""
         self._marked = asyncio.Event()
@@ -137,8 +138,15 @@ class Fleet:
         return self._is_resting and not self._work.is_set()
 
     def faults(self) -> list[Fault]:
-        """What was reported and not taken back."""
-        return [Fault(part=path, reason=why.reason) for path, why in self._faults.items()]
+        """What was reported and not taken back, and that nothing can be kept."""
+        kept = [] if self._not_kept is None else [Fault(part="disk", reason=self._not_kept[:512])]
+        return [
+            *kept,
+            *(
+                Fault(part=path.partition(".")[0], reason=why.reason)
+                for path, why in self._faults.items()
+            ),
+        ]
 
     async def run(self) -> None:
         """Follows the layers until cancelled."""
@@ -232,7 +240,13 @@ class Fleet:
         try:
             await asyncio.to_thread(self._store.save, layers)
         except OSError as error:
+            self._not_kept = (
+                f"the fleet's configuration is not kept, and lost at the next start: {error};"
+                " free some of the disk"
+            )
             log.error("configuration not kept on disk", error=str(error))
+        else:
+            self._not_kept = None
 
     async def _report(self) -> None:
         document = self.reported()

@@ -67,6 +67,7 @@ class HealthReports:
         self._sources: list[Callable[[], Iterable[Fault]]] = []
         self._door: Callable[[], DoorNow | None] = lambda: None
         self._last_call: LastCall | None = None
+        self._told: tuple[Fault, ...] = ()
         self._due = asyncio.Event()
         self._is_up = asyncio.Event()
         transport.on_connected(self._begin)
@@ -102,6 +103,10 @@ class HealthReports:
         )
         self._due.set()
 
+    def report_soon(self) -> None:
+        """Has what has just changed reported without waiting for the pace, once the broker is there."""
+        self._due.set()
+
     async def run(self) -> None:
         """Reports until cancelled."""
         while True:
@@ -128,14 +133,17 @@ class HealthReports:
             call=self._call(),
             last_call=self._last_call,
             door=self._door(),
-            faults=tuple(
-                fault for source in (self._fleet.faults, *self._sources) for fault in source()
-            ),
+            faults=self._faults(),
         )
 
+    def _faults(self) -> tuple[Fault, ...]:
+        return tuple(fault for source in (self._fleet.faults, *self._sources) for fault in source())
+
     async def _report(self) -> None:
-        document = (await self.telemetry()).model_dump_json(exclude_none=True).encode()
+        telemetry = await self.telemetry()
+        document = telemetry.model_dump_json(exclude_none=True).encode()
         await self._transport.publish(self._topic, document, retain=True)
+        self._told = telemetry.faults
 
     async def _pause(self) -> None:
         """Waits until the next report is due, by a pace that may change meanwhile."""
@@ -150,6 +158,8 @@ class HealthReports:
 
     async def _begin(self) -> None:
         self._is_up.set()
+        if self._faults() != self._told:  # it may not be there long enough for the pace
+            self._due.set()
 
     def _follow_pace(self, before: ConfigurableSettings, now: ConfigurableSettings) -> None:
         if before.telemetry != now.telemetry:

@@ -12,6 +12,7 @@ from agent.caller_verification import CallerVerification
 from agent.commands import Commands
 from agent.conduct import Conduct
 from agent.device import Device
+from agent.device_copies import DeviceCopies
 from agent.dialling import Dialling
 from agent.doors import Doors
 from agent.fleet import Fleet
@@ -72,6 +73,12 @@ class Agent:
             password=settings.broker.password.get_secret_value(),
             ca_file=settings.broker.ca_file,
         )
+        if address.is_in_clear:
+            log.warning(
+                "the broker is reached without TLS: whoever listens on the network reads this device's"
+                " password; use mqtts://",
+                broker=address.url,
+            )
         self.settings = settings
         self._card = card
         self._sound = None
@@ -114,8 +121,12 @@ class Agent:
             fleet=self.fleet,
         )
         self.health.add_faults(self._sound_faults)
+        if card is not None:
+            card.on_ring_tone = self._tell_of_ring_tone
         self.health.add_faults(self.doors.faults)
         self.health.add_door(lambda: self.doors.status)
+        copies = DeviceCopies(device_id, self.link.session, on_met=self.health.report_soon)
+        self.health.add_faults(copies.faults)
         self.phone.watch(self.health.hear_call)
         self.link.listen(lambda event, _: self.health.hear_time(event.at))
         self.commands = Commands(
@@ -167,6 +178,10 @@ class Agent:
     def _sound_faults(self) -> Iterable[Fault]:
         fault = None if self._card is None else self._card.fault
         return () if fault is None else (Fault(part="audio", reason=fault[:512]),)
+
+    def _tell_of_ring_tone(self, fault: str | None) -> None:
+        self.fleet.report_fault("audio.ring_tone", fault)
+        self.health.report_soon()
 
     def _ring(self, on: bool) -> bool:
         ringer = self.panel.ringer

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 import structlog
 
@@ -12,12 +13,13 @@ from hardware.audio.devices import Initialise, initialise_pyaudio
 from hardware.audio.drift import DriftingSource
 from hardware.audio.recorder import Recorder
 from hardware.audio.sound import Sound, Voice
-from hardware.audio.tones import RINGBACK, BadTone, Cadence
+from hardware.audio.tones import RINGBACK, BadTone, Cadence, ring_tone
 from signaling.errors import CallError
 
 log = structlog.get_logger(__name__)
 
 _OPENS_WITHIN_S = 5.0
+_ALWAYS_THERE = "classic"
 
 CALL_WAITING = Cadence((425,), (0.2, 0.2, 0.2, 9.4))
 """ITU-T E.180, the call waiting tone as most European administrations use it."""
@@ -54,6 +56,12 @@ class SoundCard:
         self._tone_volume = 1.0
         self._tone_changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        self.ring_tone_fault: str | None = None
+        """Why `classic` rings in place of the ring tone that is set; None while that one can be played."""
+        self.on_ring_tone: Callable[[str | None], object] = lambda _: None
+        """Called on the loop with each change of `ring_tone_fault`."""
+        self._ring_tone_changed = asyncio.Event()
+        self._ring_tone_changed.set()
 
     @property
     def fault(self) -> str | None:
@@ -63,6 +71,8 @@ class SoundCard:
     def use(self, settings: AudioSettings) -> None:
         """Has these settings in force; a voice that is open goes on without a gap, on the devices that
         it was opened with."""
+        if settings.ring_tone != self._settings.ring_tone:
+            self._ring_tone_changed.set()
         self._settings = settings
         self._sound.use(settings.model_copy(update=self._devices.named))
 
@@ -71,6 +81,7 @@ class SoundCard:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._sound.run())
             tasks.create_task(self._follow_tone())
+            tasks.create_task(self._try_ring_tones())
 
     async def open(self, on_captured: OnBlock, devices: AudioDevices) -> None:
         """Starts microphone and speaker: these devices until `close`, and for tones too.
@@ -170,8 +181,33 @@ class SoundCard:
             else:
                 self._sound.stop_tone()  # it may have been stopped while it was being read
 
+    async def _try_ring_tones(self) -> None:
+        """Reads each ring tone that is set, so that one which cannot be played is known before
+        somebody rings."""
+        while True:
+            await self._ring_tone_changed.wait()
+            self._ring_tone_changed.clear()
+            try:
+                await asyncio.to_thread(ring_tone, self._settings.ring_tone)
+            except BadTone as error:
+                self._tell_of_ring_tone(str(error))
+            else:
+                self._tell_of_ring_tone(None)
+
     async def _ring(self, volume: float) -> None:
         try:
             await self._sound.start_ring_tone(volume=volume)
         except BadTone as error:
-            log.error("no ring tone", error=str(error))
+            self._tell_of_ring_tone(str(error))
+            await self._sound.start_ring_tone(_ALWAYS_THERE, volume=volume)
+        else:
+            self._tell_of_ring_tone(None)
+
+    def _tell_of_ring_tone(self, fault: str | None) -> None:
+        told = None if fault is None else f"{_ALWAYS_THERE} rings instead: {fault}"
+        if told == self.ring_tone_fault:
+            return
+        self.ring_tone_fault = told
+        if fault is not None:
+            log.error("no ring tone", rings_instead=_ALWAYS_THERE, error=fault)
+        self.on_ring_tone(told)

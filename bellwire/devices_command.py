@@ -1,5 +1,6 @@
 """`bellwire devices`: what can be rung."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from bellwire.failures import fail, reported
 from bellwire.relay_client import DataOption, KeyFileOption, RelayClient, RelayOption, find_relay
+from broker.address import parse_broker_url
 from config.agent import AgentSettings, BrokerSettings, agent_file, default_panel
 from config.private_file import write_private
 from signaling.identifiers import parse_device_id, parse_identity
@@ -43,6 +45,12 @@ def add(
     ca_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The CA of the broker, on the device.")
     ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure", help="Allow mqtt:// over a network: anybody on it may read the password."
+        ),
+    ] = False,
     rotate: Annotated[
         bool, typer.Option("--rotate", help="Give a device that exists new credentials.")
     ] = False,
@@ -54,18 +62,30 @@ def add(
 
     The file is readable by you alone (mode 600): bring it to the device and start it there with
     `bellwire agent --config FILE`. The broker lets the device reach its own topics and nothing else.
+
+    Nothing is registered where the file could not be written, or its broker not be used as it should.
     """
     device_id, identity = parse_device_id(device_id), parse_identity(identity)
     panel = default_panel([parse_identity(name) for name in calls or []])
     if out.exists() and not rotate:
         fail(f"{out} exists already: remove it, or give another --out FILE")
+    folder = out.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or out.is_dir():
+        fail(f"{out} cannot be written: give an --out FILE in a folder that is there and yours")
+    if broker is not None:
+        _check_broker(broker, insecure=insecure)
     request = DeviceRequest(
         identity=identity,
         channels=[ChannelRequest(kind="mqtt")],
         rotate_credentials=rotate,
     )
     with RelayClient(find_relay(relay, data, api_key_file)) as client:
-        known = {device.device_id for device in client.devices().devices}
+        listed = client.devices()
+        if (
+            broker is None and listed.broker_url is not None
+        ):  # a relay before this version is silent
+            _check_broker(listed.broker_url, insecure=insecure)
+        known = {device.device_id for device in listed.devices}
         if device_id in known and not rotate:
             fail(f"device {device_id} exists already: give it new credentials with --rotate")
         access = client.put_device(device_id, request).mqtt
@@ -88,6 +108,22 @@ def add(
     console.print(
         f"Next, on the device: [bold]bellwire agent --config {out}[/] (here: add --simulate)"
     )
+    if parse_broker_url(settings.broker.url).is_loopback:
+        console.print(
+            f"Its broker {settings.broker.url} is this machine itself: the file works nowhere else. For"
+            " another machine the relay needs a broker with TLS (deploy/README.md).",
+            soft_wrap=True,
+        )
+
+
+def _check_broker(url: str, *, insecure: bool) -> None:
+    """Refuses a broker that is none, and one that would be told the password in clear."""
+    if parse_broker_url(url).is_in_clear and not insecure:
+        fail(
+            f"{url} has no TLS: whoever listens on the network reads the device's password, and opens its"
+            " door. Give the broker a certificate and name it mqtts://HOST (deploy/README.md), or say"
+            " --insecure"
+        )
 
 
 @devices.command("list", epilog="Example: `bellwire devices list`")

@@ -1,18 +1,24 @@
 """The doctor's look at an agent: its file, its broker, its rights there, its pins."""
 
 import asyncio
+import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import aiomqtt
+from pydantic import ValidationError
 
-from bellwire.diagnosis import Finding, bad, good, unknown
+from bellwire.diagnosis import Finding, bad, good, unknown, warning
 from broker.address import BrokerAddress, parse_broker_url
 from config.agent import AgentSettings, load_agent_settings
+from config.audio import RING_TONES, AudioSettings
+from config.telemetry import Telemetry
 from hardware.kept_levels import WHAT_TO_DO, why_no_door
 from signaling.errors import InvalidInput
 from signaling.identifiers import DeviceId
-from signaling.topics import call_topic, request_topic
+from signaling.topics import call_topic, gathered_topic, request_topic, telemetry_topic
 
 _TIMEOUT_S = 5.0
 _NEW_CREDENTIALS = (
@@ -38,7 +44,25 @@ async def examine_agent(config: Path, *, root: Path = Path("/")) -> list[Finding
     findings += await _broker(settings)
     findings += await asyncio.to_thread(_door, settings, root)
     findings.append(await asyncio.to_thread(_pins, settings))
+    findings += await asyncio.to_thread(lambda: list(examine_ring_tone(settings.audio)))
     return findings
+
+
+def examine_ring_tone(settings: AudioSettings) -> Iterator[Finding]:
+    """Whether its ring tone can be played; nothing where no sound is needed, or it is built in."""
+    if not settings.enabled or settings.ring_tone in RING_TONES:
+        return
+    try:
+        from hardware.audio.tones import BadTone, ring_tone
+    except ImportError as error:
+        yield unknown(f"its ring tone was not examined ({error})", "pip install 'bellwire[agent]'")
+        return
+    try:
+        ring_tone(settings.ring_tone)
+    except BadTone as error:
+        yield bad(f"its ring tone: {error}", f"or name one of {', '.join(RING_TONES)}")
+    else:
+        yield good(f"its ring tone {settings.ring_tone} can be played")
 
 
 async def _broker(settings: AgentSettings) -> list[Finding]:
@@ -53,6 +77,15 @@ async def _broker(settings: AgentSettings) -> list[Finding]:
         tls_context = address.tls_context()
     except InvalidInput as error:
         return [bad(error.detail, "mend [broker] in the file")]
+    found: list[Finding] = []
+    if address.is_in_clear:
+        found.append(
+            warning(
+                f"the broker {address.url} is reached without TLS: whoever listens on the network reads the"
+                " password",
+                "give the broker a certificate (deploy/README.md), and name it mqtts:// in the file",
+            )
+        )
     # A client id of its own: under the device's, it would take the running agent's session over.
     client = aiomqtt.Client(
         address.host,
@@ -67,20 +100,24 @@ async def _broker(settings: AgentSettings) -> list[Finding]:
     try:
         async with client:
             return [
+                *found,
                 good(f"the broker {address.url} takes its credentials"),
                 *await _rights(client, settings),
+                *await _reported_faults(client, settings),
             ]
+    except TimeoutError:
+        return [bad(f"the broker {address.url} does not answer", "look into the broker's log")]
     except aiomqtt.MqttError as error:
-        return [_not_connected(address, error)]
+        return [*found, _not_connected(address, error)]
 
 
 def _not_connected(address: BrokerAddress, error: aiomqtt.MqttError) -> Finding:
     if isinstance(error, aiomqtt.MqttCodeError):
         return bad(f"the broker {address.url} refuses its credentials: {error}", _NEW_CREDENTIALS)
-    return bad(
-        f"the broker {address.url} is not reached: {error}",
-        "is the relay up, and is the broker's address the one that this device can reach?",
-    )
+    mend = "is the relay up, and is the broker's address the one that this device can reach?"
+    if address.is_loopback:
+        mend += f" {address.host} is this machine itself: name the broker's own in [broker] url"
+    return bad(f"the broker {address.url} is not reached: {error}", mend)
 
 
 async def _rights(client: aiomqtt.Client, settings: AgentSettings) -> list[Finding]:
@@ -93,6 +130,37 @@ async def _rights(client: aiomqtt.Client, settings: AgentSettings) -> list[Findi
         bad("it may hear other devices", "the broker's rights are too wide: see docs/mqtt.md")
         if foreign
         else good("it may not hear other devices"),
+    ]
+
+
+async def _reported_faults(client: aiomqtt.Client, settings: AgentSettings) -> list[Finding]:
+    """What its agent has last reported to be wrong, such as that another machine uses this file."""
+    device = DeviceId(settings.device_id)
+    if not await _may_subscribe(client, telemetry_topic(device)):
+        said = (
+            "what its agent reports cannot be read with this password, which is of an older version"
+        )
+        return [unknown(said, _NEW_CREDENTIALS)]
+    # What comes back on this topic comes after what the broker retains.
+    await client.subscribe(gathered_topic(device), qos=1)
+    mark = secrets.token_hex(8).encode()
+    await client.publish(gathered_topic(device), mark, qos=1)
+    telemetry: Telemetry | None = None
+    async with asyncio.timeout(_TIMEOUT_S):
+        async for message in client.messages:
+            if message.payload == mark:
+                break
+            if message.topic.value == telemetry_topic(device) and message.payload:
+                with suppress(ValidationError):  # a newer agent's
+                    telemetry = Telemetry.model_validate_json(bytes(message.payload))
+    if telemetry is None:
+        return [unknown("its agent has not reported yet", "start it: bellwire agent --config FILE")]
+    at = f"{telemetry.at:%Y-%m-%d %H:%M} UTC"
+    if not telemetry.faults:
+        return [good(f"its agent reported no fault at {at}")]
+    return [
+        bad(f"its agent reported at {at}: {fault.part}: {fault.reason}", "mend this on the device")
+        for fault in telemetry.faults
     ]
 
 

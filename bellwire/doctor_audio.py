@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from bellwire.diagnosis import Finding, Verdict, bad, good, unknown, warning
+from bellwire.doctor_agent import examine_ring_tone
 from bellwire.failures import fail, reported
 from bellwire.logs import configure_logs
 from config.agent import load_agent_settings
@@ -60,7 +61,7 @@ def audio(
     console = Console(soft_wrap=True)
     if not as_json:
         console.print(_table(devices, settings))
-    findings = list(_examine_devices(devices, settings))
+    findings = [*_examine_devices(devices, settings), *examine_ring_tone(settings)]
     measures = None
     if not list_only and not any(finding.verdict is Verdict.BAD for finding in findings):
         measures = asyncio.run(_measure(settings, None if as_json else console))

@@ -1,5 +1,6 @@
 """The doctor's look at a relay: does it answer, is it ready, does it know the operator, do clocks agree."""
 
+import os
 import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -8,9 +9,10 @@ from pathlib import Path
 
 import httpx
 
-from bellwire.diagnosis import Finding, bad, good, unknown
+from bellwire.diagnosis import Finding, bad, good, unknown, warning
 from bellwire.relay_client import RelayClient, RelayRefused, find_relay
 from config.relay import default_data_folder
+from push.data_disk import look_at_disk
 from signaling.errors import InvalidInput, Unavailable
 
 _SKEW_S = 5
@@ -51,6 +53,16 @@ def _data(folder: Path) -> Iterator[Finding]:
             yield bad(f"others may read {path} (mode {mode:o})", f"chmod {limit:o} {path}")
         else:
             yield good(f"{path} is private")
+    disk = look_at_disk(folder, write=os.access(folder, os.W_OK))
+    if disk.problem is not None:
+        yield bad(disk.problem, "see what fills it: `du -xh --max-depth=2 / | sort -h | tail`")
+    elif disk.is_low:
+        yield warning(
+            f"only {disk.free_bytes / 1e6:.0f} MB are free for {folder}",
+            "free some before it is full: then no call can be made",
+        )
+    else:
+        yield good(f"{disk.free_bytes / 1e6:.0f} MB are free for {folder}")
 
 
 def _ready(answer: httpx.Response) -> Finding:

@@ -60,6 +60,11 @@ class Device:
         """Whether the broker says that it is there."""
         return self.presence is not None and self.presence.online
 
+    @property
+    def never_seen(self) -> bool:
+        """Whether it has not come since it was registered."""
+        return self.presence is not None and self.presence.never_seen
+
 
 class Fleet:
     """The devices and their layers, kept up to date while the session runs."""

@@ -45,6 +45,7 @@ class Standing:
         return {
             "device_id": device.device_id,
             "online": device.online,
+            "never_seen": device.never_seen,
             "software": (presence and presence.software) or (reported and reported.software),
             "state": self.state,
             "drift": self.state in ("behind", "refused"),

@@ -24,7 +24,7 @@ _ROWS = 100
 """What a person reads; a table of thousands takes seconds to lay out."""
 
 CheckOption = Annotated[
-    bool, typer.Option("--check", help="Exit with 3 if a device that is online does not follow.")
+    bool, typer.Option("--check", help="Exit with 3 if a device is offline, or does not follow.")
 ]
 
 AllOption = Annotated[
@@ -47,7 +47,8 @@ def status(
 
     *in step* runs what the layers give; *waiting* will, once no call is in progress; *refused* keeps
     the last good configuration, and says why; *behind* runs something else; *unknown* has never said.
-    `default:6→7` means that it runs revision 6 of the layer, which is at 7.
+    `default:6→7` means that it runs revision 6 of the layer, which is at 7. A device that is registered
+    and has not come since is *never seen*.
     """
 
     async def run() -> tuple[list[Standing], dict[LayerName, Layer]]:
@@ -72,7 +73,7 @@ def status(
         Console().print(
             "No device has reported yet: add one with `bellwire devices add`, and start its agent."
         )
-    if check and any(row.device.online and row.state != "in step" for row in rows):
+    if check and not all(row.device.online and row.state == "in step" for row in rows):
         raise typer.Exit(NOT_FOLLOWED)
 
 

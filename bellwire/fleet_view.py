@@ -42,7 +42,7 @@ def status_view(
         )
         table.add_row(
             escape(device.device_id),
-            Text("yes", "green") if device.online else Text("no", "red"),
+            _online(device),
             escape(printable(software or "-")),
             Text(standing.state, _STYLES[standing.state]),
             escape(printable(_layers(standing))),
@@ -53,6 +53,12 @@ def status_view(
     more = f"; {left_out} more: see them with --all or --json" if left_out else ""
     rollouts = [Text(line, "yellow") for line in rollout_lines(layers)]
     return Group(table, *_errors_view(rows), *rollouts, Text(_summary(everybody) + more))
+
+
+def _online(device: Device) -> Text:
+    if device.online:
+        return Text("yes", "green")
+    return Text("never seen" if device.never_seen else "no", "red")
 
 
 def _layers(standing: Standing) -> str:
@@ -121,9 +127,10 @@ def rollout_lines(layers: Mapping[LayerName, Layer]) -> Iterator[str]:
 def _summary(rows: list[Standing]) -> str:
     counts = {state: sum(row.state == state for row in rows) for state in _STYLES}
     found = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    return (
-        f"{len(rows)} devices, {sum(row.device.online for row in rows)} online: {found or 'none'}"
-    )
+    online = sum(row.device.online for row in rows)
+    never = sum(row.device.never_seen for row in rows)
+    seen = f", {never} never seen" if never else ""
+    return f"{len(rows)} devices, {online} online{seen}: {found or 'none'}"
 
 
 def error_line(error: LayerProblem) -> str:

@@ -2,6 +2,7 @@
 
 import ssl
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,6 +21,19 @@ class BrokerAddress:
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     ca_file: Path | None = None
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether this is the machine itself, wherever it is used."""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost" or self.host.endswith(".localhost")
+
+    @property
+    def is_in_clear(self) -> bool:
+        """Whether password, calls and door codes cross a network that others may listen on."""
+        return not self.tls and not self.is_loopback
 
     @property
     def url(self) -> str:

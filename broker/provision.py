@@ -18,7 +18,7 @@ from broker.messages import Incoming
 from broker.session import NotConnected, Session
 from signaling.errors import InvalidInput, Unavailable
 from signaling.identifiers import DeviceId
-from signaling.topics import presence_topic, reported_topic, telemetry_topic
+from signaling.topics import retained_of
 
 _TIMEOUT_S = 10.0
 _ALREADY_GONE = ("Client not found", "Role not found")
@@ -84,7 +84,7 @@ class DynamicSecurity:
         await self._refuse_foreign(device)
         await self._run(*_removal(device), tolerate=_ALREADY_GONE)
         try:
-            for topic in (presence_topic(device), reported_topic(device), telemetry_topic(device)):
+            for topic in retained_of(device):
                 await self._session.publish(topic, b"", retain=True)
         except NotConnected as error:
             raise Unavailable(f"the broker kept what the device said last: {error}") from error

@@ -115,12 +115,13 @@ class Session:
         self._farewell = farewell
         self._response_topic = response_topic
         self._sleep = sleep
-        self._subscriptions: dict[str, Handler] = {}
+        self._subscriptions: dict[str, tuple[Handler, ...]] = {}
         self._hooks: list[Hook] = []
         self._lost_hooks: list[Callable[[], None]] = []
         self._client: Client | None = None
         self._up = asyncio.Event()
         self._was_connected = False
+        self._way_s: float | None = None
         self._requests: dict[bytes, asyncio.Future[bytes]] = {}
         if response_topic is not None:
             self.subscribe(response_topic, self._take_response)
@@ -137,7 +138,7 @@ class Session:
     def subscribe(self, topic_filter: str, handler: Handler) -> None:
         """Has `handler` called on the loop with each message; subscribes again on each connection.
         Call before `run`. QoS 1."""
-        self._subscriptions[topic_filter] = handler
+        self._subscriptions[topic_filter] = (*self._subscriptions.get(topic_filter, ()), handler)
 
     def on_connected(self, hook: Hook) -> None:
         """Has `hook` awaited after each connection, once the subscriptions stand."""
@@ -146,6 +147,11 @@ class Session:
     def on_disconnected(self, hook: Callable[[], None]) -> None:
         """Has `hook` called after each loss of the connection."""
         self._lost_hooks.append(hook)
+
+    def give_way(self, wait_s: float) -> None:
+        """Has the session wait so many seconds once it loses the connection that it has now: another
+        process has come under its client id, and each ends the other's connection."""
+        self._way_s = wait_s
 
     async def run(self) -> None:
         """Holds the session until cancelled.
@@ -170,7 +176,8 @@ class Session:
                     f"the broker {self.address.url} refuses the credentials of"
                     f" {self.address.username or self.client_id}: give it new ones"
                 )
-            wait_s = backoff_s(attempt)
+            wait_s = backoff_s(attempt) if self._way_s is None else self._way_s
+            self._way_s = None
             attempt += 1
             log.warning(
                 "broker not reached",
@@ -349,9 +356,10 @@ class Session:
 
     def _dispatch(self, message: Message) -> None:
         incoming = incoming_of(message)
-        for topic_filter, handler in self._subscriptions.items():
+        for topic_filter, handlers in self._subscriptions.items():
             if message.topic.matches(topic_filter):
-                handler(incoming)
+                for handler in handlers:
+                    handler(incoming)
 
     def _take_response(self, message: Incoming) -> None:
         answer = self._requests.get(message.correlation or b"")

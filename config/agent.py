@@ -1,14 +1,16 @@
 """Settings of one device's agent: the file that `bellwire devices add` writes, and the part of them
 that the fleet's layers may change."""
 
+import difflib
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr, ValidationError
 
-from config.audio import AudioSettings
+from config.audio import AudioSettings, missing_ring_tone
 from config.behaviour import BehaviourSettings
 from config.ice import IceServerSettings
 from config.local_only import SCHEMA_KEY, local_only_places, split_local_only
@@ -174,14 +176,16 @@ def _reveal(document: dict[str, Any], secrets: dict[str, Any]) -> None:
             _reveal(document[name], value)
 
 
-def load_agent_settings(path: Path) -> AgentSettings:
-    """The settings in a file.
+def load_agent_settings(path: Path, *, on_device: bool = True) -> AgentSettings:
+    """The settings in a file; `on_device` has the files that it names looked at, too.
 
     Raises:
         InvalidInput: it cannot be read, or names each place that is wrong and why.
     """
+    found: dict[str, Any] = {}
     try:
-        return AgentSettings.model_validate(tomllib.loads(path.read_text()))
+        found = tomllib.loads(path.read_text())
+        settings = AgentSettings.model_validate(found)
     except FileNotFoundError as error:
         raise InvalidInput(
             f"{path} does not exist: make it with `bellwire devices add ID --identity NAME --out {path}`"
@@ -190,7 +194,45 @@ def load_agent_settings(path: Path) -> AgentSettings:
         raise InvalidInput(f"{path} cannot be read: {error}") from error
     except ValidationError as error:
         places = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}"
+            _unknown(problem["loc"], found)
+            if problem["type"] == "extra_forbidden"
+            else f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}"
             for problem in error.errors(include_input=False, include_url=False)
         )
         raise InvalidInput(f"{path} is not a valid agent configuration: {places}") from error
+    wrong = missing_ring_tone(settings.audio.ring_tone) if on_device else None
+    if wrong is not None:
+        raise InvalidInput(f"{path} is not a valid agent configuration: audio.ring_tone: {wrong}")
+    return settings
+
+
+def _unknown(loc: tuple[int | str, ...], found: dict[str, Any]) -> str:
+    """What to do about a setting that there is not: it stands in the wrong place, or is misspelt."""
+    *above, name = map(str, loc)
+    value: Any = found
+    for step in loc:
+        inside = isinstance(value, dict) and step in value
+        inside |= isinstance(value, list) and isinstance(step, int) and step < len(value)
+        value = value[step] if inside else None
+    section = ".".join(above)
+    dotted = ".".join((*above, name))
+    what = f"unknown section [{dotted}]" if isinstance(value, dict) else f"unknown setting `{name}`"
+    where = "" if isinstance(value, dict) else f" in [{section}]" if above else " at the top"
+    places = {field: place for place, fields in _SECTIONS.items() for field in fields}
+    if name in AgentSettings.model_fields:
+        hint = "; it belongs at the top, before the first [section]"
+    elif not above and name in places:
+        hint = f"; it belongs in [{places[name]}]"
+    else:
+        known = _SECTIONS.get(section, AgentSettings.model_fields if not above else ())
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+    return f"{dotted}: {what}{where}{hint}"
+
+
+_SECTIONS: dict[str, Collection[str]] = {
+    name: field.annotation.model_fields
+    for name, field in AgentSettings.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+}
+"""The settings of each section."""

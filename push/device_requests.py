@@ -147,6 +147,8 @@ class DeviceRequests:
         except (InvalidInput, ValidationError):
             log.warning("presence not understood", topic=message.topic)
             return
+        if presence.never_seen:
+            return  # A relay says so. The device has not gone: it has yet to come.
         if presence.online:
             if not message.retained:
                 await self._note_presence(device, online=True)

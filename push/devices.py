@@ -6,6 +6,7 @@ from datetime import datetime
 import structlog
 
 from broker.provision import Provisioner
+from push.absent_devices import Publishing, retain_registered
 from push.access import Access
 from push.store.call_rows import to_ms
 from push.store.database import Database
@@ -40,12 +41,14 @@ class Devices:
         streams: Streams,
         access: Access,
         *,
+        session: Publishing,
         now: Callable[[], datetime],
     ) -> None:
         self._access = access
         self._database = database
+        self._session = session
         self._provisioner = provisioner
-        self._broker_url = broker_url
+        self.broker_url = broker_url
         self._kinds = kinds
         self._apps = apps
         self._streams = streams
@@ -76,10 +79,13 @@ class Devices:
         )
         known = await self._database.read(lambda c: find_device(c, device_id))
         access = await self._provision(known, row, rotate=request.rotate_credentials)
-        await self._database.write(lambda c: put_device(c, row, to_ms(self._now())))
+        at = self._now()
+        await self._database.write(lambda c: put_device(c, row, to_ms(at)))
         self._access.forget_owner(device_id)
         if known is not None and known.identity != row.identity:
             await self._access.look()  # the tokens of before have ended
+        if access is not None:
+            await retain_registered(self._session, device_id, at)
         self._streams.wake({device_id})
         log.info("device registered", device_id=device_id, identity=row.identity)
         return _answer(row, access), known is None
@@ -124,7 +130,7 @@ class Devices:
         had = known is not None and _has_mqtt(known)
         if _has_mqtt(wanted) and (rotate or not had):
             password = await self._provisioner.grant(wanted.device_id)
-            return BrokerAccess(url=self._broker_url, username=wanted.device_id, password=password)
+            return BrokerAccess(url=self.broker_url, username=wanted.device_id, password=password)
         if had and not _has_mqtt(wanted):
             await self._provisioner.revoke(wanted.device_id)
         return None

@@ -87,6 +87,11 @@ class Metrics:
         self.broker_connected = Gauge(
             "bellwire_broker_connected", "1 while the broker is connected", registry=self.registry
         )
+        self.disk_free = Gauge(
+            "bellwire_data_disk_free_bytes",
+            "What is free of the disk that holds the relay's data folder",
+            registry=self.registry,
+        )
 
     def exposition(self) -> bytes:
         """All of it in Prometheus' text format."""

@@ -25,6 +25,7 @@ from broker.rollout_guard import guard_rollouts
 from broker.session import Session
 from config.private_file import write_private
 from config.relay import RelaySettings
+from push.absent_devices import AbsentDevices
 from push.access import Access, open_access
 from push.api.admission import Admission, bounds_of, raise_descriptor_limit
 from push.api.app import served_app
@@ -38,6 +39,7 @@ from push.channels.mqtt import MqttChannel
 from push.channels.opening import open_push_channels
 from push.channels.webhook import WebhookChannel
 from push.connections import Connections
+from push.data_disk import DataDisk, look_at_disk
 from push.dead_tokens import DeadTokens
 from push.deliveries import STREAM, Deliveries
 from push.device_metrics import DeviceMetrics
@@ -163,6 +165,7 @@ async def _serve(
     metrics = Metrics()
     bounds = bounds_of(settings, descriptors)
     admission = Admission(bounds, settings.trusted_proxies, metrics)
+    disk = DataDisk(settings.data)
     session = PublishingSession(address, f"bellwire-relay-{secrets.token_hex(6)}")
     provisioner = DynamicSecurity(session)
     access = await open_access(database, metrics, now=now)
@@ -195,6 +198,7 @@ async def _serve(
         {"apns": settings.apns, "fcm": settings.fcm},
         streams,
         access,
+        session=session,
         now=now,
     )
     connections = Connections(database, calls, deliveries, now=now)
@@ -241,6 +245,7 @@ async def _serve(
             ),
             ice_servers=files.ice_servers,
             rooms=rooms,
+            disk=disk,
         )
     )
     server = _Server(
@@ -275,7 +280,8 @@ async def _serve(
             tasks.create_task(access.run()),
             tasks.create_task(device_metrics.run()),
             tasks.create_task(_guard_rollouts(address, now)),
-            tasks.create_task(_keep_house(database, calls, webhooks, access, settings, now)),
+            tasks.create_task(AbsentDevices(address, database).run()),
+            tasks.create_task(_keep_house(database, calls, webhooks, access, settings, disk, now)),
             tasks.create_task(_announce(settings.data, url, session, ready)),
         ]
         if database.shared:
@@ -325,10 +331,13 @@ async def _keep_house(
     webhooks: Webhooks,
     access: Access,
     settings: RelaySettings,
+    disk: DataDisk,
     now: Callable[[], datetime],
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
     while True:
+        if (found := await disk.state()).is_low:
+            log.warning("data disk nearly full", data=str(settings.data), free=found.free_bytes)
         try:
             await calls.forget_old(timedelta(seconds=settings.idempotency_keep_s))
             await database.write(lambda c: forget_expired(c, to_ms(now())))
@@ -372,6 +381,9 @@ def _data_folder(data: Path) -> Iterator[None]:
     except OSError as error:
         raise Unavailable(f"cannot use the data directory {data}: {error.strerror}") from error
     with lock:
+        problem = look_at_disk(data).problem
+        if problem is not None:
+            raise Unavailable(problem)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -186,9 +186,10 @@ class DeviceAnswer(_Answer):
 
 
 class DeviceListAnswer(_Answer):
-    """All registered devices, by id."""
+    """All registered devices, by id. `broker_url` is where those with the MQTT channel find their broker."""
 
     devices: tuple[DeviceAnswer, ...]
+    broker_url: str | None = None
 
 
 DeliveryState = Literal["owed", "sent", "refused", "expired", "received"]

@@ -1,15 +1,31 @@
-"""Whether a device is there: what it publishes, retained, and leaves as its last will."""
+"""Whether a device is there: what it publishes, retained, and leaves as its last will; and what a
+relay says in its place until it first does."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, field_serializer
 
 
 class Presence(BaseModel):
-    """A device's presence. `software` is the agent's version."""
+    """A device's presence. `software` is the agent's version. `registered_at` is what a relay says of a
+    device that has not come since; whether it is online is then null."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    online: bool
+    online: Annotated[bool, BeforeValidator(lambda said: said or False)]
     software: str | None = None
+    registered_at: AwareDatetime | None = None
+
+    @property
+    def never_seen(self) -> bool:
+        """Whether the device has not come since it was registered."""
+        return not self.online and self.registered_at is not None
+
+    @field_serializer("online")
+    def _say_online(self, online: bool) -> bool | None:
+        """Of a device that was never seen neither that it is online nor that it is not, so that relays
+        of older versions, which take that for a loss, pass over it."""
+        return None if self.never_seen else online
 
 
 def parse_presence(document: bytes) -> Presence:

@@ -10,6 +10,7 @@ REQUESTS_SHARED = f"$share/bellwire-relays/{_DEVICE}/+/request"
 PRESENCE_OF_ALL = f"{_DEVICE}/+/presence"
 PRESENCE_SHARED = f"$share/bellwire-relays/{PRESENCE_OF_ALL}"
 STREAMS_GROWN = f"{_ROOT}/relay/streams"
+_RELAY_ECHO = f"{_ROOT}/relay/echo"
 CONFIG_DEFAULT = f"{_ROOT}/config/default"
 CONFIG_GROUPS = f"{_ROOT}/config/group/+"
 
@@ -45,7 +46,8 @@ def reported_topic(device: DeviceId) -> str:
 
 
 def gathered_topic(device: DeviceId) -> str:
-    """Device to itself: what comes back on it comes after all layers that were retained before."""
+    """Device to itself: what comes back on it comes after all layers that were retained before.
+    Retained is who uses the device's file (:mod:`agent.device_copies`)."""
     return f"{_DEVICE}/{device}/config/gathered"
 
 
@@ -67,6 +69,11 @@ def command_topic(device: DeviceId) -> str:
 def command_result_topic(device: DeviceId) -> str:
     """Device to operator: what has become of a command."""
     return f"{_DEVICE}/{device}/command/result"
+
+
+def relay_echo_topic(name: str) -> str:
+    """A relay's session to itself: what comes back on it comes after all that was said before."""
+    return f"{_RELAY_ECHO}/{name}"
 
 
 def device_of(topic: str) -> DeviceId:
@@ -95,6 +102,7 @@ def readable_by(device: DeviceId) -> tuple[str, ...]:
         config_topic(device),
         gathered_topic(device),
         command_topic(device),
+        telemetry_topic(device),  # what its agent has reported last, for the doctor beside it
     )
 
 
@@ -108,4 +116,14 @@ def writable_by(device: DeviceId) -> tuple[str, ...]:
         reported_topic(device),
         gathered_topic(device),
         command_result_topic(device),
+    )
+
+
+def retained_of(device: DeviceId) -> tuple[str, ...]:
+    """The topics on which the broker keeps what a device has said last."""
+    return (
+        presence_topic(device),
+        reported_topic(device),
+        telemetry_topic(device),
+        gathered_topic(device),
     )

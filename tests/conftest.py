@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from agent.call import CallRecord, CallStatus
 from agent.main import Agent
+from agent.sound_card import SoundCard
 from bellwire.relay_client import RelayClient
 from bellwire.relay_process import RelayProcess
 from bellwire.simulated_station import SimulatedStation
@@ -136,10 +137,12 @@ async def register_station(
 
 
 @asynccontextmanager
-async def running_station(settings: AgentSettings) -> AsyncIterator[Station]:
+async def running_station(
+    settings: AgentSettings, card: SoundCard | None = None
+) -> AsyncIterator[Station]:
     """An agent at work on simulated pins, connected to its relay."""
     fingers = SimulatedStation(settings)
-    agent = Agent(settings, pin_factory=fingers.pins)
+    agent = Agent(settings, pin_factory=fingers.pins, card=card)
     station = Station(agent, fingers, asyncio.Queue())
     agent.phone.watch(station.calls.put_nowait)
     ready = asyncio.Event()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from config.audio import RING_TONES
 from hardware.audio.block import BLOCK_FRAMES, SAMPLE_RATE_HZ, Block, Samples, saturated
 
 MAX_FILE_S = 60.0
@@ -129,9 +130,12 @@ def _read_wav(path: Path) -> Samples:
                     "16 bits, 1 or 2 channels, 8 to 192 kHz"
                 )
             frames = wav.readframes(round(MAX_FILE_S * rate_hz))
-    except (OSError, EOFError, wave.Error) as error:
-        raise BadTone(f"{path} cannot be played: {error}") from error
-    samples = np.frombuffer(frames, "<i2")[: len(frames) // (2 * channels) * channels]
+    # wave raises a bare RuntimeError where a chunk reaches beyond the one that it stands in.
+    except (OSError, EOFError, wave.Error, RuntimeError) as error:
+        why = str(error) or "it is no whole WAV file"
+        raise BadTone(f"{path} cannot be played: {why}") from error
+    whole = len(frames) // (2 * channels) * 2 * channels  # a file that was cut off ends anywhere
+    samples = np.frombuffer(frames[:whole], "<i2")
     mono = samples.reshape(-1, channels).mean(axis=1).astype(np.float32)
     if rate_hz != SAMPLE_RATE_HZ:
         import soxr
@@ -165,5 +169,3 @@ _BUILT_IN: dict[str, Callable[[], NDArray[np.float64]]] = {
     "european": _european,
     "silent": partial(_pause, 1.0),
 }
-RING_TONES = tuple(_BUILT_IN)
-"""The names of the built-in ring tones."""

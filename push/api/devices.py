@@ -21,7 +21,8 @@ DevicePath = Annotated[DeviceIdField, Path(description="1 to 64 of `A-Z a-z 0-9 
 @router.get("")
 async def list_devices(services: ServicesDep, _: ServerDep) -> DeviceListAnswer:
     """All devices, by id."""
-    return DeviceListAnswer(devices=tuple(await services.devices.all()))
+    devices = services.devices
+    return DeviceListAnswer(devices=tuple(await devices.all()), broker_url=devices.broker_url)
 
 
 @router.put("/{device_id}", responses={201: {"model": DeviceAnswer, "description": "It is new"}})

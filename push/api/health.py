@@ -27,6 +27,8 @@ class Readiness(BaseModel):
 
     database: bool
     broker: bool
+    disk: bool
+    """Whether the data folder takes what is written; where nothing is written there, always."""
 
 
 @router.get("/healthz")
@@ -41,13 +43,17 @@ async def readyz(services: ServicesDep) -> Readiness:
     await services.database.read(lambda c: c.execute(text("SELECT 1")).scalar())
     if not services.session.connected:
         raise Unavailable("the broker is not connected", database=True, broker=False)
-    return Readiness(database=True, broker=True)
+    problem = (await services.disk.state()).problem if services.writes_to_disk else None
+    if problem is not None:
+        raise Unavailable(problem, database=True, broker=True, disk=False)
+    return Readiness(database=True, broker=True, disk=True)
 
 
 @router.get("/metrics", response_class=Response)
 async def metrics(services: ServicesDep) -> Response:
     """Counters in Prometheus' text format."""
     services.metrics.broker_connected.set(services.session.connected)
+    services.metrics.disk_free.set((await services.disk.state()).free_bytes)
     return Response(services.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -20,6 +20,7 @@ from push.auth import AccessTokens, Actor
 from push.calls import Calls
 from push.channels.webhook import WebhookChannel
 from push.connections import Connections
+from push.data_disk import DataDisk
 from push.device_metrics import DeviceMetrics
 from push.devices import Devices
 from push.event_stream import EventStream
@@ -60,6 +61,7 @@ class Services:
         twilio: TwilioNotifications,
         ice_servers: IceServers,
         rooms: Rooms,
+        disk: DataDisk,
     ) -> None:
         self.settings = settings
         self.database = database
@@ -80,6 +82,12 @@ class Services:
         self.twilio = twilio
         self.ice_servers = ice_servers
         self.rooms = rooms
+        self.disk = disk
+
+    @property
+    def writes_to_disk(self) -> bool:
+        """Whether this relay needs the disk of its data folder: for SQLite, or a broker of its own."""
+        return not self.database.shared or self.settings.broker is None
 
 
 _bearer = HTTPBearer(

@@ -5,10 +5,11 @@ held for a while is lost, whether its device or its relay has died.
 """
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
-from push.store.tables import connections, devices
+from push.store.tables import channels, connections, devices
 from signaling.identifiers import DeviceId, Identity
 
 
@@ -109,3 +110,37 @@ def online_devices_of(connection: Connection, identity: Identity) -> set[DeviceI
         .where(devices.c.identity == identity, connections.c.online)
     )
     return {DeviceId(device) for device in rows.scalars()}
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A device with the MQTT channel that is not there. `was_seen`: it has been since it was registered."""
+
+    device: DeviceId
+    registered_at: datetime
+    was_seen: bool
+
+
+_ABSENT = (
+    select(devices.c.device_id, devices.c.registered_at_ms, connections.c.online)
+    .select_from(
+        devices.join(channels).outerjoin(
+            connections,
+            (connections.c.device_id == devices.c.device_id)
+            & (connections.c.kind == channels.c.kind),
+        )
+    )
+    .where(channels.c.kind == "mqtt", connections.c.online.is_not(True))
+)
+
+
+def absent_devices(connection: Connection) -> list[Absent]:
+    """The devices with the MQTT channel that are not there."""
+    return [
+        Absent(
+            DeviceId(row.device_id),
+            datetime.fromtimestamp(row.registered_at_ms / 1000, UTC),
+            row.online is not None,
+        )
+        for row in connection.execute(_ABSENT)
+    ]

@@ -53,15 +53,23 @@ def sqlite_engine(path: Path) -> Engine:
 
 
 class SqliteDatabase:
-    """See `push.store.database.Database`."""
+    """See `push.store.database.Database`. Making it migrates, and blocks.
+
+    Raises:
+        Unavailable: the file cannot be opened or written.
+    """
 
     shared = False
 
     def __init__(self, path: Path) -> None:
-        path.touch(mode=0o600)
-        self._engine = sqlite_engine(path)
-        migrate(self._engine)
-        self._connection = self._engine.connect()
+        try:
+            path.touch(mode=0o600)
+            self._engine = sqlite_engine(path)
+            migrate(self._engine)
+            self._connection = self._engine.connect()
+        except (OperationalError, sqlite3.OperationalError, OSError) as error:
+            why = getattr(error, "orig", error)
+            raise Unavailable(f"the database {path} cannot be opened: {why}") from error
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="sqlite-reader")
         self._writer: GroupCommit[_Work] = GroupCommit(self._commit, "sqlite-writer")
         self._closed = False
@@ -83,7 +91,11 @@ class SqliteDatabase:
         return cast("T", await self._accept(work))
 
     async def read(self, work: Work[T]) -> T:
-        """See `Database.read`."""
+        """See `Database.read`.
+
+        Raises:
+            Unavailable: the file cannot be read.
+        """
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
 
     async def close(self) -> None:
@@ -102,11 +114,15 @@ class SqliteDatabase:
         return self._writer.accept(work)
 
     def _read(self, work: Work[T]) -> T:
-        with (
-            self._engine.connect().execution_options(reading=True) as connection,
-            connection.begin(),
-        ):
-            return work(connection)
+        try:
+            with (
+                self._engine.connect().execution_options(reading=True) as connection,
+                connection.begin(),
+            ):
+                return work(connection)
+        except (OperationalError, sqlite3.OperationalError) as error:
+            why = getattr(error, "orig", error)
+            raise Unavailable(f"the database cannot be read: {why}") from error
 
     def _commit(self, group: list["_Work"]) -> list[Any]:
         """Runs a group and commits it. A disk that is full, or a file that another process holds,

@@ -12,6 +12,8 @@ from gpiozero import DigitalInputDevice
 
 from agent.call import CallStatus
 from agent.main import run_agent
+from agent.sound_card import SoundCard
+from agent.voice import Tone
 from bellwire.simulated_station import SimulatedStation
 from broker.messages import Incoming
 from broker.session import Session
@@ -20,6 +22,7 @@ from config.fleet_layer import Reported
 from config.last_good import LastGood
 from config.panel import OutputSettings
 from config.telemetry import Telemetry
+from hardware.audio.simulated_card import SimulatedSoundCard
 from hardware.panel import Panel
 from hardware.status_light import Pattern
 from signaling.identifiers import DeviceId
@@ -32,7 +35,8 @@ from signaling.topics import (
 from tests.agent.desk import Desk, Exchange, settings_of
 from tests.broker.running import held, soon
 from tests.config.fleet_parts import document
-from tests.conftest import PATIENCE_S
+from tests.conftest import PATIENCE_S, running_station
+from tests.small_disk import small_disk
 from tests.system.scene import Record
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -109,6 +113,50 @@ async def test_a_layer_takes_effect_is_reported_and_goes_when_it_is_removed(
     assert reports
     assert last.hash == first.hash
     assert desk.station.agent.live.now.call_timeout_s == 20, "what its own file says"
+
+
+async def test_a_layers_ring_tone_that_is_not_on_the_device_is_told_of_and_classic_rings(
+    exchange: Exchange, operator: Operator, tmp_path: Path
+) -> None:
+    """Such a bell was silent, and doctor, status and telemetry said that all was well."""
+    settings = settings_of(await exchange.admit())
+    device, gone = DeviceId(settings.device_id), str(tmp_path / "gone.wav")
+    hardware = SimulatedSoundCard()
+    card = SoundCard(settings.audio, initialise=hardware.initialised)
+    heard, loop = asyncio.Event(), asyncio.get_running_loop()
+    hardware.listen(lambda block: block.any() and loop.call_soon_threadsafe(heard.set))
+    async with running_station(settings, card) as station:
+        layer = document({"audio": {"ring_tone": gone}})
+        await operator.retain(config_topic(device), layer)
+        report = await operator.reports.until(
+            lambda r: r.device_id == device and bool(r.errors), "the fault"
+        )
+        (error,) = report.errors
+        assert (error.layer, error.revision, error.path) == ("device", 1, "audio.ring_tone")
+        assert error.reason.startswith(f"classic rings instead: {gone} cannot be played")
+        health = await operator.health.until(
+            lambda h: h.device_id == device and bool(h.faults), "the fault in its health"
+        )
+        assert [fault.part for fault in health.faults] == ["audio"]
+        card.start_tone(Tone.RING)
+        async with asyncio.timeout(PATIENCE_S):
+            await heard.wait()
+        card.stop_tone()
+        name = document({"audio": {"ring_tone": "dingdong"}, "call_timeout_s": 5}, 2)
+        await operator.retain(config_topic(device), name)
+        report = await operator.reports.until(
+            lambda r: (
+                r.device_id == device
+                and any("no ring tone 'dingdong'" in e.reason for e in r.errors)
+            ),
+            "the refusal of a name",
+        )
+        assert station.agent.live.now.call_timeout_s == 20
+        await operator.retain(config_topic(device), document({}, 3))
+        await operator.reports.until(
+            lambda r: r.device_id == device and r.revisions == {"device": 3} and not r.errors,
+            "that all is well",
+        )
 
 
 async def test_a_bad_layer_is_refused_by_every_device_with_the_same_error_and_the_last_good_one_holds(
@@ -299,6 +347,38 @@ async def run_until(
         tasks.create_task(work)
         await done
         stop.set()
+
+
+async def test_a_full_disk_costs_the_device_no_layer_and_is_reported(
+    exchange: Exchange, operator: Operator, tmp_path: Path
+) -> None:
+    settings = settings_of(await exchange.admit())
+    device = DeviceId(settings.device_id)
+    pins, stop = SimulatedStation(settings).pins, asyncio.Event()
+    with small_disk(tmp_path / "card", 1) as card:
+        card.fill()
+        async with asyncio.TaskGroup() as tasks:
+            work = run_agent(settings, stop, pin_factory=pins, state=card.folder / "state")
+            tasks.create_task(work)
+            change = {"call_timeout_s": 7, "telemetry": {"interval_s": 1}}
+            await operator.retain(config_topic(device), document(change))
+            await operator.reports.until(
+                lambda r: r.device_id == device and r.revisions == {"device": 1}, "the layer"
+            )
+            health = await operator.health.until(
+                lambda h: h.device_id == device and bool(h.faults), "the fault"
+            )
+            (fault,) = health.faults
+            assert (fault.part, "No space left" in fault.reason) == ("disk", True)
+            card.free()
+            change["call_timeout_s"] = 8
+            await operator.retain(config_topic(device), document(change, 2))
+            operator.health.noted.clear()
+            await operator.health.until(
+                lambda h: h.device_id == device and not h.faults, "that it is kept again"
+            )
+            stop.set()
+        assert LastGood(card.folder / "state", device).layers["device"].revision == 2
 
 
 async def test_a_panel_that_is_rewired_shows_on_what_it_showed(desk: Desk) -> None:

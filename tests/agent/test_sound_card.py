@@ -77,18 +77,38 @@ async def test_a_ring_that_is_stopped_before_its_tone_was_read_does_not_sound() 
         await card.close()
 
 
-async def test_a_ring_tone_that_is_no_sound_is_told_of_and_the_next_tone_sounds(
+async def test_in_place_of_a_ring_tone_that_is_no_sound_classic_rings_and_the_fault_is_told(
     tmp_path: Path,
 ) -> None:
     hardware = SimulatedSoundCard()
     file = tmp_path / "ring.wav"
     file.write_bytes(b"no sound")
     async with card_at_work(hardware, AudioSettings(ring_tone=str(file))) as card:
+        faults = asyncio.Queue[str | None]()
+        card.on_ring_tone = faults.put_nowait
         speaker = Speaker(hardware)
         card.start_tone(Tone.RING)
-        card.stop_tone()
-        card.start_tone(Tone.RINGBACK)
         await speaker.until(loud=True)
+        async with asyncio.timeout(PATIENCE_S):
+            told = await faults.get()
+        assert told and told == card.ring_tone_fault
+        assert told.startswith(f"classic rings instead: {file} cannot be played")
+        card.stop_tone()
+        card.use(AudioSettings(ring_tone="chime"))
+        async with asyncio.timeout(PATIENCE_S):
+            assert await faults.get() is None
+
+
+async def test_a_ring_tone_that_cannot_be_played_is_told_of_before_anybody_rings(
+    tmp_path: Path,
+) -> None:
+    async with card_at_work(SimulatedSoundCard()) as card:
+        faults = asyncio.Queue[str | None]()
+        card.on_ring_tone = faults.put_nowait
+        card.use(AudioSettings(ring_tone=str(tmp_path / "gone.wav")))
+        async with asyncio.timeout(PATIENCE_S):
+            told = await faults.get()
+    assert told and "gone.wav cannot be played" in told
 
 
 async def test_who_is_heard_is_heard_until_forgotten() -> None:

@@ -85,6 +85,38 @@ async def test_file_that_exists_is_not_overwritten_unless_credentials_are_rotate
         pass
 
 
+async def test_device_is_not_registered_where_its_file_or_its_broker_is_wrong(
+    shared_relay: RelayProcess, tmp_path: Path
+) -> None:
+    """It was registered first: the file that could not be written took the password with it."""
+    file = tmp_path / "hut.toml"
+    for more, told in (
+        (("--broker", "mqtt://192.0.2.7"), ("mqtt://192.0.2.7", "--insecure")),
+        (("--broker", "http://192.0.2.7"), ("mqtt(s)://HOST",)),
+        (("--out", str(tmp_path / "nowhere" / "hut.toml")), ("cannot be written", "--out FILE")),
+    ):
+        (await add(shared_relay, "hut", file, *more)).must_say_in_one_line(*told)
+        assert not file.exists()
+        assert "hut" not in (await operate(shared_relay, "devices", "list")).out
+    insecure = await add(
+        shared_relay, "hut", file, "--broker", "mqtt://192.0.2.7", "--insecure", "--rotate"
+    )
+    assert insecure.code == 0
+    assert load_agent_settings(file).broker.url == "mqtt://192.0.2.7"
+    local = await add(shared_relay, "hut", file, "--rotate")
+    assert "is this machine itself: the file works nowhere else" in local.out
+
+
+async def test_a_relay_that_names_devices_a_broker_without_tls_registers_none(
+    tmp_path: Path,
+) -> None:
+    names = {"BELLWIRE_DEVICE_BROKER": "mqtt://192.0.2.7"}
+    async with RelayProcess(tmp_path / "relay", environment=names) as relay:
+        refused = await add(relay, "hut", tmp_path / "hut.toml")
+        refused.must_say_in_one_line("mqtt://192.0.2.7", "has no TLS", "--insecure")
+        assert "No devices yet" in (await operate(relay, "devices", "list")).out
+
+
 async def test_call_from_twiml_is_watched_to_its_end(
     shared_relay: RelayProcess, tmp_path: Path
 ) -> None:

@@ -67,3 +67,15 @@ async def test_doctor_says_what_to_do_where_there_is_no_sound_at_all(tmp_path: P
     assert ended.code == 1, ended.out
     assert "✗ this machine has no microphone" in ended.out
     assert "connect a USB sound card" in ended.out
+
+
+async def test_doctor_says_that_a_ring_tone_cannot_be_played(
+    pulse: PulseAudio, tmp_path: Path
+) -> None:
+    ring = tmp_path / "ring.wav"
+    ring.write_bytes(b"no sound")
+    file = configured(tmp_path / "desk.toml", ring_tone=str(ring))
+    for command in (("doctor", "audio", "--list"), ("doctor",)):
+        ended = await bellwire(*command, "--config", file, more=pulse.environment)
+        assert ended.code == 1, ended.out
+        assert f"✗ its ring tone: {ring} cannot be played" in ended.out

@@ -5,13 +5,15 @@ import json
 import signal
 import sys
 from asyncio.subprocess import PIPE
+from datetime import UTC, datetime
 
 from pydantic import SecretStr
 
 from config.agent import AgentSettings, BrokerSettings, default_panel
 from signaling.fleet_commands import RingTest
 from signaling.identifiers import DeviceId
-from signaling.topics import command_topic
+from signaling.presence import Presence, presence_document
+from signaling.topics import command_topic, presence_topic, reported_topic
 from tests.bellwire.command import environment
 from tests.bellwire.fleet_stage import FleetStage
 from tests.broker.running import raw_client
@@ -115,3 +117,29 @@ async def test_status_names_an_error_once_whole_and_all_devices_that_have_it(
     # However narrow the terminal is.
     assert " ".join(shown.out.split()).count(error) == 1
     assert "on gate, yard" in shown.out
+
+
+async def test_status_check_fails_where_a_door_is_offline_or_was_never_seen(
+    stage: FleetStage,
+) -> None:
+    """It was content with a fleet of which half was dead."""
+    await stage.add("gate")
+    assert (await stage.run("status", "--check")).code == 0
+    await stage.stop("gate")
+    await stage.until(lambda fleet: not fleet.devices[DeviceId("gate")].online)
+    assert (await stage.run("status", "--check")).code == 3
+    yard = DeviceId("yard")
+    registered = Presence(online=False, registered_at=datetime.now(UTC))
+    async with raw_client(stage.broker.address) as relay:
+        for device, presence in (("gate", b""), (yard, presence_document(registered))):
+            topic = presence_topic(DeviceId(device))
+            await relay.publish(topic, presence, qos=1, retain=True)
+        await relay.publish(reported_topic(DeviceId("gate")), b"", qos=1, retain=True)
+    ended = await stage.run("status", "--check")
+    assert ended.code == 3
+    assert "1 devices, 0 online, 1 never seen: 1 unknown" in ended.out
+    row = (await stage.statuses())["yard"]
+    assert (row["online"], row["never_seen"]) == (False, True)
+    async with running_station(await settings_of(stage, "yard")):
+        await stage.until(lambda f: f.devices[yard].online and f.devices[yard].reported is not None)
+        assert (await stage.run("status", "--check")).code == 0

@@ -75,3 +75,23 @@ def test_a_ca_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "ca.pem"
     with pytest.raises(InvalidInput, match=r"ca\.pem cannot be read"):
         parse_broker_url("mqtts://broker", ca_file=missing).tls_context()
+
+
+@pytest.mark.parametrize(
+    ("url", "loopback", "in_clear"),
+    [
+        ("mqtt://127.0.0.1", True, False),
+        ("mqtt://127.8.8.8:99", True, False),
+        ("mqtt://localhost", True, False),
+        ("mqtt://[::1]", True, False),
+        ("mqtts://localhost", True, False),
+        ("mqtt://192.0.2.7", False, True),
+        ("mqtt://broker.example.org", False, True),
+        ("mqtts://broker.example.org", False, False),
+    ],
+)
+def test_an_address_tells_whether_the_password_crosses_a_network_in_clear(
+    url: str, loopback: bool, in_clear: bool
+) -> None:
+    address = parse_broker_url(url)
+    assert (address.is_loopback, address.is_in_clear) == (loopback, in_clear)

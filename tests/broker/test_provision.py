@@ -14,7 +14,7 @@ from broker.provision import DynamicSecurity
 from broker.session import Session
 from signaling.errors import Unavailable
 from signaling.identifiers import DeviceId
-from signaling.topics import gathered_topic, readable_by, writable_by
+from signaling.topics import gathered_topic, readable_by, telemetry_topic, writable_by
 from tests.broker.running import Inbox, RunningBroker, Wire, held, is_let_in, raw_client, soon
 from tests.conftest import PATIENCE_S
 
@@ -52,11 +52,11 @@ WILDCARDS = [
     f"$share/bellwire-relays/{ROOT}/device/+/presence",
     f"$share/others/{ROOT}/device/lobby/call",
 ]
-TO_ITSELF = gathered_topic(DESK)
+TO_ITSELF = (gathered_topic(DESK), telemetry_topic(DESK))
 OWN_BUT_ONE_WAY = {
-    "heard": [t for t in readable_by(DESK) if "+" not in t and t != TO_ITSELF]
+    "heard": [t for t in readable_by(DESK) if "+" not in t and t not in TO_ITSELF]
     + [f"{ROOT}/config/group/front"],
-    "said": [topic for topic in writable_by(DESK) if topic != TO_ITSELF],
+    "said": [topic for topic in writable_by(DESK) if topic not in TO_ITSELF],
 }
 
 

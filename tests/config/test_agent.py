@@ -109,8 +109,10 @@ def test_a_folder_in_the_files_place_is_named(file: Path) -> None:
         ("[broker]", "call_timeout_s = 601\n[broker]", "call_timeout_s: "),
         ("[broker]", "call_timeout_s = nan\n[broker]", "call_timeout_s: "),
         ("[broker]", 'log_level = "loud"\n[broker]', "log_level: "),
-        ("[broker]", 'colour = "red"\n[broker]', "colour: Extra inputs"),
+        ("[broker]", 'colour = "red"\n[broker]', "colour: unknown setting `colour` at the top"),
         ("[broker]", "[panel.answer]\npin = 99\n[broker]", "panel.answer.pin: "),
+        ("[broker]", '[audio]\nring_tone = "dingdong"\n[broker]', "audio.ring_tone: "),
+        ("[broker]", '[audio]\nring_tone = "/no/ring.wav"\n[broker]', "audio.ring_tone: "),
     ],
 )
 def test_a_mistake_is_named_by_its_place_and_the_secret_is_not_shown(
@@ -123,6 +125,52 @@ def test_a_mistake_is_named_by_its_place_and_the_secret_is_not_shown(
         load_agent_settings(file)
     assert f"{file} is not a valid agent configuration: {place}" in str(refused.value)
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (
+            "[panel]\ncall_timeout_s = 5",
+            "unknown setting `call_timeout_s` in [panel]; it belongs at the top",
+        ),
+        ("[broker2]\nurl = 1", "unknown section [broker2]; did you mean `broker`?"),
+        (
+            "[audio]\nring_volum = 1",
+            "unknown setting `ring_volum` in [audio]; did you mean `ring_v",
+        ),
+        ("[panel.dor]\npin = 4", "unknown section [panel.dor]; did you mean `door`?"),
+        ("[panel.answer]\npin = 4\nspeed = 1", "unknown setting `speed` in [panel.answer]"),
+        ("[[behaviour.quiet_hours]]\nstrt = 1", "`strt` in [behaviour.quiet_hours.0]"),
+    ],
+)
+def test_an_unknown_setting_is_told_in_words_with_where_it_belongs(
+    file: Path, more: str, told: str
+) -> None:
+    file.write_text(f"{SHORTEST}{more}\n")
+    with pytest.raises(InvalidInput) as refused:
+        load_agent_settings(file)
+    assert told in str(refused.value)
+    file.write_text(f"ring_volume = 0.5\n{SHORTEST}")
+    with pytest.raises(InvalidInput, match=r"`ring_volume` at the top; it belongs in \[audio\]"):
+        load_agent_settings(file)
+
+
+def test_a_ring_tone_that_is_not_there_is_refused_with_those_that_are(
+    file: Path, tmp_path: Path
+) -> None:
+    """Such a station was silent when it was rung, and nothing said so."""
+    there = tmp_path / "door.wav"
+    for tone, told in (
+        ("dingdong", r"no ring tone 'dingdong'.*classic, digital, chime, european, silent"),
+        (str(there), r"door\.wav cannot be played: there is no such file; .*classic"),
+    ):
+        file.write_text(f'{SHORTEST}[audio]\nring_tone = "{tone}"\n')
+        with pytest.raises(InvalidInput, match=told):
+            load_agent_settings(file)
+    assert load_agent_settings(file, on_device=False).audio.ring_tone == str(there)
+    there.touch()
+    assert load_agent_settings(file).audio.ring_tone == str(there)
 
 
 def test_a_password_of_the_wrong_type_is_not_shown_either(file: Path) -> None:

@@ -69,6 +69,7 @@ def parts_on(database: Database, clock: Clock, device_invites_per_s: float = 100
         {},
         streams,
         access,
+        session=session,
         now=clock.now,
     )
     return Parts(database, calls, connections, event_stream, operations, devices)

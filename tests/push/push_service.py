@@ -112,6 +112,7 @@ class PushingRelay:
             {"fcm": (APP, "com.example.other"), "apns": (APP,)},
             self.streams,
             Access(database, self.metrics, now=clock.now),
+            session=session,
             now=clock.now,
         )
 

@@ -44,7 +44,10 @@ async def test_a_healthy_relay_says_so_to_anybody(running: Running) -> None:
     async with running.stranger() as http:
         health, ready = await http.get("/healthz"), await http.get("/readyz")
     assert (health.status_code, health.json()) == (200, {"status": "ok"})
-    assert (ready.status_code, ready.json()) == (200, {"database": True, "broker": True})
+    assert (ready.status_code, ready.json()) == (
+        200,
+        {"database": True, "broker": True, "disk": True},
+    )
 
 
 @of_module

@@ -21,6 +21,7 @@ from signaling.topics import (
     readable_by,
     request_topic,
     response_topic,
+    telemetry_topic,
     writable_by,
 )
 
@@ -74,6 +75,7 @@ def test_device_may_hear_its_calls_its_answers_and_the_configuration_and_nothing
         "bellwire/v1/config/device/front-door",
         "bellwire/v1/device/front-door/config/gathered",
         "bellwire/v1/device/front-door/command",
+        "bellwire/v1/device/front-door/telemetry",
     }
 
 
@@ -94,7 +96,7 @@ def test_device_may_say_what_the_architecture_gives_it_and_nothing_else() -> Non
 
 @given(DEVICES)
 def test_device_can_neither_answer_itself_nor_configure_itself(device: DeviceId) -> None:
-    to_itself = {gathered_topic(device)}
+    to_itself = {gathered_topic(device), telemetry_topic(device)}
     assert set(writable_by(device)) & set(readable_by(device)) == to_itself
     assert not any(
         matches(said, heard) or matches(heard, said)

@@ -1,5 +1,6 @@
 """Mixing, conversion, levels and tones: the arithmetic of sound."""
 
+import contextlib
 import wave
 from pathlib import Path
 
@@ -169,3 +170,20 @@ def test_ring_tone_that_cannot_be_played_is_refused_with_what_was_expected(tmp_p
     ):
         with pytest.raises(BadTone, match=word):
             ring_tone(name)
+
+
+def test_a_wav_file_that_was_cut_off_or_damaged_rings_or_is_refused_in_words(
+    tmp_path: Path,
+) -> None:
+    """Both ended the agent at the first ring, with a traceback."""
+    whole = Path(write_wav(tmp_path / "whole.wav", sine(700, 22_050), 22_050)).read_bytes()
+    cut = tmp_path / "cut.wav"
+    cut.write_bytes(whole[:-1])
+    assert len(ring_tone(str(cut))) > 0
+    damaged = tmp_path / "damaged.wav"
+    for place in range(44):
+        for byte in (0, 1, 127, 255):
+            damaged.write_bytes(whole[:place] + bytes([byte]) + whole[place + 1 : 2000])
+            ring_tone.cache_clear()
+            with contextlib.suppress(BadTone):
+                assert len(ring_tone(str(damaged))) > 0
