@@ -18,4 +18,6 @@ async def room(
     """Brings a user's sound to the room of a call of more than five, in place of what it brought
     before. Offer audio alone, with its candidates: none are taken later."""
     identity, device = actor.acting_as(body.identity, body.device_id)
-    return RoomAnswer(sdp=await services.rooms.enter(CallSid(call_sid), identity, device, body.sdp))
+    sid = CallSid(call_sid)
+    sdp = await services.rooms.enter(sid, identity, device, body.sdp, actor.attestation)
+    return RoomAnswer(sdp=sdp)
