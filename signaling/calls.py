@@ -80,8 +80,9 @@ class UserState(StrEnum):
 _PENDING = frozenset({UserState.INVITING, UserState.NOT_YET_RECEIVED, UserState.RECEIVED})
 
 
-Unreachable = Literal["unknown", "no_device"]
-"""Why somebody could not be invited: nobody has this identity, or it has no device."""
+Unreachable = Literal["unknown", "no_device", "forbidden"]
+"""Why somebody could not be invited: nobody has this identity, it has no device, or the relay's call
+policy does not let the caller ring it."""
 
 
 class RejectStatus(StrEnum):

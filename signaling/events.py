@@ -71,7 +71,8 @@ class TriedInvitee(BaseModel):
 
 
 class ErrorInvitee(BaseModel):
-    """An invitee who cannot be called, and why: `unknown`, or `no_device`."""
+    """An invitee who cannot be called, and why: `unknown`, `no_device`, or `forbidden` by the relay's
+    call policy."""
 
     model_config = ConfigDict(frozen=True)
 
