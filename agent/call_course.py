@@ -19,6 +19,7 @@ from agent.media_news import MediaNews, MediaOptions
 from agent.no_media import NoMedia
 from agent.quality_warnings import WarningCleared, WarningRaised
 from agent.voice import AudioDevices
+from signaling.calls import Attestation
 from signaling.errors import CallError
 from signaling.events import CallMessage
 from signaling.identifiers import CallSid, Identity
@@ -57,6 +58,9 @@ class CallCourse(CallEvents):
         self.custom_parameters = custom_parameters
         self.caller_info: CallerInfo | None = None
         self.early_media = early_media
+        self.spoken_for: set[Identity] = set()
+        """Parties in whose name somebody else, or nobody the relay vouches for, has said how they are
+        to be heard: their voice and their digits may be anybody's."""
         self._context = context
         incoming = direction is Direction.INCOMING
         self._status = CallStatus.PENDING if incoming else CallStatus.CONNECTING
@@ -107,6 +111,7 @@ class CallCourse(CallEvents):
             status=self._status,
             custom_parameters=self.custom_parameters,
             ended_because=self._ended_because,
+            acceptances=tuple(self.signalling.acceptances.values()),
         )
 
     # What the relay tells (`agent.call_signalling.CallNews`)
@@ -157,6 +162,8 @@ class CallCourse(CallEvents):
         document = media_in(message)
         who = sender_of(message)
         if document is not None and who is not None:
+            if message.attestation is not Attestation.FULL:
+                self.spoken_for.add(who)
             self._media.take(who, document)
 
     def ended(self, reason: str, error: CallError | None = None) -> None:

@@ -61,6 +61,7 @@ def as_received(message: CallMessage) -> Message:
         message.message_type,
         message.voice_event_sid,
         message.from_,
+        message.attestation,
     )
 
 

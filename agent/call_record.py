@@ -6,7 +6,8 @@ from enum import StrEnum
 
 from pydantic import JsonValue
 
-from signaling.identifiers import CallSid
+from signaling.calls import Attestation
+from signaling.identifiers import CallSid, Identity
 
 
 class Direction(StrEnum):
@@ -38,19 +39,32 @@ class CallerInfo:
 @dataclass(frozen=True, slots=True)
 class Message:
     """What one party says to the others (seed 003, "Call Message Events"). `from_` is the sender's
-    address as on the wire, None where a server says it."""
+    address as on the wire, None where a server says it for itself; `attestation` how sure the relay is
+    of it, None where the relay is too old to tell."""
 
     content: JsonValue
     content_type: str
     message_type: str
     voice_event_sid: str
     from_: str | None = None
+    attestation: Attestation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """How another party came into the call: on which device, and how sure the relay is that it was the
+    party itself; None where it does not say."""
+
+    identity: Identity
+    attestation: Attestation | None = None
+    main_device: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
     """A call as it stood at one moment. `sid` is empty while the relay has not yet made an outgoing
-    one; `ended_because` says in words why it is closed."""
+    one; `ended_because` says in words why it is closed; `acceptances` are those of the others who are
+    or were in it, as far as is known here."""
 
     sid: CallSid
     direction: Direction
@@ -60,3 +74,4 @@ class CallRecord:
     status: CallStatus
     custom_parameters: dict[str, str] = field(default_factory=dict)
     ended_because: str = ""
+    acceptances: tuple[Acceptance, ...] = ()

@@ -26,6 +26,7 @@ PERSISTENCE = timedelta(minutes=5)
 _ROOM_WITHIN = timedelta(seconds=10)
 _TURNS = 3
 _FORBIDDEN = 31403
+_NOT_UNDERSTOOD = 422
 _BY_HTTP_STATUS = {401: 20151, 404: 31481, 408: 31408, 429: 31503, 500: 31500, 502: 31502}
 
 
@@ -76,6 +77,22 @@ class CallRequests:
     async def reject(self, sid: CallSid, status: RejectStatus = RejectStatus.REJECTED) -> None:
         """Rejects an invite."""
         await self.tell_until_heard(DeviceReject(operation="reject", call_sid=sid, status=status))
+
+    async def turn_away(self, sid: CallSid, status: RejectStatus) -> None:
+        """Rejects an invite by itself, with nobody's hand on it, and says so; to a relay that is too
+        old to hear it, which refuses what it does not know, it is a rejection like any other."""
+        try:
+            await self._link.ask(
+                DeviceReject(operation="reject", call_sid=sid, status=status, automatic=True),
+                within=PERSISTENCE,
+            )
+        except RequestRefused as refused:
+            if refused.problem.status != _NOT_UNDERSTOOD:
+                log.info("relay did not take it", operation="reject", error=str(refused))
+                return
+            await self.reject(sid, status)
+        except CallError as error:
+            log.warning("relay not told", operation="reject", error=str(error))
 
     async def withdraw(self, sid: CallSid) -> None:
         """Gives up an outgoing call; where somebody has just accepted it, hangs up."""

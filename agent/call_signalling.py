@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from agent.call_news import CallNews
-from agent.call_record import Direction
+from agent.call_record import Acceptance, Direction
 from agent.call_requests import PERSISTENCE, CallRequests, error_of
 from agent.call_tasks import CallTasks
 from agent.link import RequestRefused
@@ -73,6 +73,8 @@ class CallSignalling:
         self.answered = False
         self.parties: set[Identity] = set()
         """Everybody else who has been in the call: who left it may still be heard for a moment."""
+        self.acceptances: dict[Identity, Acceptance] = {}
+        """How each of them last came into it, by the relay's word."""
         self._accepting = False
         self._joining = False
         self._requests = requests
@@ -86,13 +88,13 @@ class CallSignalling:
         self._sleep = sleep
         self._rejected: set[str] = set()
         self._followed = 0
-        self._rang_out = self._withdrawn = False
+        self._rang_out = self._refused = self._withdrawn = False
 
     @property
     def unanswered(self) -> bool:
-        """Whether an outgoing call was in vain because it rang out: nobody accepted or rejected it,
-        and it was not given up here."""
-        return self._rang_out and not (self.answered or self._rejected or self._withdrawn)
+        """Whether an outgoing call was in vain because nobody was there: it rang out, or devices
+        rejected it by themselves; no person accepted or rejected it, and it was not given up here."""
+        return self._rang_out and not (self.answered or self._refused or self._withdrawn)
 
     # What this device does
 
@@ -170,6 +172,7 @@ class CallSignalling:
         outgoing = self._direction is Direction.OUTGOING
         if event.state is UserState.ACCEPTED:
             self.parties.add(who)
+            self.acceptances[who] = Acceptance(who, event.attestation, event.main_device)
             if outgoing and not self.answered:
                 self.answered = True
                 self._news.was_answered(self._me, [who])
@@ -180,6 +183,11 @@ class CallSignalling:
         elif event.state in _IN_VAIN:
             if event.state is UserState.REJECTED:
                 self._rejected.add(who)
+                # What a station does by itself is nobody's no: for whoever called, nobody was there.
+                if event.automatic or event.reject_status is RejectStatus.BUSY:
+                    self._rang_out = True
+                else:
+                    self._refused = True
             elif event.state is UserState.TIMEOUT:
                 self._rang_out = True
         elif event.state is UserState.QUIT:
@@ -260,8 +268,11 @@ class CallSignalling:
             self._news.was_answered(caller, self._with_a_device(accepted))
 
     def _note_parties(self, shown: CallAnswer) -> None:
-        there = (user for user in shown.users if user.state is UserState.ACCEPTED)
-        self.parties.update(Identity(u.identity) for u in there if u.identity != self._me)
+        for user in shown.users:
+            who = Identity(user.identity)
+            if user.state is UserState.ACCEPTED and who != self._me:
+                self.parties.add(who)
+                self.acceptances[who] = Acceptance(who, user.attestation, user.main_device)
 
     def _with_a_device(self, call: CallAnswer) -> list[Identity]:
         """The others in the call for whom a device speaks: a server may act for somebody too."""

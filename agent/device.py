@@ -242,9 +242,9 @@ class Device:
             return
         elif self._calls and not self.call_waiting:
             log.info("invite refused: this device is in a call", call_sid=sid)
-            self._spawn(self._requests.reject(sid, RejectStatus.BUSY))
+            self._spawn(self._requests.turn_away(sid, RejectStatus.BUSY))
         elif (turned_away := self.screen(event, left)) is not None:
-            self._spawn(self._requests.reject(sid, turned_away))
+            self._spawn(self._requests.turn_away(sid, turned_away))
         else:
             self._ring(event, left)
 

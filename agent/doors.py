@@ -28,6 +28,7 @@ from config.agent import ConfigurableSettings
 from config.telemetry import DoorNow, Fault
 from hardware.door import DoorUnattendedError
 from hardware.panel import Panel
+from signaling.calls import Attestation
 from signaling.errors import CallError, InvalidInput
 from signaling.identifiers import Identity, parse_identity
 
@@ -169,7 +170,8 @@ class Doors:
         if not self._live.now.behaviour.doors:
             return
         # Out of a room it may be anybody's.
-        parties = [_party(call, one) for one in (sorted(call.parties) if who is None else (who,))]
+        heard = sorted(call.parties) if who is None else (who,)
+        parties = [_party(call, one, itself=one not in call.spoken_for) for one in heard]
         if not call.signalling.answered or (who is None and not self._is_connected()):
             # Who is in a room says the relay, and nobody else.
             decision = DoorDecision(Outcome.NOT_IN_CALL)
@@ -190,7 +192,8 @@ class Doors:
     def _take_message(self, call: Call, message: Message) -> None:
         if message.message_type != DOOR_MESSAGE_TYPE:
             return
-        party = _party(call, message.from_)
+        itself = message.attestation is Attestation.FULL
+        party = _party(call, message.from_, itself=itself)
         if not call.signalling.answered:
             decision = DoorDecision(Outcome.NOT_IN_CALL)
         else:
@@ -262,15 +265,19 @@ class Doors:
             log.info("nobody to tell of the door", call_sid=call.sid, error=str(error))
 
 
-def _party(call: Call, who: str | None) -> Party:
+def _party(call: Call, who: str | None, *, itself: bool) -> Party:
     """Who asks, and whether the relay vouches for them: for a caller by its signed word, for others
-    only where this device has called them, and nobody else can be in the call."""
+    only where this device has called them, nobody else can be in the call, and they have accepted it
+    themselves. `itself`: what they ask by now is theirs too, and no server's in their name."""
     name = _identity(who)
     if call.direction is Direction.OUTGOING:
-        return Party(name, verified=call.only_invited)
+        answer = call.signalling.acceptances.get(Identity(name))
+        vouched = answer is not None and answer.attestation is Attestation.FULL
+        return Party(name, verified=itself and vouched and call.only_invited)
     info = call.caller_info
     is_caller = bool(name) and name == _identity(call.from_)
-    return Party(name, verified=is_caller and info is not None and info.is_verified)
+    vouched = is_caller and info is not None and info.is_verified
+    return Party(name, verified=itself and vouched)
 
 
 def _identity(address: str | None) -> str:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from bellwire.diagnosis import Finding, Verdict, bad, unknown
 from bellwire.doctor_agent import examine_agent
 from bellwire.doctor_machine import examine_machine
-from bellwire.doctor_relay import examine_relay
+from bellwire.doctor_relay import examine_call_policy, examine_relay
 from bellwire.failures import reported
 from bellwire.logs import configure_logs
 from bellwire.relay_client import DataOption, KeyFileOption, RelayOption
@@ -44,7 +44,8 @@ def doctor(
     """Examines this machine, the relay, and with --config FILE a device's agent.
 
     FILE may also be a relay's: then its push settings are examined, with the keys and certificates
-    that they name. Those in the environment are examined too. --config may be given several times.
+    that they name, and its call policy. Push settings in the environment are examined too. --config may
+    be given several times.
 
     Each line is one thing that can be wrong: ✓ it is well, ✗ it is not, with how to mend it, ! it
     will not be well for long, ? it could not be found out. The exit code is 1 if anything is wrong.
@@ -61,6 +62,8 @@ def doctor(
     wrong += _show(console, "The relay", examine_relay(relay, data, api_key_file))
     for file in list[Path | None](of_relays) or [None]:
         wrong += _show(console, _title(file), _push_settings(file))
+        if file is not None:
+            wrong += _show(console, f"The call policy of {file}", _call_policy(file))
     for file in config or []:
         if file not in of_relays:
             wrong += _show(console, f"The agent of {file}", asyncio.run(examine_agent(file)))
@@ -107,6 +110,14 @@ def _push_settings(file: Path | None) -> Iterable[Finding]:
             for problem in error.errors(include_url=False, include_input=False)
         ]
     return examine_push(settings) if file is not None or has_push(settings) else []
+
+
+def _call_policy(file: Path) -> Iterable[Finding]:
+    """What there is to say of who may ring whom; of settings that cannot be read it is said above."""
+    try:
+        return examine_call_policy(load_relay_settings(file))
+    except (InvalidInput, ValidationError):
+        return []
 
 
 def _show(console: Console, title: str, findings: Iterable[Finding]) -> int:

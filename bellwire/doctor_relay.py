@@ -11,7 +11,7 @@ import httpx
 
 from bellwire.diagnosis import Finding, bad, good, unknown, warning
 from bellwire.relay_client import RelayClient, RelayRefused, find_relay
-from config.relay import default_data_folder
+from config.relay import RelaySettings, default_data_folder
 from push.data_disk import look_at_disk
 from signaling.errors import InvalidInput, Unavailable
 
@@ -39,6 +39,20 @@ def examine_relay(relay: str | None, data: Path | None, key_file: Path | None) -
         yield _ready(client.get("/readyz"))
         yield _clock(answer)
         yield from _operator(client)
+
+
+def examine_call_policy(settings: RelaySettings) -> Iterator[Finding]:
+    """Who may ring whom, by a relay's settings."""
+    policy = settings.policy
+    if policy.lets_all_ring_all:
+        yield warning(
+            "EVERYBODY MAY RING EVERYBODY: this relay has no call policy",
+            'say in [policy] who may ring whom: docs/operations.md, "Who may ring whom"',
+        )
+        return
+    rules = f"{len(policy.rules)} rule{'' if len(policy.rules) == 1 else 's'}"
+    others = "is allowed" if policy.default == "allow" else "is refused"
+    yield good(f"a call policy says who may ring whom: {rules}, and what none fits {others}")
 
 
 def _data(folder: Path) -> Iterator[Finding]:

@@ -13,10 +13,12 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from config.call_policy import PolicySettings
 from config.ice_servers import StunUrl, TurnUrl
 from config.janus import JanusUrl
 from config.push_apps import ApnsApp, FcmApp, WebhookTarget
 from signaling.errors import InvalidInput
+from signaling.identifiers import IdentityField
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "console", "json"]
@@ -121,8 +123,14 @@ class RelaySettings(BaseSettings):
         float, Field(gt=0, description="per push app; five times as many at once")
     ] = 1000.0
     device_invites_per_s: Annotated[
-        float, Field(gt=0, description="per device; thirty times as many at once")
+        float,
+        Field(gt=0, description="per caller and device; thirty times as many at once"),
     ] = 2.0
+    emergency_callers: Annotated[
+        tuple[IdentityField, ...],
+        Field(max_length=256, description="identities whose calls are never too many"),
+    ] = ()
+    policy: Annotated[PolicySettings, Field(description="who may ring whom")] = PolicySettings()
     max_body_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024
     max_connections: Annotated[
         int,

@@ -135,7 +135,7 @@ def _default(field: FieldInfo) -> str:
         return ""
     if field.default_factory is not None:
         return "`~/.local/share/bellwire`"
-    if field.default in (None, ()) or isinstance(field.default, SecretStr):
+    if field.default in (None, ()) or isinstance(field.default, SecretStr | BaseModel):
         return ""
     if isinstance(field.default, tuple):
         return f"`{json.dumps(field.default)}`"

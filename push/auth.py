@@ -23,6 +23,7 @@ from push.store.call_rows import to_ms
 from push.store.database import Database
 from push.store.key_rows import SigningKeyRow, add_signing_key, signing_key_rows
 from signaling.answers import KeySetAnswer
+from signaling.calls import Attestation
 from signaling.errors import Forbidden, Unauthenticated
 from signaling.events import CallerToken, CallReceived
 from signaling.identifiers import CallSid, DeviceId, Identity
@@ -96,6 +97,11 @@ class Actor:
             raise Forbidden(f"this token is for the device {self.device}, not for {device}")
         chosen = self.device or (None if device is None else DeviceId(device))
         return self.identity, chosen
+
+    @property
+    def attestation(self) -> Attestation:
+        """How sure it is that what is done in an identity's name is done by that identity itself."""
+        return Attestation.PARTIAL if self.is_server else Attestation.FULL
 
     @property
     def name(self) -> str:

@@ -12,12 +12,14 @@ from functools import cache, partial
 import structlog
 from sqlalchemy import Connection
 
+from config.call_policy import PolicySettings
 from push.auth import Actor
+from push.call_policy import CallPolicy
 from push.deadlines import Deadlines
 from push.deliveries import Deliveries, Owed
-from push.flood_limits import FloodLimits
+from push.flood_limits import Caller, FloodLimits
 from push.metrics import Metrics
-from push.reach import find_reach
+from push.reach import Denied, find_reach, nobody
 from push.receipts import Receipt, keep_receipt
 from push.store.call_rows import (
     IdempotencyRow,
@@ -32,9 +34,9 @@ from push.store.database import Database
 from push.store.device_rows import DeviceRow
 from push.store.feedback_rows import put_feedback
 from push.store.unit_of_work import CallWork, UnitOfWork
-from signaling.calls import Call, CallState
+from signaling.calls import Attestation, Call, CallState
 from signaling.change import Change
-from signaling.commands import Command, Expire, InviteMore, NewCall, Received, Say
+from signaling.commands import Command, Expire, InviteMore, Join, NewCall, Received, Say
 from signaling.errors import CallNotFound, Conflict, Forbidden
 from signaling.identifiers import CallSid, DeviceId, Identity, new_call_sid
 from signaling.invite import check_inviter
@@ -85,11 +87,13 @@ class Calls:
         deliveries: Deliveries,
         metrics: Metrics,
         floods: FloodLimits,
+        policy: CallPolicy = CallPolicy(PolicySettings()),  # noqa: B008 - it never changes
         *,
         now: Callable[[], datetime],
     ) -> None:
         self._database = database
         self._floods = floods
+        self._policy = policy
         self._deliveries = deliveries
         self._metrics = metrics
         self._user_states = cache(metrics.user_states.labels)
@@ -120,11 +124,13 @@ class Calls:
 
         Raises:
             NobodyToCall: none of the invitees has a device; nothing was made.
+            Forbidden: the call policy lets the caller ring none of them.
             NotFound: there is no such group.
             InvalidInput: as `signaling.rules.create_call`.
             TooLarge: the invite is over a channel's limit.
             Conflict: the Idempotency-Key was used with another request.
-            TooManyRequests: an app or a device of the invitees is invited too often.
+            TooManyRequests: the caller calls too often, or an app or a device of the invitees is invited
+                too often.
         """
         created, owed = await self._database.write_calls(
             CallWork(partial(self._create, invite=invite), identities=_concerned(invite))
@@ -148,8 +154,9 @@ class Calls:
             CallNotFound: there is no such call.
             NobodyToCall: none of those who are to be invited more has a device.
             Conflict: another message was said under this message's SID.
-            TooManyRequests: an app or a device of those who are to be invited more is invited too often.
-            OperationRefused, Forbidden, InvalidInput: as `signaling.rules.apply`.
+            TooManyRequests: the same as when a call is made, of those who are to be invited more.
+            OperationRefused, Forbidden, InvalidInput: as `signaling.rules.apply`; Forbidden too where the
+                call policy does not let somebody in, or invite anybody.
         """
         moved, receipt = await self._database.write_calls(
             CallWork(partial(self._carry_out, call_sid=call_sid, command=command), (call_sid,))
@@ -248,12 +255,14 @@ class Calls:
         if repeated is not None:
             return repeated, Owed()
         new = invite.request
-        reach = find_reach(unit, invite.to, new.caller, invite.parameters)
-        reach.must_reach_somebody()
+        itself = not invite.actor.is_server
+        denied = self._denied(unit, new.caller, itself=itself)
+        reach = find_reach(unit, invite.to, new.caller, invite.parameters, denied)
+        reach.must_reach_somebody(new.caller)
         outcome = create_call(replace(new, invitees=reach.invitees, unreachable=reach.unreachable))
         call = outcome.call
         rung = [device for device in reach.devices if device.identity != new.caller]
-        unit.if_not_kept(self._floods.take(rung))
+        unit.if_not_kept(self._floods.take(rung, Caller(new.caller, itself=itself)))
         owed = self._deliveries.owe(unit, call, outcome.notices, reach.devices)
         unit.add_call(call)
         if invite.idempotency_key is not None:
@@ -278,12 +287,23 @@ class Calls:
             return self._say(unit, call, command), None
         if isinstance(command, InviteMore):
             check_inviter(Change(call, command.at), command)
-            command, invited = _with_reach(unit, call, command)
-            unit.if_not_kept(self._floods.take(invited))
+            itself = command.attestation is Attestation.FULL
+            denied = self._denied(unit, command.identity, itself=itself)
+            command, invited = _with_reach(unit, call, command, denied)
+            caller = Caller(command.identity, itself=itself)
+            unit.if_not_kept(self._floods.take(invited, caller))
+        if isinstance(command, Join):
+            self._policy.check_join(unit.connection, call, command)
         moved = self.move(unit, call, command)
         if isinstance(command, Received):
             return moved, keep_receipt(unit, call, command)
         return moved, None
+
+    def _denied(self, unit: UnitOfWork, caller: Identity | None, *, itself: bool) -> Denied:
+        """Whom the call policy does not let a caller ring who asks itself: a server is not asked."""
+        if caller is None or not itself:
+            return nobody
+        return lambda wanted: self._policy.denied(unit.connection, caller, wanted)
 
     def _say(self, unit: UnitOfWork, call: Call, said: Say) -> Moved:
         """Passes a message on, once for each SID.
@@ -367,17 +387,19 @@ def _visible(connection: Connection, call_sid: CallSid, identity: Identity | Non
 
 
 def _with_reach(
-    unit: UnitOfWork, call: Call, command: InviteMore
+    unit: UnitOfWork, call: Call, command: InviteMore, denied: Denied
 ) -> tuple[InviteMore, list[DeviceRow]]:
     """The command with who of the invited can be called, and the devices that are to ring. Who is in
     the call, or invited, already needs no device, and is not rung."""
     wanted = tuple(invitee.identity for invitee in command.invitees)
-    reach = find_reach(unit, wanted, None, {})
     here = {user.identity for user in (*call.pending, *call.accepted)}
+    reach = find_reach(
+        unit, wanted, None, {}, lambda all_: denied([i for i in all_ if i not in here])
+    )
     unreachable = tuple(pair for pair in reach.unreachable if pair[0] not in here)
     known = {identity for identity, _ in reach.unreachable} - {pair[0] for pair in unreachable}
     if not known:
-        reach.must_reach_somebody()
+        reach.must_reach_somebody(command.identity)
     invitees = (*reach.invitees, *(i for i in command.invitees if i.identity in known))
     return (
         replace(command, invitees=invitees, unreachable=unreachable),

@@ -138,7 +138,8 @@ class DeviceOperations:
                 call = await self._calls.rate(sid, identity, device, operation)
             case DeviceRoom(call_sid=room_of, sdp=offer):
                 identity, device = actor.acting_as(None, None)
-                sdp = await self._rooms.enter(CallSid(room_of), identity, device, offer)
+                sid = CallSid(room_of)
+                sdp = await self._rooms.enter(sid, identity, device, offer, actor.attestation)
                 return DeviceResponse(status=200, sdp=sdp)
             case DeviceDoorLockedOut():
                 await self._door_reports.report(operation, actor)
@@ -183,11 +184,11 @@ def _command(operation: CallOperation, actor: Actor, at: datetime, over: Channel
     identity, device = actor.acting_as(None, None)
     match operation:
         case DeviceReceived(channel=channel, app=app):
-            return Received(identity, device, at, channel or over, app or "")
+            return Received(identity, device, at, channel or over, app or "", actor.attestation)
         case DeviceIgnore():
             return Ignore(identity, device, at)
-        case DeviceReject(status=status, extended_data=data):
-            return Reject(identity, device, at, status, data)
+        case DeviceReject(status=status, extended_data=data, automatic=automatic):
+            return Reject(identity, device, at, status, data, actor.attestation, bool(automatic))
         case DeviceCancel(extended_data=data):
             return Cancel(identity, at, data)
         case DeviceInviteMore():
@@ -196,7 +197,7 @@ def _command(operation: CallOperation, actor: Actor, at: datetime, over: Channel
             return message_command(operation, actor, identity, device, at=at)
         case _:
             command = _WITH_DATA[type(operation)]
-            return command(identity, device, at, operation.extended_data)
+            return command(identity, device, at, operation.extended_data, actor.attestation)
 
 
 def _refused(problem: Problem) -> DeviceResponse:

@@ -1,17 +1,23 @@
-"""How often apps and devices may be invited: token buckets, in this process alone.
+"""How often who may be called, by whom, and over which push app: token buckets, in this process alone.
 
-Each invite takes one from the bucket of every push app for each delivery over it, and one from that
-of every device that it rings. A call is refused whole, with nothing made and nothing taken, where one
-bucket holds too little: of many invitees one flooded device is enough. Its caller is told whose
-device, and can call the others.
+Each invite takes one from the bucket of every push app for each delivery over it. And for each device
+that it rings it takes one from four buckets: the caller's own for this device, which is the smallest, so
+that who calls too often uses up a share and leaves the others theirs; the caller's for all devices, or
+for a server, which names callers as it likes, that of all servers for this device; and the device's. A
+call is refused whole, with nothing made and nothing taken, where one bucket holds too little: of many
+invitees one flooded device is enough. Its caller is told whose device, and can call the others.
+
+Buckets that are full again are forgotten, and a refused call makes none: so there are never more than
+what the devices' own buckets let through in their time, whatever names a flood comes under.
 """
 
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from push.store.device_rows import DeviceRow
 from signaling.errors import TooManyRequests
@@ -24,97 +30,160 @@ _APP_BURST_S = 5.0
 _DEVICE_BURST_S = 30.0
 """A full bucket holds what comes in this long."""
 
-_FEW = 1024
+_CALLERS = 4
+"""So many callers may call one device as often as each of them may."""
+
+_SERVERS = 3
+"""So many of them by servers: what these call leaves a share to who calls by its own token or device."""
+
+_DEVICES = 10
+"""So many devices may one caller call as often as each of them."""
+
+_FEW = 256
 _SLACK = 0.01
 """Of one invite: what rounding may cost."""
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls: `identity` is None, or empty, where nobody in particular does. `itself`: by its own
+    token or device, which nobody else can use up; else a server calls in its name."""
+
+    identity: str | None = None
+    itself: bool = False
+
+
 class FloodLimits:
-    """Takes invites from the buckets of apps and devices. Safe to use from several threads.
+    """Takes invites from the buckets of callers, devices and apps. Safe to use from several threads.
 
     Args:
         app_per_s: Invites per second over one push app; five times as many at once.
-        device_per_s: Invites per second of one device; thirty times as many at once.
+        device_per_s: Invites per second of one device by one caller; thirty times as many at once.
         clock: Tells the time, in seconds that only grow.
+        emergency_callers: Identities who are never refused, and whose calls cost the others nothing.
+        on_refused: Called with the reason of each refusal, of whatever thread.
     """
 
     def __init__(
-        self, app_per_s: float, device_per_s: float, clock: Callable[[], float] = time.monotonic
+        self,
+        app_per_s: float,
+        device_per_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        emergency_callers: Iterable[str] = (),
+        on_refused: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._apps: _Buckets[tuple[str, str]] = _Buckets(app_per_s, _APP_BURST_S)
-        self._devices: _Buckets[DeviceId] = _Buckets(device_per_s, _DEVICE_BURST_S)
+        self._pairs: _Buckets[tuple[Caller, DeviceId]] = _Buckets(device_per_s, _DEVICE_BURST_S)
+        self._callers: _Buckets[Caller] = _Buckets(_DEVICES * device_per_s, _DEVICE_BURST_S)
+        self._servers: _Buckets[DeviceId] = _Buckets(_SERVERS * device_per_s, _DEVICE_BURST_S)
+        self._devices: _Buckets[DeviceId] = _Buckets(_CALLERS * device_per_s, _DEVICE_BURST_S)
+        self._emergency_callers = frozenset(emergency_callers)
+        self._on_refused = on_refused
         self._clock = clock
         self._started = clock()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """How many buckets are remembered: those that are not full, and some that have become so."""
-        return len(self._apps) + len(self._devices)
+        kinds = (self._apps, self._pairs, self._callers, self._servers, self._devices)
+        return sum(len(buckets) for buckets in kinds)
 
     @contextmanager
-    def taken(self, devices: Collection[DeviceRow]) -> Iterator[None]:
+    def taken(self, devices: Collection[DeviceRow], caller: Caller = Caller()) -> Iterator[None]:
         """Takes what inviting these devices costs; gives it back where that fails.
 
         Raises:
-            TooManyRequests: it is too much for an app or a device.
+            TooManyRequests: it is too much of the caller, or for an app or a device.
         """
-        give_back = self.take(devices)
+        give_back = self.take(devices, caller)
         try:
             yield
         except BaseException:
             give_back()
             raise
 
-    def take(self, devices: Collection[DeviceRow]) -> Callable[[], None]:
+    def take(self, devices: Collection[DeviceRow], caller: Caller = Caller()) -> Callable[[], None]:
         """Takes what inviting these devices costs; what is returned gives it back.
 
         Raises:
-            TooManyRequests: it is too much for an app or a device.
+            TooManyRequests: it is too much of the caller, or for an app or a device.
         """
-        apps = Counter(
+        is_emergency = caller.identity in self._emergency_callers
+        wanted = [self._of_apps(devices)]
+        if not is_emergency:
+            wanted = [*self._of_devices(devices, caller), *wanted]
+        with self._lock:
+            now_s = self._clock() - self._started
+            if not is_emergency:
+                self._refuse_flood(devices, caller, wanted, now_s)
+            for buckets, counts in wanted:
+                buckets.take(counts, now_s)
+
+        def give_back() -> None:
+            with self._lock:
+                for buckets, counts in wanted:
+                    buckets.give_back(counts)
+
+        return give_back
+
+    def _of_apps(self, devices: Collection[DeviceRow]) -> "_Wanted":
+        counts = Counter(
             (channel.kind, channel.app)
             for device in devices
             for channel in device.channels
             if channel.kind in PUSH_KINDS
         )
+        return self._apps, counts
+
+    def _of_devices(self, devices: Collection[DeviceRow], caller: Caller) -> "Iterator[_Wanted]":
         rung = {device.device_id: 1 for device in devices if device.channels}
-        with self._lock:
-            now_s = self._clock() - self._started
-            self._refuse_flood(devices, apps, rung, now_s)
-            self._apps.take(apps, now_s)
-            self._devices.take(rung, now_s)
-
-        def give_back() -> None:
-            with self._lock:
-                self._apps.give_back(apps)
-                self._devices.give_back(rung)
-
-        return give_back
+        yield self._pairs, {(caller, device): 1 for device in rung}
+        if caller.itself:
+            yield self._callers, {caller: len(rung)} if rung else {}
+        else:
+            yield self._servers, rung
+        yield self._devices, rung
 
     def _refuse_flood(
         self,
         devices: Collection[DeviceRow],
-        apps: Mapping[tuple[str, str], int],
-        rung: Mapping[DeviceId, int],
+        caller: Caller,
+        wanted: "Iterable[_Wanted]",
         now_s: float,
     ) -> None:
-        device_s, device = self._devices.longest_wait(rung, now_s)
-        app_s, app = self._apps.longest_wait(apps, now_s)
-        if max(device_s, app_s) == 0.0:
+        worst_s, worst, key = 0.0, None, None
+        for buckets, counts in wanted:
+            wait_s, last = buckets.longest_wait(counts, now_s)
+            if wait_s > worst_s:
+                worst_s, worst, key = wait_s, buckets, last
+        if worst is None:
             return
-        if app_s > device_s:
-            kind, name = app or ("", "")
-            raise TooManyRequests(
-                f"the {kind} app {name} is invited too often: at most"
-                f" {self._apps.per_s:g} invites per second",
-                app_s,
-            )
+        reason, detail = self._why(worst, key, devices, caller)
+        self._on_refused(reason)
+        raise TooManyRequests(f"{detail} per second", worst_s)
+
+    def _why(
+        self,
+        worst: "_Buckets[Any]",
+        key: Any,  # noqa: ANN401 - of these buckets
+        devices: Collection[DeviceRow],
+        caller: Caller,
+    ) -> tuple[str, str]:
+        """The reason of a refusal for who counts them, and for who reads it."""
+        who = caller.identity or "one caller"
+        at_most = f"too often: at most {worst.per_s:g}"
+        if worst is self._apps:
+            kind, name = key
+            return "app-invites", f"the {kind} app {name} is invited {at_most} invites"
+        if worst is self._callers:
+            return "caller-invites", f"{who} calls {at_most} calls of devices"
+        device = key[1] if worst is self._pairs else key
         whose = next(d.identity for d in devices if d.device_id == device)
-        raise TooManyRequests(
-            f"a device of {whose} is called too often: at most"
-            f" {self._devices.per_s:g} calls per second",
-            device_s,
-        )
+        if worst is self._pairs:
+            return "caller-invites", f"a device of {whose} is called by {who} {at_most} calls"
+        by = " by servers" if worst is self._servers else ""
+        return "device-invites", f"a device of {whose} is called{by} {at_most} calls"
 
 
 class _Buckets(Generic[Key]):
@@ -157,3 +226,7 @@ class _Buckets(Generic[Key]):
         for key, count in taken.items():
             if key in self._full_at:
                 self._full_at[key] -= count / self.per_s
+
+
+_Wanted = tuple[_Buckets[Any], Mapping[Any, int]]
+"""What is wanted of buckets alike."""

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from push.auth import Actor
 from push.calls import Invite
-from signaling.calls import Attestation, PushText
+from signaling.calls import PushText
 from signaling.commands import Invitee, InviteMore, NewCall
 from signaling.errors import Forbidden, InvalidInput
 from signaling.identifiers import CallSid, DeviceId, Identity
@@ -47,7 +47,7 @@ def invite_from_json(
             extended_data=request.extended_data,
             push=PushText(request.push.title, request.push.content, request.push.payload),
             check_after_s=check_after_s if request.check_not_received else None,
-            attestation=_attestation(actor),
+            attestation=actor.attestation,
         ),
         to=(
             request.to.group
@@ -97,7 +97,7 @@ def invite_from_twiml(
             timeout_s=dial.timeout_s or DEFAULT_TIMEOUT_S,
             device=actor.device,
             custom_parameters=shared,
-            attestation=_attestation(actor),
+            attestation=actor.attestation,
         ),
         to=identities,
         parameters=parameters,
@@ -115,10 +115,6 @@ def _caller(actor: Actor, asked: str | None) -> Identity | None:
     return actor.identity
 
 
-def _attestation(actor: Actor) -> Attestation:
-    return Attestation.PARTIAL if actor.is_server else Attestation.FULL
-
-
 def invite_more_command(
     fields: InviteMoreFields,
     actor: Actor,
@@ -134,7 +130,7 @@ def invite_more_command(
         tuple(Invitee(Identity(invitee)) for invitee in fields.to),
         at,
         fields.timeout,
-        attestation=_attestation(actor),
+        attestation=actor.attestation,
     )
 
 

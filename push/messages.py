@@ -30,6 +30,7 @@ def message_command(
         fields.message_type,
         fields.content_type,
         None if fields.to is None else tuple(Identity(identity) for identity in fields.to),
+        actor.attestation,
     )
 
 

@@ -93,6 +93,10 @@ class Metrics:
             registry=self.registry,
         )
 
+    def count_refused(self, reason: str) -> None:
+        """Counts one refusal. Safe from any thread."""
+        self.refused.labels(reason).inc()
+
     def exposition(self) -> bytes:
         """All of it in Prometheus' text format."""
         return generate_latest(self.registry)

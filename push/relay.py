@@ -33,6 +33,7 @@ from push.api.guarded_http import GuardedStream, guarded_by
 from push.api.services import Services
 from push.api_keys import open_api_keys
 from push.auth import open_access_tokens
+from push.call_policy import CallPolicy
 from push.calls import Calls
 from push.channels.channel import Channel
 from push.channels.mqtt import MqttChannel
@@ -188,8 +189,14 @@ async def _serve(
     deliveries = Deliveries(
         outbox, channels, streams, now=now, webhooks=webhooks, sign_invite=tokens.signed_invite
     )
-    floods = FloodLimits(settings.app_invites_per_s, settings.device_invites_per_s)
-    calls = Calls(database, deliveries, metrics, floods, now=now)
+    floods = FloodLimits(
+        settings.app_invites_per_s,
+        settings.device_invites_per_s,
+        emergency_callers=settings.emergency_callers,
+        on_refused=metrics.count_refused,
+    )
+    policy = CallPolicy(settings.policy, metrics.count_refused)
+    calls = Calls(database, deliveries, metrics, floods, policy, now=now)
     devices = Devices(
         database,
         provisioner,

@@ -20,7 +20,7 @@ from push.alarm import Sleep
 from push.auth import Actor
 from push.calls import Calls
 from push.janus import Handle, Janus, JanusAnswer, JanusRefused
-from signaling.calls import Call, CallState, UserState
+from signaling.calls import Attestation, Call, CallState, UserState
 from signaling.errors import CallNotFound, Forbidden, NotFound, OperationRefused, Unavailable
 from signaling.identifiers import CallSid, DeviceId, Identity
 from signaling.media import MEDIA_SDP_MAX_LENGTH, MESH_USERS
@@ -74,7 +74,12 @@ class Rooms:
             tasks.create_task(self._sweep(self._janus))
 
     async def enter(
-        self, call_sid: CallSid, identity: Identity, device: DeviceId | None, offer: str
+        self,
+        call_sid: CallSid,
+        identity: Identity,
+        device: DeviceId | None,
+        offer: str,
+        attestation: Attestation,
     ) -> str:
         """Lets a user's sound into the room of its call, in place of what it brought before; returns
         the room's answer, with its candidates.
@@ -84,16 +89,18 @@ class Rooms:
             identity: The user.
             device: The device that asks.
             offer: The SDP offer, with its candidates: none are taken later.
+            attestation: How sure it is that the user itself asks.
 
         Raises:
             CallNotFound: there is no such call.
-            Forbidden: the user is not in it, or talks on another device.
+            Forbidden: the user is not in it, talks on another device, or talks itself where a server
+                asks.
             OperationRefused: the user has not accepted, or the call needs no room.
             NotFound: the relay has no Janus.
             Unavailable: Janus does not work.
         """
         call = await self._calls.show(call_sid, Actor(identity, device))
-        _check(call, identity, device)
+        _check(call, identity, device, attestation)
         janus = self._janus
         if janus is None:
             raise NotFound("this relay has no rooms: its settings name no Janus (`janus_url`)")
@@ -234,13 +241,21 @@ def open_rooms(settings: RelaySettings) -> Callable[[Calls], Rooms]:
     return lambda calls: Rooms(settings.janus_url, secret, calls)
 
 
-def _check(call: Call, identity: Identity, device: DeviceId | None) -> None:
+def _check(
+    call: Call, identity: Identity, device: DeviceId | None, attestation: Attestation
+) -> None:
     user = call.user(identity)
     state = UserState.UNKNOWN if user is None else user.state
     if call.state is CallState.ENDED or user is None or state is not UserState.ACCEPTED:
         raise OperationRefused("room", state, "only who is in a call has a place in its room")
     if device is not None and user.main_device not in (None, device):
         raise Forbidden(f"{identity} is in this call on another device")
+    # Nobody in a room hears who speaks: what a server said there would pass for the user's own.
+    if user.own_attestation is Attestation.FULL and attestation is not Attestation.FULL:
+        raise Forbidden(
+            f"{identity} is in this call by a device or token of its own: a server speaks for it only"
+            " after it has joined as it (`join` with another device_id)"
+        )
 
 
 def _sdp_of(answer: JanusAnswer) -> str:

@@ -23,7 +23,7 @@ from sqlalchemy import Connection, exists, or_, select
 from push.channels.channel import refuse_if_too_large
 from push.channels.fcm import compose_data
 from push.channels.push_payload import CANCEL
-from push.flood_limits import FloodLimits
+from push.flood_limits import Caller, FloodLimits
 from push.outbox import Outbox
 from push.store.call_rows import to_ms
 from push.store.database import Database
@@ -44,6 +44,7 @@ _KEY = re.compile(r"twi_[a-z0-9_]{1,60}")
 _KINDS = ("apns", "fcm")
 _LIFE_S = 60
 _LONGEST_LIFE_S = 600
+_NAME_LIMIT = 128
 _WHAT, _SHORTEN = "Twilio's notification", "twi_params"
 
 
@@ -137,7 +138,8 @@ class TwilioNotifications:
         if not devices:
             raise NotFound(f"{notification.identity} has no device with an apns or fcm channel")
         expires_at_ms = to_ms(self._now()) + notification.life_s * 1000
-        with self._floods.taken([] if notification.is_cancel else devices):
+        caller = Caller(notification.keys.get("twi_from", "")[:_NAME_LIMIT])
+        with self._floods.taken([] if notification.is_cancel else devices, caller):
             deliveries = list(_deliveries(notification, devices, expires_at_ms))
             owe(connection, deliveries, self._outbox.leased_until_ms)
         return deliveries

@@ -10,7 +10,7 @@ from pydantic import (
     model_serializer,
 )
 
-from signaling.calls import Call, CallState, CallType, Mode, UserState
+from signaling.calls import Attestation, Call, CallState, CallType, Mode, UserState
 from signaling.events import ErrorInvitee, Moment
 from signaling.identifiers import ChannelKind
 from signaling.scopes import Scope
@@ -22,12 +22,14 @@ class _Answer(BaseModel):
 
 
 class UserAnswer(_Answer):
-    """One user of a call."""
+    """One user of a call. `attestation` is `A` where the user's own token or connection brought its
+    state about, `B` where a server did in its name, null where nobody did."""
 
     identity: str
     state: UserState
     extended_data: str
     main_device: str | None = None
+    attestation: Attestation | None = None
 
 
 class CallAnswer(_Answer):
@@ -64,6 +66,7 @@ class CallAnswer(_Answer):
                     state=user.state,
                     extended_data=user.extended_data,
                     main_device=user.main_device,
+                    attestation=user.own_attestation,
                 )
                 for user in call.users
             ),

@@ -39,8 +39,8 @@ class CallType(StrEnum):
 
 
 class Attestation(StrEnum):
-    """How sure the relay is of who calls, with the levels of SHAKEN (RFC 8588, 4): the caller's own
-    token or connection said so, or a server did."""
+    """How sure the relay is of who did something, with the levels of SHAKEN (RFC 8588, 4): that
+    somebody's own token or connection did it, or a server did, in somebody's name."""
 
     FULL = "A"
     PARTIAL = "B"
@@ -80,8 +80,9 @@ class UserState(StrEnum):
 _PENDING = frozenset({UserState.INVITING, UserState.NOT_YET_RECEIVED, UserState.RECEIVED})
 
 
-Unreachable = Literal["unknown", "no_device"]
-"""Why somebody could not be invited: nobody has this identity, or it has no device."""
+Unreachable = Literal["unknown", "no_device", "forbidden"]
+"""Why somebody could not be invited: nobody has this identity, it has no device, or the relay's call
+policy does not let the caller ring it."""
 
 
 class RejectStatus(StrEnum):
@@ -113,6 +114,9 @@ class User:
     """How sure the relay is of who invited the user; None where nobody in particular did."""
     check_at: datetime | None = None
     """When the user counts as not yet received, where delivery is checked and nobody confirmed."""
+    own_attestation: Attestation | None = None
+    """How sure the relay is that the user itself brought about its state; None where nobody did so in
+    its name, or a relay did that tells nothing of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from signaling.calls import Call, CallState, Mode, RejectStatus, User, UserState, replace
+from signaling.calls import (
+    Attestation,
+    Call,
+    CallState,
+    Mode,
+    RejectStatus,
+    User,
+    UserState,
+    replace,
+)
 from signaling.errors import Forbidden, OperationRefused
 from signaling.events import (
     CallCancelled,
@@ -178,6 +187,7 @@ class Change:
             invited_at=self.at,
             check_at=None if check_s is None else self.at + timedelta(seconds=check_s),
             invite_id=self._next_id(),
+            own_attestation=None,
         )
         if self.call.user(user.identity) is None:
             self.call = self.call.with_joined(invited)
@@ -195,9 +205,11 @@ class Change:
         main_device: DeviceId | None = None,
         extended_data: str = "",
         reject_status: RejectStatus | None = None,
+        attestation: Attestation | None = None,
+        automatic: bool = False,
     ) -> None:
         """Moves one user by the table, and tells all who are to know. `asked` names the operation
-        in a refusal, where it is not this one.
+        in a refusal, where it is not this one; `attestation` is None where it is not the user's own.
 
         Raises:
             OperationRefused: the table does not hold it, or the call has ended.
@@ -211,11 +223,12 @@ class Change:
             main_device=main_device or user.main_device,
             extended_data=extended_data or user.extended_data,
             reject_status=reject_status,
+            own_attestation=attestation,
         )
         self.call = self.call.with_user(moved)
         self._open_by(operation)
         self._tell_devices(moved, operation, extended_data)
-        self.tell_state_of(moved, extended_data)
+        self.tell_state_of(moved, extended_data, automatic=automatic)
 
     def next_state(self, user: User, operation: Operation, asked: Operation) -> UserState:
         """Where an operation moves a user.
@@ -238,18 +251,28 @@ class Change:
         self._open_by(operation)
         self.tell_state_of(user, user.extended_data)
 
-    def hand_over(self, user: User, device: DeviceId) -> None:
-        """Makes another device of a user in the call its main one, unseen by the other users."""
-        self.call = self.call.with_user(replace(user, main_device=device))
-        self.tell(
-            [Recipient(user.identity, only=user.main_device, except_device=device)],
-            lambda id_: CallCancelled(
-                id=id_, call_sid=self.call.call_sid, at=self.at, reason="joined_elsewhere"
-            ),
-        )
+    def hand_over(
+        self, user: User, device: DeviceId | None, attestation: Attestation | None
+    ) -> None:
+        """Makes another device of a user in the call its main one, unseen by the other users, who are
+        told only where the relay is now more or less sure that it is the user."""
+        taken = replace(user, main_device=device, own_attestation=attestation)
+        self.call = self.call.with_user(taken)
+        if device != user.main_device:
+            self.tell(
+                [Recipient(user.identity, only=user.main_device, except_device=device)],
+                lambda id_: CallCancelled(
+                    id=id_, call_sid=self.call.call_sid, at=self.at, reason="joined_elsewhere"
+                ),
+            )
+        if attestation is not user.own_attestation:
+            self.tell_state_of(taken)
 
-    def tell_state_of(self, user: User, extended_data: str = "") -> None:
+    def tell_state_of(
+        self, user: User, extended_data: str = "", *, automatic: bool = False
+    ) -> None:
         """Tells a user's state to all who are to know it."""
+        in_call = user.state is UserState.ACCEPTED
         self.tell(
             self._who_learns_of(user),
             lambda id_: CallUserStateChanged(
@@ -260,6 +283,9 @@ class Change:
                 state=user.state,
                 extended_data=extended_data,
                 reject_status=user.reject_status,
+                attestation=user.own_attestation,
+                main_device=user.main_device if in_call else None,
+                automatic=automatic or None,
             ),
         )
 

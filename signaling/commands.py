@@ -1,7 +1,8 @@
 """What can be asked of a call, as values: `rules` carries them out.
 
 Each command carries the moment it happens at, and who does it: an identity and the device of it, if
-one is known. An identity None is a server, which acts on nobody's behalf.
+one is known. An identity None is a server, which acts on nobody's behalf. `attestation` is how sure the
+relay is that the identity itself does it; a server that does it in its name is `PARTIAL`.
 """
 
 from collections.abc import Mapping
@@ -53,6 +54,7 @@ class Received:
     at: datetime
     channel: ChannelKind | None = None
     app: str = ""
+    attestation: Attestation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +65,20 @@ class Accept:
     device: DeviceId | None
     at: datetime
     extended_data: str = ""
+    attestation: Attestation | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A device rejects for its identity."""
+    """A device rejects for its identity: somebody's no, or `automatic`, what it does by itself."""
 
     identity: Identity
     device: DeviceId | None
     at: datetime
     status: RejectStatus = RejectStatus.REJECTED
     extended_data: str = ""
+    attestation: Attestation | None = None
+    automatic: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +139,7 @@ class Join:
     device: DeviceId | None
     at: datetime
     extended_data: str = ""
+    attestation: Attestation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +150,7 @@ class Quit:
     device: DeviceId | None
     at: datetime
     extended_data: str = ""
+    attestation: Attestation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +162,7 @@ class End:
     device: DeviceId | None
     at: datetime
     extended_data: str = ""
+    attestation: Attestation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +177,7 @@ class Say:
     message_type: str = "user-defined-message"
     content_type: str = "application/json"
     to: tuple[Identity, ...] | None = None
+    attestation: Attestation | None = None
 
 
 Command = (

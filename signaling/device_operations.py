@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter
 from signaling.calls import RejectStatus
 from signaling.identifiers import CallSidField, IdentityField
 from signaling.requests import (
+    Automatic,
     ExtendedData,
     FeedbackFields,
     InviteMoreFields,
@@ -56,6 +57,7 @@ class DeviceReject(_WithData):
 
     operation: Literal["reject"]
     status: RejectStatus = RejectStatus.REJECTED
+    automatic: Automatic = None
 
 
 class DeviceIgnore(_OfCall):

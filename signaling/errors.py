@@ -297,7 +297,8 @@ class Unauthenticated(Refusal):
 
 
 class Forbidden(Refusal):
-    """Valid credentials that do not reach this far, or somebody else's call."""
+    """Valid credentials that do not reach this far, somebody else's call, or one that the relay's call
+    policy does not allow."""
 
     slug = "forbidden"
     title = "Not allowed"
@@ -348,8 +349,8 @@ class OperationRefused(Refusal):
 
 
 class TooManyRequests(Refusal):
-    """A flood: more is asked for one app, device, address or connection than it may be; `retry_after_s`
-    says when to ask again."""
+    """A flood: more is asked by one caller, address or connection, or for one app or device, than may be;
+    `retry_after_s` says when to ask again."""
 
     slug = "too-many-requests"
     title = "Too many requests"

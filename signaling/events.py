@@ -71,7 +71,8 @@ class TriedInvitee(BaseModel):
 
 
 class ErrorInvitee(BaseModel):
-    """An invitee who cannot be called, and why: `unknown`, or `no_device`."""
+    """An invitee who cannot be called, and why: `unknown`, `no_device`, or `forbidden` by the relay's
+    call policy."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -117,13 +118,19 @@ class CallReceived(_Event):
 
 
 class CallUserStateChanged(_Event):
-    """To the caller and to all who are invited or in the call: one user's new state."""
+    """To the caller and to all who are invited or in the call: one user's new state. `attestation` is
+    `A` where the user's own token or connection brought it about, `B` where a server did in its name;
+    absent, nobody did, and nothing is known. `main_device` is there with `Accepted`, where the relay
+    knows it. `automatic` is there, and true, where a device rejected by itself, without its user."""
 
     event: Literal["call.user_state_changed"] = "call.user_state_changed"
     identity: str
     state: UserState
     extended_data: str = ""
     reject_status: RejectStatus | None = None
+    attestation: Attestation | None = None
+    main_device: str | None = None
+    automatic: bool | None = None
 
 
 CancelReason = Literal["cancelled", "answered_elsewhere", "rejected_elsewhere", "joined_elsewhere"]
@@ -152,7 +159,9 @@ class CallEnded(_Event):
 
 class CallMessage(_Event):
     """To the other parties: what one of them says to them through the relay (seed 003, "Call
-    Message Events"). `from` is absent where a server says it; `voice_event_sid` names the message."""
+    Message Events"). `from` is absent where a server says it for itself; `attestation` says how sure the
+    relay is of `from`: `A`, its own token or connection said it, `B`, a server did in its name.
+    `voice_event_sid` names the message."""
 
     event: Literal["call.message"] = "call.message"
     from_: str | None = Field(default=None, alias="from")
@@ -160,6 +169,7 @@ class CallMessage(_Event):
     content_type: str
     content: JsonValue
     voice_event_sid: str
+    attestation: Attestation | None = None
 
 
 class DeviceChannelRemoved(_Document):

@@ -88,7 +88,15 @@ def _caller(new: NewCall) -> tuple[User, ...]:
     if new.caller is None:
         return ()
     expires_at = new.at + timedelta(seconds=new.timeout_s)
-    return (User(new.caller, UserState.ACCEPTED, expires_at, new.device, new.extended_data),)
+    caller = User(
+        new.caller,
+        UserState.ACCEPTED,
+        expires_at,
+        new.device,
+        new.extended_data,
+        own_attestation=new.attestation,
+    )
+    return (caller,)
 
 
 def _invited(call: Call, invitee: Invitee, attestation: Attestation | None) -> User:

@@ -42,6 +42,9 @@ PUSH_KINDS = ("apns", "fcm")
 """Kinds of channels that name an app."""
 
 App = Annotated[str, Field(max_length=256)]
+Automatic = Annotated[
+    bool | None, Field(description="whether a device does it by itself, without its user")
+]
 ExtendedData = Annotated[str, Field(max_length=EXTENDED_DATA_MAX_LENGTH)]
 Timeout = Annotated[float, Field(strict=True, ge=1, le=600, description="seconds")]
 VoiceEventSid = Annotated[
@@ -158,6 +161,7 @@ class RejectRequest(OperationRequest):
     """A rejection and its reason."""
 
     status: RejectStatus = RejectStatus.REJECTED
+    automatic: Automatic = None
 
 
 class InviteMoreFields(Request):

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from signaling.calls import Call, CallState, Mode, User, UserState, replace
+from signaling.calls import Attestation, Call, CallState, Mode, User, UserState, replace
 from signaling.change import (
     TRANSITIONS,
     Change,
@@ -132,7 +132,7 @@ def _confirm(change: Change, command: Received) -> None:
     ):
         return
     _refuse_if_late(change.call, user, Operation.RECEIVED, command)
-    change.move(user, Operation.RECEIVED)
+    change.move(user, Operation.RECEIVED, attestation=command.attestation)
 
 
 def _answer(change: Change, command: Accept | Reject) -> None:
@@ -153,6 +153,8 @@ def _answer(change: Change, command: Accept | Reject) -> None:
         main_device=command.device,
         extended_data=command.extended_data,
         reject_status=command.status if isinstance(command, Reject) else None,
+        attestation=command.attestation,
+        automatic=isinstance(command, Reject) and command.automatic,
     )
 
 
@@ -175,8 +177,8 @@ def _join(change: Change, command: Join) -> None:
     call = change.call
     user = call.user(command.identity)
     if user is not None and user.state is UserState.ACCEPTED and call.state is not CallState.ENDED:
-        if command.device is not None and command.device != user.main_device:
-            change.hand_over(user, command.device)
+        if _takes_over(user, command):
+            change.hand_over(user, command.device, command.attestation)
         return
     if user is None and call.mode is Mode.COMMON:
         raise Forbidden(f"{command.identity} is not in this call")
@@ -187,13 +189,28 @@ def _join(change: Change, command: Join) -> None:
             Operation.JOIN,
             main_device=command.device,
             extended_data=command.extended_data,
+            attestation=command.attestation,
         )
         return
     check_room([command.identity], others=len(call.users))
     joined = User(
-        command.identity, UserState.ACCEPTED, command.at, command.device, command.extended_data
+        command.identity,
+        UserState.ACCEPTED,
+        command.at,
+        command.device,
+        command.extended_data,
+        own_attestation=command.attestation,
     )
     change.add(joined, Operation.JOIN)
+
+
+def _takes_over(user: User, command: Join) -> bool:
+    """Whether a join moves a user who is in the call: to another device, or to itself, where a server
+    had put it into the call. A server that names the device that is there already moves nothing."""
+    if command.device != user.main_device:
+        return command.device is not None
+    itself = command.attestation is Attestation.FULL
+    return itself and user.own_attestation is not Attestation.FULL
 
 
 def _quit(change: Change, command: Quit | End) -> None:
@@ -207,6 +224,7 @@ def _quit(change: Change, command: Quit | End) -> None:
         # The device whose audio runs stays the main one, so that it hears of the hang-up.
         main_device=user.main_device or command.device,
         extended_data=command.extended_data,
+        attestation=command.attestation,
     )
 
 
@@ -252,6 +270,7 @@ def _say(change: Change, command: Say) -> None:
             content_type=command.content_type,
             content=command.content,
             voice_event_sid=command.voice_event_sid,
+            attestation=None if sender is None else command.attestation,
         ),
     )
 

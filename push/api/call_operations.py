@@ -99,8 +99,10 @@ def _operation(
 async def received(asked: Asked, body: ReceivedRequest) -> CallAnswer:
     """A device confirms that the invite arrived; the first to name its channel tells how long it took."""
     identity, device = asked.actor.acting_as(body.identity, body.device_id)
-    now = asked.services.calls.now()
-    return await asked.carry_out(Received(identity, device, now, body.channel, body.app or ""))
+    now, attestation = asked.services.calls.now(), asked.actor.attestation
+    return await asked.carry_out(
+        Received(identity, device, now, body.channel, body.app or "", attestation)
+    )
 
 
 @_operation("accept")
@@ -113,8 +115,17 @@ async def accept(asked: Asked, body: OperationRequest) -> CallAnswer:
 async def reject(asked: Asked, body: RejectRequest) -> CallAnswer:
     """Rejects for an identity, with status `rejected` or `busy`."""
     identity, device = asked.actor.acting_as(body.identity, body.device_id)
-    now = asked.services.calls.now()
-    return await asked.carry_out(Reject(identity, device, now, body.status, body.extended_data))
+    return await asked.carry_out(
+        Reject(
+            identity,
+            device,
+            asked.services.calls.now(),
+            body.status,
+            body.extended_data,
+            asked.actor.attestation,
+            bool(body.automatic),
+        )
+    )
 
 
 @_operation("ignore")
@@ -156,9 +167,8 @@ async def end(asked: Asked, body: OperationRequest) -> CallAnswer:
     """Ends the call: in advanced mode for all, in common mode it hangs up, as `quit` does. A server
     that names no identity ends either for all."""
     identity, device = _who_or_server(asked.actor, body)
-    return await asked.carry_out(
-        End(identity, device, asked.services.calls.now(), body.extended_data)
-    )
+    now, attestation = asked.services.calls.now(), asked.actor.attestation
+    return await asked.carry_out(End(identity, device, now, body.extended_data, attestation))
 
 
 @_operation(
@@ -194,8 +204,8 @@ async def _do(
     asked: Asked, command: type[Accept | Join | Quit], body: OperationRequest
 ) -> CallAnswer:
     identity, device = asked.actor.acting_as(body.identity, body.device_id)
-    now = asked.services.calls.now()
-    return await asked.carry_out(command(identity, device, now, body.extended_data))
+    now, attestation = asked.services.calls.now(), asked.actor.attestation
+    return await asked.carry_out(command(identity, device, now, body.extended_data, attestation))
 
 
 def _who_or_server(

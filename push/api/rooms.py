@@ -19,4 +19,6 @@ async def room(
     before. Offer audio alone, with its candidates: none are taken later."""
     await settle_device(services, actor, body.device_id)
     identity, device = actor.acting_as(body.identity, body.device_id)
-    return RoomAnswer(sdp=await services.rooms.enter(CallSid(call_sid), identity, device, body.sdp))
+    sid = CallSid(call_sid)
+    sdp = await services.rooms.enter(sid, identity, device, body.sdp, actor.attestation)
+    return RoomAnswer(sdp=sdp)

@@ -1,10 +1,10 @@
 """Named groups of identities as rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import Connection, bindparam, delete, insert, select
 
-from push.store.prepared import Prepared
+from push.store.prepared import Prepared, in_parts
 from push.store.tables import group_members, groups
 from signaling.identifiers import Identity
 
@@ -14,6 +14,11 @@ _MEMBERS = Prepared(
     .where(group_members.c.name == bindparam("group"))
     .order_by(group_members.c.position)
 )
+_MEMBERS_OF_ALL = Prepared(
+    select(group_members.c.name, group_members.c.identity).where(
+        group_members.c.name.in_(bindparam("groups", expanding=True))
+    )
+)
 
 
 def members_of(connection: Connection, name: str) -> tuple[Identity, ...] | None:
@@ -21,6 +26,17 @@ def members_of(connection: Connection, name: str) -> tuple[Identity, ...] | None
     if _KNOWN.one(connection, group=name) is None:
         return None
     return tuple(Identity(identity) for (identity,) in _MEMBERS.rows(connection, group=name))
+
+
+def members_of_all(
+    connection: Connection, names: Sequence[str]
+) -> Mapping[str, frozenset[Identity]]:
+    """The members of some groups, by name; of one that is not there, nobody."""
+    found: dict[str, set[Identity]] = {name: set() for name in names}
+    for part in in_parts(names):
+        for name, identity in _MEMBERS_OF_ALL.rows(connection, groups=part):
+            found[name].add(Identity(identity))
+    return {name: frozenset(members) for name, members in found.items()}
 
 
 def all_groups(connection: Connection) -> dict[str, tuple[Identity, ...]]:

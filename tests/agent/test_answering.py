@@ -53,7 +53,8 @@ async def test_the_hang_up_button_rejects_a_call_that_rings(desk: Desk) -> None:
     sid = await desk.ring()
     await desk.press("h")
     await desk.station.ringer(active=False)
-    assert (await desk.relay.asked("reject", sid))["status"] == "rejected"
+    asked = await desk.relay.asked("reject", sid)
+    assert (asked["status"], asked["automatic"]) == ("rejected", None)
     assert (await desk.until(sid, CallStatus.CLOSED)).ended_because == "rejected here"
 
 

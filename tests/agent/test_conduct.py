@@ -15,7 +15,14 @@ from signaling.identifiers import DeviceId
 from tests.agent import desk
 from tests.agent.desk import Exchange
 from tests.agent.post import Post, began, post_at
-from tests.agent.scripted_relay import about, fresh_sid, invite, scripted_relay
+from tests.agent.scripted_relay import (
+    about,
+    fresh_sid,
+    invite,
+    refused,
+    scripted_relay,
+    taken,
+)
 from tests.conftest import running_station
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -52,10 +59,25 @@ async def test_a_call_that_is_turned_away_is_rejected_without_a_sound_or_a_light
     post.behave(**quiet)
     sid = fresh_sid()
     await post.relay.say(invite(sid))
-    assert (await post.relay.asked("reject", sid))["status"] == "rejected"
+    asked = await post.relay.asked("reject", sid)
+    assert (asked["status"], asked["automatic"]) == ("rejected", True)
     await post.has_taken_all()
     assert (post.relay.operations(sid), post.edges, post.statuses.noted) == (["reject"], [], [])
     assert post.speaker.sounds.noted == []
+
+
+async def test_a_relay_too_old_to_hear_that_it_was_nobodys_hand_is_told_without(
+    post: Post,
+) -> None:
+    post.behave(do_not_disturb={"enabled": True, "treatment": "reject"})
+    old = refused(422, "automatic: Extra inputs are not permitted")
+    post.relay.answers["reject"] = lambda asked: (old if asked["automatic"] else taken)(asked)
+    sid = fresh_sid()
+    await post.relay.say(invite(sid))
+    await post.relay.requests.until(
+        lambda asked: asked["operation"] == "reject" and asked["automatic"] is None
+    )
+    assert post.relay.operations(sid) == ["reject", "reject"]
 
 
 async def test_a_silent_call_is_shown_by_the_light_alone_and_can_be_answered(post: Post) -> None:

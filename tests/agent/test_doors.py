@@ -10,6 +10,7 @@ from pydantic import JsonValue
 from structlog.testing import capture_logs
 
 from agent.call import CallerInfo, CallStatus
+from agent.call_record import Acceptance
 from agent.main import Agent
 from agent.wrong_codes import WrongCodes
 from bellwire.diagnosis import Verdict
@@ -19,8 +20,10 @@ from config.private_file import write_private
 from config.telemetry import DoorNow
 from hardware.simulated import SimulatedPins
 from signaling.answers import DeviceResponse
-from signaling.calls import UserState
+from signaling.calls import Attestation, UserState
 from signaling.events import CallMessage, CallUserStateChanged
+from signaling.identifiers import Identity
+from signaling.media import MediaCandidate
 from tests.agent.desk import Exchange
 from tests.agent.post import Post, post_at, settings_of
 from tests.agent.scripted_relay import about, call_answer, fresh_sid, refused
@@ -36,7 +39,12 @@ async def post(exchange: Exchange) -> Any:  # noqa: ANN401
         yield at_work
 
 
-def asks(sid: str, content: JsonValue, who: str | None = "client:lobby") -> CallMessage:
+def asks(
+    sid: str,
+    content: JsonValue,
+    who: str | None = "client:lobby",
+    attestation: Attestation | None = Attestation.FULL,
+) -> CallMessage:
     return CallMessage(
         **about(sid),
         from_=who,
@@ -44,7 +52,34 @@ def asks(sid: str, content: JsonValue, who: str | None = "client:lobby") -> Call
         content_type="application/json",
         content=content,
         voice_event_sid=f"KX{fresh_sid()[2:]}",
+        attestation=attestation,
     )
+
+
+def accepted(sid: str, attestation: Attestation | None = Attestation.FULL) -> CallUserStateChanged:
+    return CallUserStateChanged(
+        **about(sid),
+        identity="lobby",
+        state=UserState.ACCEPTED,
+        attestation=attestation,
+        main_device="lobby-1",
+    )
+
+
+async def called_out(post: Post, word: CallUserStateChanged) -> str:
+    """A call of the station's own button, open by this word of the relay; returns its SID."""
+    sid = word.call_sid
+    post.relay.answers["invite"] = lambda _: DeviceResponse(status=201, call=call_answer(sid))
+    await post.press("call_buttons.lobby")
+    await post.relay.asked("invite")
+    await post.relay.say(word)
+    await post.until(sid, CallStatus.OPEN)
+    return sid
+
+
+def types(post: Post, sid: str, digits: str) -> None:
+    for digit in digits:
+        post.call(sid)._emit("digit", "lobby", digit)  # as the media does
 
 
 async def answered(post: Post, *, verified: bool = True) -> str:
@@ -134,16 +169,63 @@ async def test_before_the_call_is_answered_nobody_opens_the_door(post: Post) -> 
 
 
 async def test_who_was_called_from_here_and_accepted_opens_the_door(post: Post) -> None:
-    sid = fresh_sid()
-    post.relay.answers["invite"] = lambda _: DeviceResponse(status=201, call=call_answer(sid))
-    await post.press("call_buttons.lobby")
-    await post.relay.asked("invite")
-    accepted = CallUserStateChanged(**about(sid), identity="lobby", state=UserState.ACCEPTED)
-    await post.relay.say(accepted)
-    await post.until(sid, CallStatus.OPEN)
+    sid = await called_out(post, accepted(fresh_sid()))
+    (answer,) = post.call(sid).record.acceptances
+    assert answer == Acceptance(Identity("lobby"), Attestation.FULL, "lobby-1")
     await post.relay.say(asks(sid, {}))
     assert (await result(post))["result"] == "released"
     assert is_open(post)
+
+
+@pytest.mark.parametrize("word", [Attestation.PARTIAL, None], ids=["a server's", "an old relay's"])
+@pytest.mark.parametrize("of", ["the answer", "the message"])
+async def test_a_word_that_is_not_the_persons_own_opens_nothing_for_whom_the_station_called(
+    post: Post, word: Attestation | None, of: str
+) -> None:
+    own, answered_by = Attestation.FULL, word if of == "the answer" else Attestation.FULL
+    sid = await called_out(post, accepted(fresh_sid(), answered_by))
+    await post.relay.say(asks(sid, {}, attestation=word if of == "the message" else own))
+    assert (await result(post))["result"] == "not allowed"
+    if of == "the answer":
+        types(post, sid, "47#")
+    await post.has_taken_all()
+    assert not is_open(post)
+
+
+@pytest.mark.parametrize("word", [Attestation.PARTIAL, None], ids=["a server's", "an old relay's"])
+async def test_a_message_said_in_a_verified_callers_name_opens_nothing(
+    post: Post, word: Attestation | None
+) -> None:
+    sid = await answered(post)
+    await post.relay.say(asks(sid, {}, attestation=word))
+    assert (await result(post))["result"] == "not allowed"
+    assert not is_open(post)
+
+
+@pytest.mark.parametrize("direction", ["to the station", "from the station"])
+@pytest.mark.parametrize(
+    ("word", "opens"), [(Attestation.FULL, True), (Attestation.PARTIAL, False)]
+)
+async def test_digits_open_only_where_the_sound_they_come_by_is_the_persons_own(
+    post: Post, direction: str, word: Attestation, *, opens: bool
+) -> None:
+    into = direction == "to the station"
+    sid = await answered(post) if into else await called_out(post, accepted(fresh_sid()))
+    candidate = MediaCandidate(session="a" * 32, candidate="").model_dump(mode="json")
+    said = asks(sid, candidate, attestation=word).model_copy(update={"message_type": "media"})
+    await post.relay.say(said)
+    await post.has_taken_all()
+    types(post, sid, "47#")
+    assert is_open(post) is opens
+
+
+async def test_who_a_server_put_in_a_persons_place_opens_nothing_any_more(post: Post) -> None:
+    sid = await called_out(post, accepted(fresh_sid()))
+    await post.relay.say(accepted(sid, Attestation.PARTIAL))
+    await post.relay.say(asks(sid, {}))
+    assert (await result(post))["result"] == "not allowed"
+    types(post, sid, "47#")
+    assert not is_open(post)
 
 
 async def test_who_is_met_in_a_call_that_was_taken_over_is_vouched_for_by_nobody(

@@ -49,10 +49,13 @@ class Town:
         await self.post.has_taken_all()
         return self.sids[-1]
 
-    async def end(self, sid: str, *states: UserState) -> None:
+    async def end(self, sid: str, *states: UserState | dict[str, object]) -> None:
         for number, state in enumerate(states):
+            told = state if isinstance(state, dict) else {"state": state}
             await self.post.relay.say(
-                CallUserStateChanged(**about(sid), identity=f"flat-{number}", state=state)
+                CallUserStateChanged.model_validate(
+                    {**about(sid), "identity": f"flat-{number}", **told}
+                )
             )
         await self.post.relay.say(CallEnded(**about(sid)))
         await self.post.until(sid, CallStatus.CLOSED)
@@ -77,19 +80,50 @@ async def test_a_call_that_nobody_answers_is_made_again_as_often_as_set(post: Po
     assert {tuple(request["to"]) for request in town.asked} == {("lobby",)}
 
 
+BY_ITSELF = {"state": "Rejected", "reject_status": "rejected", "automatic": True}
+BUSY = {"state": "Rejected", "reject_status": "busy"}
+A_PERSON = {"state": "Rejected", "reject_status": "rejected"}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [(BY_ITSELF,), (BUSY,), (BY_ITSELF, BUSY), (BUSY, {"state": "Timeout"})],
+    ids=["quiet", "busy", "both", "busy and rung out"],
+)
+async def test_what_stations_reject_by_themselves_is_called_again_and_forwarded(
+    post: Post, told: tuple[dict[str, object], ...]
+) -> None:
+    forward = {**WIRED["call_buttons"]["lobby"], "forward_to": ["porter"]}
+    wired = {**WIRED, "call_buttons": {"lobby": forward}}
+    post.live.take(settings_of(panel=wired, behaviour={"redial": {"times": 1, "pause_s": 7}}))
+    town = Town(post)
+    await post.press("call_buttons.lobby")
+    await town.end(await town.has_been_called(1), *told)
+    await town.called_by(7.1)
+    await town.end(await town.has_been_called(2), *told)
+    await post.time.advance(0)
+    await town.has_been_called(3)
+    assert [request["to"] for request in town.asked] == [["lobby"], ["lobby"], ["porter"]]
+
+
 @pytest.mark.parametrize(
     "states",
     [
         (UserState.REJECTED,),
+        (A_PERSON, BY_ITSELF),
+        (BUSY, A_PERSON),
         (UserState.TIMEOUT, UserState.REJECTED),
         (UserState.ACCEPTED, UserState.TIMEOUT),
         (UserState.CANCELED,),
         (),
     ],
-    ids=["rejected", "rejected by one", "answered", "cancelled", "ended"],
+    ids=[
+        *("rejected", "a person among quiet ones", "a person among busy ones"),
+        *("rejected by one", "answered", "cancelled", "ended"),
+    ],
 )
 async def test_a_call_that_ends_otherwise_is_not_made_again(
-    post: Post, states: tuple[UserState, ...]
+    post: Post, states: tuple[UserState | dict[str, object], ...]
 ) -> None:
     town = Town(post)
     await post.press("call_buttons.lobby")

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from bellwire.diagnosis import Finding, Verdict
 from bellwire.doctor_push import examine_push
+from bellwire.doctor_relay import examine_call_policy
 from config.private_file import write_private
 from config.relay import RelaySettings, load_relay_settings
 from tests.bellwire.command import bellwire
@@ -338,6 +339,20 @@ def test_public_url_that_leads_elsewhere_is_found_and_twilio_needs_one(files: Pa
     assert "is not reached from here" in found(given, Verdict.UNKNOWN)[0].what
     query = settings(files, 'public_url = "https://relay.example.org/?a=b"')
     assert "is no plain URL" in the_one(query).what
+
+
+async def test_a_relay_where_everybody_may_ring_everybody_is_warned_of_loudly(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "relay.toml"
+    for without in ("", '[policy]\nrules = [{from = ["a"], to = ["b"], allow = true}]\n'):
+        file.write_text(f'listen = "127.0.0.1:1"\n{without}')
+        ended = await bellwire("doctor", "--config", file, "--data", tmp_path / "none")
+        assert "! EVERYBODY MAY RING EVERYBODY" in ended.out
+    file.write_text('[policy]\ndefault = "deny"\n')
+    (finding,) = examine_call_policy(load_relay_settings(file))
+    assert finding.verdict is Verdict.GOOD
+    assert "0 rules, and what none fits is refused" in finding.what
 
 
 def test_ca_file_that_holds_no_certificate_is_found(files: Path) -> None:

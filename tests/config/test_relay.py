@@ -161,3 +161,42 @@ def test_data_goes_where_systemd_or_the_users_folders_say(monkeypatch: pytest.Mo
     monkeypatch.delenv("XDG_DATA_HOME")
     monkeypatch.setenv("HOME", "/home/a")
     assert default_data_folder() == Path("/home/a/.local/share/bellwire")
+
+
+def test_the_call_policy_stands_in_the_file_with_rules_in_their_order(file: Path) -> None:
+    file.write_text(
+        """
+emergency_callers = ["porter", "client:fire"]
+[policy]
+default = "deny"
+rules = [
+  {from = ["lobby"], to = ["group:office", "client:ann"], allow = true},
+  {from = ["*"], to = ["porter"], allow = false},
+]
+"""
+    )
+    settings = load_relay_settings(file)
+    assert settings.emergency_callers == ("porter", "fire")
+    assert settings.policy.default == "deny"
+    assert [(rule.from_, rule.to, rule.allow) for rule in settings.policy.rules] == [
+        (("lobby",), ("group:office", "ann"), True),
+        (("*",), ("porter",), False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ('{from = ["a"], to = ["group:a b"], allow = true}', "names no group"),
+        ('{from = [], to = ["b"], allow = true}', "nobody is named"),
+        ('{from = ["a"], allow = true}', "policy.rules.0.to"),
+    ],
+)
+def test_a_rule_that_cannot_be_is_refused_by_its_place(file: Path, rule: str, told: str) -> None:
+    file.write_text(f"[policy]\nrules = [{rule}]")
+    with pytest.raises(ValidationError, match=told):
+        load_relay_settings(file)
+
+
+def test_a_relay_lets_everybody_ring_everybody_unless_told() -> None:
+    assert load_relay_settings().policy.lets_all_ring_all

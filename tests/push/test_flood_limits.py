@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import httpx
 import pytest
 
-from push.flood_limits import FloodLimits
+from push.flood_limits import Caller, FloodLimits
 from push.store.device_rows import ChannelRow, DeviceRow
 from signaling.errors import TooManyRequests
 from signaling.identifiers import DeviceId, Identity
@@ -36,23 +36,31 @@ def device(name: str, *apps: str, identity: str | None = None) -> DeviceRow:
     )
 
 
-def take(limits: FloodLimits, *devices: DeviceRow) -> None:
-    with limits.taken(devices):
+A_SERVER = Caller()
+
+
+def own(name: str) -> Caller:
+    """Somebody who calls by a token of their own."""
+    return Caller(name, itself=True)
+
+
+def take(limits: FloodLimits, *devices: DeviceRow, by: Caller = A_SERVER) -> None:
+    with limits.taken(devices, by):
         pass
 
 
-def refused(limits: FloodLimits, *devices: DeviceRow) -> TooManyRequests:
-    with pytest.raises(TooManyRequests) as flood, limits.taken(devices):
+def refused(limits: FloodLimits, *devices: DeviceRow, by: Caller = A_SERVER) -> TooManyRequests:
+    with pytest.raises(TooManyRequests) as flood, limits.taken(devices, by):
         pytest.fail("it was let through")
     return flood.value
 
 
-def how_many(limits: FloodLimits, *devices: DeviceRow) -> int:
+def how_many(limits: FloodLimits, *devices: DeviceRow, by: Caller = A_SERVER) -> int:
     """How many calls are let through now."""
     count = 0
     while True:
         try:
-            take(limits, *devices)
+            take(limits, *devices, by=by)
         except TooManyRequests:
             return count
         count += 1
@@ -65,6 +73,90 @@ def test_a_device_takes_half_a_minutes_calls_at_once_and_then_its_rate(seconds: 
     for passed, calls in ((0.5, 1), (0.25, 0), (0.25, 1), (10, 20), (3600, 60)):
         seconds.now += passed
         assert how_many(limits, bob) == calls
+
+
+def test_who_calls_ten_times_a_second_uses_up_a_share_and_silences_nobody(
+    seconds: Seconds,
+) -> None:
+    counted: list[str] = []
+    limits = FloodLimits(1000, 2, seconds, on_refused=counted.append)
+    doorbell = device("doorbell")
+    mallory, ann = own("mallory"), own("ann")
+    let_through = 0
+    for tick in range(960):
+        seconds.now += 0.1
+        try:
+            take(limits, doorbell, by=mallory)
+        except TooManyRequests:
+            let_through -= 1
+        let_through += 1
+        if tick % 10 == 0:
+            take(limits, doorbell, by=ann)  # 96 of 96
+    assert 60 < let_through < 60 + 2 * 96 + 2
+    assert set(counted) == {"caller-invites"}
+    flood = refused(limits, doorbell, by=mallory)
+    assert "doorbell is called by mallory too often: at most 2 calls per second" in flood.detail
+    assert 0 < flood.retry_after_s <= 0.5
+
+
+def test_names_that_a_server_makes_up_use_up_the_servers_share_and_leave_others_theirs(
+    seconds: Seconds,
+) -> None:
+    counted: list[str] = []
+    limits = FloodLimits(1000, 2, seconds, on_refused=counted.append)
+    doorbell = device("doorbell")
+    let_through = sum(how_many(limits, doorbell, by=Caller(f"name-{n}")) for n in range(200))
+    assert let_through == 180
+    assert set(counted) == {"caller-invites", "device-invites"}
+    assert "by servers too often" in refused(limits, doorbell, by=Caller("ann")).detail
+    for n in range(60):
+        take(limits, doorbell, by=own(f"neighbour-{n}"))
+    # Whoever they are: what a device is called in all has an end.
+    assert "at most 8 calls" in refused(limits, doorbell, by=own("one-more")).detail
+
+
+def test_a_name_that_a_server_gives_uses_up_nothing_of_its_own_calls(seconds: Seconds) -> None:
+    limits = FloodLimits(1000, 2, seconds)
+    doorbell = device("doorbell")
+    assert how_many(limits, doorbell, by=Caller("ann")) == 60
+    assert how_many(limits, doorbell, by=own("ann")) == 60
+
+
+def test_who_rings_the_whole_house_is_held_to_ten_devices_at_a_time(seconds: Seconds) -> None:
+    counted: list[str] = []
+    limits = FloodLimits(1000, 2, seconds, on_refused=counted.append)
+    house = [device(f"flat-{n}") for n in range(50)]
+    assert sum(how_many(limits, flat, by=own("mallory")) for flat in house) == 600
+    assert "at most 20 calls of devices" in refused(limits, house[-1], by=own("mallory")).detail
+    assert set(counted) == {"caller-invites"}
+    assert how_many(limits, house[0], by=own("ann")) == 60
+
+
+def test_an_emergency_caller_is_never_refused_and_costs_nobody_a_call(seconds: Seconds) -> None:
+    limits = FloodLimits(1, 2, seconds, emergency_callers=["fire"])
+    doorbell = device("doorbell", "app")
+    for by in (own("fire"), Caller("fire")):
+        for _ in range(1000):
+            take(limits, doorbell, by=by)
+    assert how_many(limits, device("doorbell"), by=own("ann")) == 60
+
+
+def test_a_flood_under_ever_new_names_leaves_no_more_buckets_than_calls_let_through(
+    seconds: Seconds,
+) -> None:
+    limits = FloodLimits(1000, 2, seconds)
+    doorbell = device("doorbell")
+    let_through = 0
+    for n in range(100_000):
+        if n % 1000 == 0:
+            seconds.now += 1
+        try:
+            take(limits, doorbell, by=Caller(f"name-{n}"))
+        except TooManyRequests:
+            continue
+        let_through += 1
+        assert len(limits) <= 300
+    assert let_through < 180 + 6 * 101
 
 
 def test_an_app_takes_five_seconds_invites_at_once_and_then_its_rate(seconds: Seconds) -> None:
@@ -165,13 +257,56 @@ def test_a_call_to_nine_people_is_weighed_in_microseconds() -> None:
 
 @pytest.fixture(scope="module")
 def settings() -> dict[str, str]:
-    return {"BELLWIRE_DEVICE_INVITES_PER_S": "0.1"}  # three at once, and one each ten seconds
+    # Three at once, and one each ten seconds.
+    return {"BELLWIRE_DEVICE_INVITES_PER_S": "0.1", "BELLWIRE_EMERGENCY_CALLERS": '["fire"]'}
 
 
 async def invite(running: Running, to: Sequence[str], key: str | None = None) -> httpx.Response:
     headers = {} if key is None else {"Idempotency-Key": key}
     body = {"to": list(to), "timeout": 600, "mode": "advanced"}
     return await running.http.post("/v1/calls", json=body, headers=headers)
+
+
+def refusals(exposition: str, reason: str) -> float:
+    line = f'bellwire_refused_total{{reason="{reason}"}} '
+    return sum(float(one.removeprefix(line)) for one in exposition.splitlines() if line in one)
+
+
+async def count_of(running: Running, reason: str) -> float:
+    return refusals((await running.http.get("/metrics")).text, reason)
+
+
+async def ring(running: Running, to: str, headers: dict[str, str]) -> httpx.Response:
+    body = {"to": [to], "timeout": 600}
+    return await running.http.post("/v1/calls", json=body, headers=headers)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_neighbour_who_floods_a_doorbell_is_refused_in_words_and_nobody_else_is(
+    running: Running,
+) -> None:
+    doorbell, mallory, ann = fresh("doorbell"), fresh("mallory"), fresh("ann")
+    await running.register(doorbell)
+    tokens = {name: await running.token(name) for name in (mallory, ann)}
+    before = await count_of(running, "caller-invites")
+    answers = [await ring(running, doorbell, tokens[mallory]) for _ in range(20)]
+    refused_ones = [answer for answer in answers if answer.status_code == 429]
+    assert len(refused_ones) >= 16  # three at once
+    problem = assert_problem(refused_ones[0], 429, "too-many-requests")
+    assert f"a device of {doorbell} is called by {mallory} too often" in problem["detail"]
+    assert int(refused_ones[0].headers["Retry-After"]) >= 1
+    assert await count_of(running, "caller-invites") == before + len(refused_ones)
+    for _ in range(3):
+        assert (await ring(running, doorbell, tokens[ann])).status_code == 201
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_emergency_callers_of_the_settings_are_never_refused(running: Running) -> None:
+    doorbell = fresh("doorbell")
+    await running.register(doorbell)
+    token = await running.token("fire")
+    for _ in range(20):
+        assert (await ring(running, doorbell, token)).status_code == 201
 
 
 @pytest.mark.asyncio(loop_scope="module")

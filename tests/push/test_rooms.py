@@ -126,6 +126,11 @@ async def test_nobody_else_is_let_in(running: Running) -> None:
     assert "talk directly" in small.json()["detail"]
     other_device = await running.do(sid, "room", identity=users[1], device_id="x", sdp=OFFER)
     assert_problem(other_device, 403, "forbidden")
+    token = await running.token(users[3], users[3])
+    own = await running.http.post(f"/v1/calls/{sid}/join", json={}, headers=token)
+    assert own.status_code == 200, own.text
+    instead = await running.do(sid, "room", identity=users[3], device_id=users[3], sdp=OFFER)
+    assert "of its own" in assert_problem(instead, 403, "forbidden")["detail"]
     stranger = await running.do(sid, "room", identity=fresh("stranger"), sdp=OFFER)
     assert_problem(stranger, 403, "forbidden")
     ringing = await running.called(users[0], users[1], **{"from": users[2]})
