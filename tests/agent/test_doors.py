@@ -287,11 +287,6 @@ async def test_digits_out_of_a_room_may_be_those_of_somebody_who_has_just_left(
 # Wrong codes
 
 
-def types(post: Post, sid: str, digits: str) -> None:
-    for digit in digits:
-        post.call(sid)._emit("digit", "lobby", digit)  # as its media does
-
-
 async def hang_up(post: Post, sid: str) -> None:
     await post.press("hang_up")
     await post.until(sid, CallStatus.CLOSED)
