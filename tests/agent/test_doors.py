@@ -187,7 +187,7 @@ async def test_a_word_that_is_not_the_persons_own_opens_nothing_for_whom_the_sta
     await post.relay.say(asks(sid, {}, attestation=word if of == "the message" else own))
     assert (await result(post))["result"] == "not allowed"
     if of == "the answer":
-        types(post, sid, "47#")
+        types(post, sid, "47#1")
     await post.has_taken_all()
     assert not is_open(post)
 
@@ -215,7 +215,7 @@ async def test_digits_open_only_where_the_sound_they_come_by_is_the_persons_own(
     said = asks(sid, candidate, attestation=word).model_copy(update={"message_type": "media"})
     await post.relay.say(said)
     await post.has_taken_all()
-    types(post, sid, "47#")
+    types(post, sid, "47#1")
     assert is_open(post) is opens
 
 
@@ -224,7 +224,7 @@ async def test_who_a_server_put_in_a_persons_place_opens_nothing_any_more(post: 
     await post.relay.say(accepted(sid, Attestation.PARTIAL))
     await post.relay.say(asks(sid, {}))
     assert (await result(post))["result"] == "not allowed"
-    types(post, sid, "47#")
+    types(post, sid, "47#1")
     assert not is_open(post)
 
 
