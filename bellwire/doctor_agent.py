@@ -8,6 +8,7 @@ import aiomqtt
 
 from bellwire.diagnosis import Finding, bad, good, unknown
 from broker.address import BrokerAddress, parse_broker_url
+from broker.dynamic_security import doctor_client_id, doctor_username
 from config.agent import AgentSettings, load_agent_settings
 from signaling.errors import InvalidInput
 from signaling.identifiers import DeviceId
@@ -50,25 +51,32 @@ async def _broker(settings: AgentSettings) -> list[Finding]:
         tls_context = address.tls_context()
     except InvalidInput as error:
         return [bad(error.detail, "mend [broker] in the file")]
-    # A client id of its own: under the device's, it would take the running agent's session over.
-    client = aiomqtt.Client(
-        address.host,
-        address.port,
-        username=address.username,
-        password=address.password,
-        identifier=f"{settings.device_id}-doctor",
-        protocol=aiomqtt.ProtocolVersion.V5,
-        tls_context=tls_context,
-        timeout=_TIMEOUT_S,
-    )
-    try:
-        async with client:
-            return [
-                good(f"the broker {address.url} takes its credentials"),
-                *await _rights(client, settings),
-            ]
-    except aiomqtt.MqttError as error:
-        return [_not_connected(address, error)]
+    # A client id of its own: under the device's, it would take the running agent's session over. With an
+    # account of its own, too, unless the device has its password from before there was one.
+    device = DeviceId(settings.device_id)
+    found: list[Finding] = []
+    for username in (doctor_username(device), address.username):
+        client = aiomqtt.Client(
+            address.host,
+            address.port,
+            username=username,
+            password=address.password,
+            identifier=doctor_client_id(device),
+            protocol=aiomqtt.ProtocolVersion.V5,
+            tls_context=tls_context,
+            timeout=_TIMEOUT_S,
+        )
+        try:
+            async with client:
+                return [
+                    good(f"the broker {address.url} takes its credentials"),
+                    *await _rights(client, settings),
+                ]
+        except aiomqtt.MqttCodeError as error:
+            found = [_not_connected(address, error)]
+        except aiomqtt.MqttError as error:
+            return [_not_connected(address, error)]
+    return found
 
 
 def _not_connected(address: BrokerAddress, error: aiomqtt.MqttError) -> Finding:

@@ -40,11 +40,15 @@ plugin_opt_config_file {folder}/dynamic-security.json
 persistence true
 persistence_location {folder}/
 autosave_interval 30
-persistent_client_expiration 14d
+persistent_client_expiration 2d
 set_tcp_nodelay true
-max_packet_size 262144
-max_queued_messages 20000
-max_queued_bytes 67108864
+max_keepalive 60
+# Why these limits, and what they are for: deploy/mosquitto.conf.
+max_packet_size 81920
+max_inflight_bytes 4194304
+max_queued_bytes 4194304
+max_queued_messages 1000
+memory_limit 1073741824
 log_dest stderr
 log_type error
 log_type warning

@@ -11,6 +11,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from push.alarm import Alarm, Sleep
 from push.auth import Actor
 from push.connections import Connections, OpenStream
+from push.device_floods import DeviceFloods
 from push.device_operations import LIMIT_BYTES, DeviceOperations
 from push.streams import Streams
 from signaling.errors import Unavailable
@@ -39,6 +40,7 @@ class EventStream:
         connections: Who is there.
         streams: Says when a stream has grown.
         operations: Carries out what devices ask.
+        floods: Says how often one may ask.
         now: Tells the time.
         sleep: Waits.
     """
@@ -48,6 +50,7 @@ class EventStream:
         connections: Connections,
         streams: Streams,
         operations: DeviceOperations,
+        floods: DeviceFloods,
         *,
         now: Callable[[], datetime],
         sleep: Sleep = asyncio.sleep,
@@ -55,6 +58,7 @@ class EventStream:
         self._connections = connections
         self._streams = streams
         self._operations = operations
+        self._floods = floods
         self._now = now
         self._sleep = sleep
 
@@ -117,6 +121,9 @@ class EventStream:
                 request = StreamRequest(document=text.encode(errors="replace"))
             else:
                 request = parse_stream_request(text)
+            # Whoever asks too often is read more slowly: what they send waits in their own connection.
+            while wait_s := self._floods.wait_s(stream.device):
+                await self._sleep(wait_s)
             if request.ack is not None:
                 with suppress(Unavailable):  # the next one covers it
                     await self._connections.acknowledge(stream, request.ack)

@@ -11,6 +11,7 @@ from push.calls import Calls
 from push.channels.mqtt import MqttChannel
 from push.connections import Connections
 from push.deliveries import Deliveries
+from push.device_floods import DeviceFloods
 from push.device_operations import DeviceOperations
 from push.devices import Devices
 from push.event_stream import EventStream
@@ -52,7 +53,14 @@ def parts_on(database: Database, clock: Clock, device_invites_per_s: float = 100
     ice_servers = IceServers((), (), None, 3600, now=clock.now)
     rooms = Rooms(None, "", calls)
     operations = DeviceOperations(calls, metrics, tokens, ice_servers, rooms, check_after_s=5)
-    event_stream = EventStream(connections, streams, operations, now=clock.now, sleep=clock.sleep)
+    event_stream = EventStream(
+        connections,
+        streams,
+        operations,
+        DeviceFloods(1e6, metrics),
+        now=clock.now,
+        sleep=clock.sleep,
+    )
     devices = Devices(
         database, DynamicSecurity(session), "mqtt://none", channels, {}, streams, now=clock.now
     )

@@ -238,7 +238,7 @@ class MqttPhone(Phone):
             int(port),
             username=access["username"],
             password=access["password"],
-            identifier=self.name,
+            identifier=access["client_id"],
             protocol=aiomqtt.ProtocolVersion.V5,
         )
         async with self._client as client:
