@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from bellwire.logs import configure_logs
 from broker.address import parse_broker_url
-from broker.fleet_reading import read_of_each
+from broker.fleet_reading import read_devices, read_fleet
 from broker.layer_register import LayerRegister
 from broker.messages import Incoming
 from broker.receiving import ReceivingSession
@@ -105,14 +105,15 @@ class Fleet:
     async def read_again(self, devices: Collection[DeviceId]) -> None:
         """Reads again what devices report: of very much at once the broker may have dropped some."""
         try:
-            await read_of_each(self.session, devices, [reported_topic])
+            await read_devices(self.session, devices, reported_topic)
         except NotConnected:
             return  # All is read with the next connection.
 
     async def _read(self) -> None:
         await self.session.catch_up()
         known = [device.device_id for device in self._heard.values() if device.presence]
-        await read_of_each(self.session, known, [reported_topic, telemetry_topic])
+        topics = {REPORTED_OF_ALL: reported_topic, TELEMETRY_OF_ALL: telemetry_topic}
+        await read_fleet(self.session, known, topics)
         self._is_read.set()
 
     async def next_change(self) -> None:

@@ -8,7 +8,7 @@ all others ask. All else stays the session's.
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import structlog
 
@@ -20,6 +20,7 @@ from broker.receiving_connection import Admit, ReceivingConnection, Route
 from broker.session import Farewell, Handler, NotConnected, Session, Sleep
 
 _CATCH_UP_S = 30.0
+_ECHO_AGAIN_S = 2.0
 _NO_PROPERTIES = b"\0"
 
 log = structlog.get_logger(__name__)
@@ -92,8 +93,11 @@ class ReceivingSession(Session):
         receiving = self._receiving()
         try:
             async with asyncio.timeout(_CATCH_UP_S):
-                await receiving.publish(self._echo_topic, _NO_PROPERTIES, nonce)
-                await heard.wait()
+                while not heard.is_set():
+                    await receiving.publish(self._echo_topic, _NO_PROPERTIES, nonce)
+                    # Where more was to come than the broker keeps, it has thrown the echo away, too.
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(heard.wait(), _ECHO_AGAIN_S)
         except TimeoutError as error:
             raise NotConnected("the broker did not send all that it keeps") from error
         finally:
@@ -110,7 +114,9 @@ class ReceivingSession(Session):
         await receiving.subscribe(*topic_filters)
         if self._echo_topic is not None:
             await self.catch_up()
-        await receiving.unsubscribe(*topic_filters)
+        lasting = {topic_filter for topic_filter, _ in self._received}
+        if passing := [name for name in topic_filters if name not in lasting]:
+            await receiving.unsubscribe(*passing)
 
     def _take_echo(self, message: Incoming) -> None:
         if (heard := self._echoes.get(message.payload)) is not None:

@@ -11,7 +11,7 @@ from datetime import datetime
 import structlog
 from pydantic import ValidationError
 
-from broker.fleet_reading import read_of_each
+from broker.fleet_reading import read_fleet
 from broker.layer_register import LayerConflict, LayerRegister
 from broker.messages import Incoming
 from broker.receiving import ReceivingSession
@@ -117,7 +117,7 @@ async def guard_rollouts(
     async def read_reports() -> None:
         known.clear()
         await session.read_retained(PRESENCE_OF_ALL)
-        await read_of_each(session, known, [reported_topic])
+        await read_fleet(session, known, {REPORTED_OF_ALL: reported_topic})
 
     session.hear(PRESENCE_OF_ALL, note)
     session.receive(REPORTED_OF_ALL, reports.take, retained=False)

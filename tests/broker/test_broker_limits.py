@@ -107,10 +107,7 @@ async def test_a_device_that_never_reads_what_it_says_to_itself_fills_a_few_mega
     eve, desk = await accounts.add(EVE), await accounts.add(DESK)
     before = rss_mb(accounts.broker.pid)
     mine = gathered_topic(EVE)
-    if qos:
-        said = publish_packet(mine.encode(), 1, b"\0", LARGE)
-    else:
-        said = publish_at_qos_0(mine, LARGE)
+    said = publish_packet(mine.encode(), 1, b"\0", LARGE) if qos else publish_at_qos_0(mine, LARGE)
     connect = persistent_connect(eve, own_client_id(eve))
     async with connected(eve, EVE, packet=connect) as (_, writer), asyncio.timeout(PATIENCE_S):
         writer.write(subscribe_packet(1, [mine], retained=True))
