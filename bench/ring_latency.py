@@ -32,7 +32,10 @@ from signaling.identifiers import DeviceId, mqtt_client_id
 from signaling.topics import call_topic
 
 _WARM_UP = 20
-_UNLIMITED = {"BELLWIRE_DEVICE_INVITES_PER_S": "1000000"}
+_UNLIMITED = {
+    "BELLWIRE_DEVICE_INVITES_PER_S": "1000000",
+    "BELLWIRE_DEVICE_REQUESTS_PER_S": "1000000",
+}
 
 
 class DurableCommit:

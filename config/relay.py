@@ -119,7 +119,7 @@ class RelaySettings(BaseSettings):
             gt=0,
             description="requests of one device over MQTT or WebSocket; five times as many at once",
         ),
-    ] = 20.0
+    ] = 40.0
     max_body_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024
     idempotency_keep_s: Annotated[int, Field(ge=60)] = 24 * 3600
     log_level: LogLevel = "info"

@@ -48,7 +48,7 @@ log = structlog.get_logger(__name__)
 
 _AT_ONCE = 256
 _AT_ONCE_OF_ONE = 32
-_WAITING_OF_ONE = 100
+_WAITING_OF_ONE = 200
 """What a device's bucket holds by default, so that it is the bucket that refuses."""
 _WAITING_IN_ALL = 4096
 _FLICKER_S = 0.5
