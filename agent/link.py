@@ -1,7 +1,6 @@
 """What this device says and hears on its topics: call events in, requests out, presence always."""
 
 import asyncio
-import hashlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -30,7 +29,7 @@ from signaling.answers import (
 from signaling.device_operations import DeviceIceServers, DeviceKeys, DeviceOperation
 from signaling.errors import CallError
 from signaling.events import CallEvent, parse_event
-from signaling.identifiers import DeviceId
+from signaling.identifiers import DeviceId, mqtt_client_id
 from signaling.presence import Presence, presence_document
 from signaling.topics import (
     call_topic,
@@ -77,7 +76,7 @@ class Link:
         self._listeners: list[EventListener] = []
         self._session = Session(
             address,
-            _client_id(address, device),
+            mqtt_client_id(device, address.password or ""),
             session_expiry_s=_SESSION_EXPIRY_S,
             response_topic=response_topic(device),
             farewell=Farewell(
@@ -204,13 +203,6 @@ class Link:
             self._seen.popitem(last=False)
         for listener in self._listeners:
             listener(event, message)
-
-
-def _client_id(address: BrokerAddress, device: DeviceId) -> str:
-    """The name of this device's session: a broker disconnects whoever has a name that another comes
-    under, so this one is not to be guessed, and a device with a new password inherits no session."""
-    secret = hashlib.sha256(f"{device}\n{address.password}".encode()).hexdigest()
-    return f"{device}-{secret[:16]}"
 
 
 def _response_in(answer: bytes) -> DeviceResponse:

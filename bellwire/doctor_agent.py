@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from bellwire.diagnosis import Finding, bad, good, unknown, warning
 from broker.address import BrokerAddress, parse_broker_url
+from broker.dynamic_security import doctor_client_id, doctor_username
 from config.agent import AgentSettings, load_agent_settings
 from config.audio import RING_TONES, AudioSettings
 from config.telemetry import Telemetry
@@ -86,29 +87,36 @@ async def _broker(settings: AgentSettings) -> list[Finding]:
                 "give the broker a certificate (deploy/README.md), and name it mqtts:// in the file",
             )
         )
-    # A client id of its own: under the device's, it would take the running agent's session over.
-    client = aiomqtt.Client(
-        address.host,
-        address.port,
-        username=address.username,
-        password=address.password,
-        identifier=f"{settings.device_id}-doctor",
-        protocol=aiomqtt.ProtocolVersion.V5,
-        tls_context=tls_context,
-        timeout=_TIMEOUT_S,
-    )
-    try:
-        async with client:
-            return [
-                *found,
-                good(f"the broker {address.url} takes its credentials"),
-                *await _rights(client, settings),
-                *await _reported_faults(client, settings),
-            ]
-    except TimeoutError:
-        return [bad(f"the broker {address.url} does not answer", "look into the broker's log")]
-    except aiomqtt.MqttError as error:
-        return [*found, _not_connected(address, error)]
+    # A client id of its own: under the device's, it would take the running agent's session over. With an
+    # account of its own, too, unless the device has its password from before there was one.
+    device = DeviceId(settings.device_id)
+    refused: list[Finding] = []
+    for username in (doctor_username(device), address.username):
+        client = aiomqtt.Client(
+            address.host,
+            address.port,
+            username=username,
+            password=address.password,
+            identifier=doctor_client_id(device),
+            protocol=aiomqtt.ProtocolVersion.V5,
+            tls_context=tls_context,
+            timeout=_TIMEOUT_S,
+        )
+        try:
+            async with client:
+                return [
+                    *found,
+                    good(f"the broker {address.url} takes its credentials"),
+                    *await _rights(client, settings),
+                    *await _reported_faults(client, settings),
+                ]
+        except TimeoutError:
+            return [bad(f"the broker {address.url} does not answer", "look into the broker's log")]
+        except aiomqtt.MqttCodeError as error:
+            refused = [*found, _not_connected(address, error)]
+        except aiomqtt.MqttError as error:
+            return [*found, _not_connected(address, error)]
+    return refused
 
 
 def _not_connected(address: BrokerAddress, error: aiomqtt.MqttError) -> Finding:

@@ -24,6 +24,8 @@ from signaling.fleet_topics import LayerName, known_as
 from signaling.identifiers import DeviceId
 
 _AT_ONCE = 16
+_ASK_AGAIN_S = 3.0
+"""Of silence, until what is missing is read again."""
 _COALESCE_S = 0.05
 """Between two looks at the fleet, so that a thousand reports in a second cost twenty looks."""
 
@@ -200,13 +202,21 @@ async def follow(
                 if _overtaken(fleet, written):
                     break
                 show(followed)
-                await fleet.next_change()
+                await _next_change(fleet, followed)
                 await asyncio.sleep(_COALESCE_S)
                 followed = look()
     except TimeoutError:
         followed = look()
     show(followed)
     return followed
+
+
+async def _next_change(fleet: Fleet, followed: Followed) -> None:
+    try:
+        async with asyncio.timeout(_ASK_AGAIN_S):
+            await fleet.next_change()
+    except TimeoutError:
+        await fleet.read_again(followed.missing)
 
 
 def _look(

@@ -14,15 +14,18 @@ from pydantic import BaseModel, ValidationError
 
 from bellwire.logs import configure_logs
 from broker.address import parse_broker_url
+from broker.fleet_reading import read_devices, read_fleet
 from broker.layer_register import LayerRegister
 from broker.messages import Incoming
-from broker.session import Session
+from broker.receiving import ReceivingSession
+from broker.session import NotConnected, Session
 from config.fleet_layer import Reported
 from config.operator import OperatorSettings, default_operator_file, load_operator_settings
 from config.telemetry import Telemetry
 from signaling.errors import InvalidInput, Unavailable
 from signaling.fleet_commands import CommandResult
 from signaling.fleet_topics import (
+    OPERATORS_ECHO,
     REPORTED_OF_ALL,
     RESULTS_OF_ALL,
     TELEMETRY_OF_ALL,
@@ -30,9 +33,10 @@ from signaling.fleet_topics import (
 )
 from signaling.identifiers import DeviceId
 from signaling.presence import Presence
-from signaling.topics import PRESENCE_OF_ALL, device_of
+from signaling.topics import PRESENCE_OF_ALL, device_of, reported_topic, telemetry_topic
 
 _CONNECT_TIMEOUT_S = 10.0
+_READ_TIMEOUT_S = 60.0
 
 OperatorOption = Annotated[
     Path | None,
@@ -69,7 +73,7 @@ class Device:
 class Fleet:
     """The devices and their layers, kept up to date while the session runs."""
 
-    def __init__(self, session: Session, register: LayerRegister) -> None:
+    def __init__(self, session: ReceivingSession, register: LayerRegister) -> None:
         self.session = session
         self.register = register
         self.devices: dict[DeviceId, Device] = {}
@@ -77,15 +81,45 @@ class Fleet:
         self.results: asyncio.Queue[tuple[DeviceId, CommandResult]] = asyncio.Queue()
         self.changed = asyncio.Event()
         self._listeners: list[Callable[[Device], None]] = []
-        session.subscribe(PRESENCE_OF_ALL, self._take(Presence, "presence"))
-        session.subscribe(REPORTED_OF_ALL, self._take(Reported, "reported"))
-        session.subscribe(TELEMETRY_OF_ALL, self._take(Telemetry, "telemetry"))
-        session.subscribe(RESULTS_OF_ALL, self._take_result)
+        self._is_read = asyncio.Event()
+        session.receive(PRESENCE_OF_ALL, self._take(Presence, "presence"))
+        session.receive(REPORTED_OF_ALL, self._take(Reported, "reported"), retained=False)
+        session.receive(TELEMETRY_OF_ALL, self._take(Telemetry, "telemetry"), retained=False)
+        session.receive(RESULTS_OF_ALL, self._take_result)
+        session.on_connected(self._read)
         register.listen(lambda _: self.changed.set())
 
     def listen(self, listener: Callable[[Device], None]) -> None:
         """Has `listener` called on the loop with each device that has said something."""
         self._listeners.append(listener)
+
+    async def wait_read(self) -> None:
+        """Waits until all that the broker retains of the devices is here.
+
+        Raises:
+            Unavailable: it takes too long.
+        """
+        try:
+            async with asyncio.timeout(_READ_TIMEOUT_S):
+                await self._is_read.wait()
+        except TimeoutError as error:
+            raise Unavailable(
+                f"the broker {self.session.address.url} does not send what it retains of the devices"
+            ) from error
+
+    async def read_again(self, devices: Collection[DeviceId]) -> None:
+        """Reads again what devices report: of very much at once the broker may have dropped some."""
+        try:
+            await read_devices(self.session, devices, reported_topic)
+        except NotConnected:
+            return  # All is read with the next connection.
+
+    async def _read(self) -> None:
+        await self.session.catch_up()
+        known = [device.device_id for device in self._heard.values() if device.presence]
+        topics = {REPORTED_OF_ALL: reported_topic, TELEMETRY_OF_ALL: telemetry_topic}
+        await read_fleet(self.session, known, topics)
+        self._is_read.set()
 
     async def next_change(self) -> None:
         """Waits until something is new."""
@@ -143,6 +177,7 @@ async def open_fleet(
     fleet = Fleet(session, register)
     async with running(session):
         await register.read()
+        await fleet.wait_read()
         yield fleet
 
 
@@ -166,7 +201,7 @@ async def running(session: Session) -> AsyncIterator[None]:
         holding.cancel()
 
 
-def session_of(settings: OperatorSettings) -> Session:
+def session_of(settings: OperatorSettings) -> ReceivingSession:
     """A session of an operator; each command has one of its own."""
     address = parse_broker_url(
         settings.url,
@@ -174,4 +209,6 @@ def session_of(settings: OperatorSettings) -> Session:
         password=settings.password.get_secret_value(),
         ca_file=settings.ca_file,
     )
-    return Session(address, f"{settings.username}-{secrets.token_hex(8)}")
+    return ReceivingSession(
+        address, f"{settings.username}-{secrets.token_hex(8)}", echo_topic=OPERATORS_ECHO
+    )

@@ -135,7 +135,10 @@ async def loaded_relay(folder: Path, database: str | None) -> AsyncIterator[Rela
     async with RelayProcess(
         folder,
         arguments=(*arguments, "--log-level", "warning"),
-        environment={"BELLWIRE_DEVICE_INVITES_PER_S": "1000000"},
+        environment={
+            "BELLWIRE_DEVICE_INVITES_PER_S": "1000000",
+            "BELLWIRE_DEVICE_REQUESTS_PER_S": "1000000",
+        },
     ) as relay:
         with RelayClient(relay.access) as client:
             for number in range(_PAIRS):

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from paho.mqtt.subscribeoptions import SubscribeOptions
 from rich.console import Console
 from rich.table import Table
 
@@ -170,7 +171,10 @@ async def _measure_rounds(broker: FleetBroker, figures: Figures, rounds: int) ->
         ]
         await stack.enter_async_context(running(session))
         await register.read()
-        await observers[0].subscribe(REPORTED_OF_ALL, qos=1)
+        await observers[0].subscribe(
+            REPORTED_OF_ALL,
+            options=SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND),
+        )
         await observers[1].subscribe(f"{BARE_REPLIES}/+", qos=1)
         reports, replies = (Replies(client, figures.agents) for client in observers)
         for number in range(rounds + 1):

@@ -28,11 +28,14 @@ from bench.command_line import at_least_one, stoppable
 from bench.http_connection import HttpConnection
 from bench.measures import percentile, print_result
 from signaling.events import CallReceived, event_document
-from signaling.identifiers import DeviceId
+from signaling.identifiers import DeviceId, mqtt_client_id
 from signaling.topics import call_topic
 
 _WARM_UP = 20
-_UNLIMITED = {"BELLWIRE_DEVICE_INVITES_PER_S": "1000000"}
+_UNLIMITED = {
+    "BELLWIRE_DEVICE_INVITES_PER_S": "1000000",
+    "BELLWIRE_DEVICE_REQUESTS_PER_S": "1000000",
+}
 
 
 class DurableCommit:
@@ -75,6 +78,7 @@ class BarePublish:
 async def bare_publish(relay: RelayProcess, client: RelayClient) -> AsyncIterator[BarePublish]:
     """Bare clients on the relay's own mosquitto."""
     device = await register_station(client, "bare")
+    password = device.broker.password.get_secret_value()
     login = json.loads((relay.data / "broker/login.json").read_text())
     version = aiomqtt.ProtocolVersion.V5
     topic = call_topic(DeviceId(device.device_id))
@@ -90,7 +94,8 @@ async def bare_publish(relay: RelayProcess, client: RelayClient) -> AsyncIterato
             "127.0.0.1",
             login["port"],
             username=device.broker.username,
-            password=device.broker.password.get_secret_value(),
+            password=password,
+            identifier=mqtt_client_id(DeviceId(device.device_id), password),
             protocol=version,
         ) as subscriber,
     ):

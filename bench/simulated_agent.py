@@ -12,7 +12,7 @@ from agent.live_settings import LiveSettings
 from broker.address import BrokerAddress
 from broker.session import Farewell, Session
 from config.agent import AgentSettings, BrokerSettings
-from signaling.identifiers import DeviceId
+from signaling.identifiers import DeviceId, mqtt_client_id
 from signaling.presence import Presence, presence_document
 from signaling.topics import presence_topic
 
@@ -42,7 +42,7 @@ class SimulatedAgent:
         gone = presence_document(Presence(online=False))
         self.session = Session(
             address,
-            f"{device}-agent",
+            mqtt_client_id(device, address.password or ""),
             session_expiry_s=3600,
             farewell=Farewell(presence_topic(device), gone, delay_s=1),
         )

@@ -22,6 +22,9 @@ T = TypeVar("T")
 
 _KEEPALIVE_S = 20
 _TIMEOUT_S = 5.0
+_RECEIVE_MAXIMUM = 65_535
+"""A broker counts what is on its way (mosquitto: 20) apart from what waits: with few on their way a
+fleet's thousands of layers and presences would not fit into a short queue. It limits bytes besides."""
 
 
 _NO_MATCHING_SUBSCRIBERS = 0x10
@@ -113,6 +116,7 @@ def client_of(
     """An MQTT 5 client. With `session_expiry_s` 0 it begins anew and leaves nothing behind."""
     connect = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
     connect.SessionExpiryInterval = session_expiry_s
+    connect.ReceiveMaximum = _RECEIVE_MAXIMUM
     return Client(
         address.host,
         address.port,

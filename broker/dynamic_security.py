@@ -32,6 +32,17 @@ def device_role_name(device: DeviceId) -> str:
     return f"device-{device}"
 
 
+def doctor_username(device: DeviceId) -> str:
+    """The account that the doctor looks at a device's rights with while its agent runs: a device's own
+    has one client id, and whoever comes under that takes the agent's place. No device id has a slash."""
+    return f"{device}/doctor"
+
+
+def doctor_client_id(device: DeviceId) -> str:
+    """The only client id of that account."""
+    return f"{device}-doctor"
+
+
 def device_acls(device: DeviceId) -> list[Json]:
     """What a device may do: hear and say its own topics, read the configuration, nothing else."""
     return [

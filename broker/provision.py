@@ -12,12 +12,14 @@ from broker.dynamic_security import (
     Json,
     device_acls,
     device_role_name,
+    doctor_client_id,
+    doctor_username,
     operator_acls,
 )
 from broker.messages import Incoming
 from broker.session import NotConnected, Session
 from signaling.errors import InvalidInput, Unavailable
-from signaling.identifiers import DeviceId
+from signaling.identifiers import DeviceId, mqtt_client_id
 from signaling.topics import retained_of
 
 _TIMEOUT_S = 10.0
@@ -70,10 +72,19 @@ class DynamicSecurity:
                 "rolename": device_role_name(device),
                 "acls": device_acls(device),
             },
+            # One client id, so that an account has one session, with one queue, however often it connects.
             {
                 "command": "createClient",
                 "username": device,
                 "password": password,
+                "clientid": mqtt_client_id(device, password),
+                "roles": [{"rolename": device_role_name(device)}],
+            },
+            {
+                "command": "createClient",
+                "username": doctor_username(device),
+                "password": password,
+                "clientid": doctor_client_id(device),
                 "roles": [{"rolename": device_role_name(device)}],
             },
         )
@@ -175,8 +186,9 @@ class DynamicSecurity:
             self._answer.set_result(answer)
 
 
-def _removal(device: DeviceId) -> tuple[Json, Json]:
+def _removal(device: DeviceId) -> tuple[Json, ...]:
     return (
         {"command": "deleteClient", "username": device},
+        {"command": "deleteClient", "username": doctor_username(device)},
         {"command": "deleteRole", "rolename": device_role_name(device)},
     )

@@ -2,26 +2,24 @@
 
 paho-mqtt takes a fifth of a millisecond for a message and its confirmation: publishing a call's
 events cost a relay a quarter of its time. Here a message is one packet out and four bytes back, and
-what comes up in one turn of the loop leaves in one write. All else stays the session's.
+what comes up in one turn of the loop leaves in one write. What it hears much of has a
+connection of its own, too (:mod:`broker.receiving`); all else stays the session's.
 """
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import structlog
-
 from broker.client import Client
 from broker.messages import Outgoing
 from broker.publish_packets import publish_properties
 from broker.publishing_connection import PublishingConnection, open_publishing
-from broker.session import NotConnected, Session
+from broker.receiving import ReceivingSession
+from broker.session import NotConnected
 
-log = structlog.get_logger(__name__)
 
-
-class PublishingSession(Session):
-    """See `Session`. Where either of its two connections is lost, both begin anew."""
+class PublishingSession(ReceivingSession):
+    """See `ReceivingSession`. Where one of its three connections is lost, all begin anew."""
 
     _out: PublishingConnection | None = None
 
@@ -52,16 +50,3 @@ class PublishingSession(Session):
                     yield client
             finally:
                 self._out = None
-
-    @asynccontextmanager
-    async def _leaving_with(self, out: PublishingConnection, client: Client) -> AsyncIterator[None]:
-        def leave(lost: asyncio.Future[str]) -> None:
-            log.warning("connection to publish lost", client_id=out.client_id, error=lost.result())
-            self._up.clear()
-            client.leave()
-
-        out.lost.add_done_callback(leave)
-        try:
-            yield
-        finally:
-            out.lost.remove_done_callback(leave)

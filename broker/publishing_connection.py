@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import cast
+from typing import TypeVar, cast
 
 from paho.mqtt import MQTTException
 
@@ -40,6 +40,8 @@ _CONFIRM_S = 10.0
 _KEEPALIVE_S = 20
 _LOOK_EVERY_S = 0.5
 
+Connection = TypeVar("Connection", bound="PublishingConnection")
+
 
 @asynccontextmanager
 async def open_publishing(
@@ -53,7 +55,14 @@ async def open_publishing(
         OSError: it cannot be reached.
     """
     loop = asyncio.get_running_loop()
-    connection = PublishingConnection(address, client_id, loop, confirm_s)
+    async with let_in(PublishingConnection(address, client_id, loop, confirm_s)) as connection:
+        yield connection
+
+
+@asynccontextmanager
+async def let_in(connection: Connection) -> AsyncIterator[Connection]:
+    """A connection of whichever kind; see `open_publishing`."""
+    loop, address = asyncio.get_running_loop(), connection.address
     try:
         try:
             async with asyncio.timeout(_CONNECT_S):
@@ -90,18 +99,20 @@ class PublishingConnection(asyncio.Protocol):
         confirm_s: How long the broker may take to confirm, in seconds.
     """
 
+    _RECEIVE_MAXIMUM: int | None = None
+
     def __init__(
         self,
         address: BrokerAddress,
         client_id: str,
         loop: asyncio.AbstractEventLoop,
-        confirm_s: float,
+        confirm_s: float = _CONFIRM_S,
     ) -> None:
         self.ready: asyncio.Future[None] = loop.create_future()
         """Done once the broker has let it in; fails with NotConnected where it does not."""
         self.lost: asyncio.Future[str] = loop.create_future()
         """Done once it is lost, or closed: says why. Its owner may not know yet."""
-        self._address = address
+        self.address = address
         self.client_id = client_id
         self._loop = loop
         self._confirm_s = confirm_s
@@ -142,8 +153,16 @@ class PublishingConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Asks to be let in."""
         self._transport = cast("asyncio.Transport", transport)
-        username, password = self._address.username, self._address.password
-        self._transport.write(connect_packet(self.client_id, username, password, self._keepalive_s))
+        username, password = self.address.username, self.address.password
+        self._transport.write(
+            connect_packet(
+                self.client_id,
+                username,
+                password,
+                self._keepalive_s,
+                receive_maximum=self._RECEIVE_MAXIMUM,
+            )
+        )
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fails what is not confirmed."""
@@ -166,7 +185,7 @@ class PublishingConnection(asyncio.Protocol):
             for kind, begin, end in whole_packets(unread):
                 self._take(kind, unread[begin:end])
         except (ValueError, LookupError, MQTTException) as error:
-            self._abort(f"what speaks at {self._address.url} is no MQTT 5 broker: {error}")
+            self._abort(f"what speaks at {self.address.url} is no MQTT 5 broker: {error}")
         self._unread = unread[end:]
         self._send_waiting()
 

@@ -11,21 +11,24 @@ from datetime import datetime
 import structlog
 from pydantic import ValidationError
 
+from broker.fleet_reading import read_fleet
 from broker.layer_register import LayerConflict, LayerRegister
 from broker.messages import Incoming
-from broker.session import Session
+from broker.receiving import ReceivingSession
 from config.fleet_layer import LayerProblem, Reported
 from config.rollout_pause import due_pause
 from signaling.errors import InvalidInput, Unavailable
 from signaling.fleet_topics import REPORTED_OF_ALL, LayerName
 from signaling.identifiers import DeviceId
-from signaling.topics import device_of
+from signaling.topics import PRESENCE_OF_ALL, device_of, reported_topic
 
 log = structlog.get_logger(__name__)
 
 _COALESCE_S = 0.05
 """Between two counts, so that a thousand reports in a second cost twenty of them."""
 _AGAIN_S = 5.0
+_REPORTS_EVERY_S = 0.25
+"""Between two looks at what one device reports: however often it does, it costs no more."""
 _NO_ERRORS = b'"errors":[]'
 """In what an agent reports: nearly all of a fleet, which then need not be parsed."""
 
@@ -96,27 +99,62 @@ class RolloutGuard:
             )
 
 
-async def guard_rollouts(session: Session, *, author: str, now: Callable[[], datetime]) -> None:
-    """Guards all rollouts over a session of its own until cancelled."""
+async def guard_rollouts(
+    session: ReceivingSession, *, author: str, now: Callable[[], datetime]
+) -> None:
+    """Guards all rollouts over a session of its own, which has an echo topic, until cancelled."""
     register = LayerRegister(session, author, now=now)
     guard = RolloutGuard(register)
+    reports = _Reports(guard)
+    known: set[DeviceId] = set()
 
-    def take(message: Incoming) -> None:
+    def note(message: Incoming) -> None:
         try:
-            guard.take(device_of(message.topic), _reported(message.payload))
+            known.add(device_of(message.topic))
         except InvalidInput:
             return
 
-    session.subscribe(REPORTED_OF_ALL, take)
+    async def read_reports() -> None:
+        known.clear()
+        await session.read_retained(PRESENCE_OF_ALL)
+        await read_fleet(session, known, {REPORTED_OF_ALL: reported_topic})
+
+    session.hear(PRESENCE_OF_ALL, note)
+    session.receive(REPORTED_OF_ALL, reports.take, retained=False)
+    session.on_connected(read_reports)
     session.on_disconnected(guard.forget)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(session.run())
+        tasks.create_task(reports.run())
         tasks.create_task(guard.run())
 
 
+class _Reports:
+    """What devices report, on its way to the guard: of each the last, however often it comes."""
+
+    def __init__(self, guard: RolloutGuard) -> None:
+        self._guard = guard
+        self._last: dict[str, bytes] = {}
+        self._news = asyncio.Event()
+
+    def take(self, message: Incoming) -> None:
+        self._last[message.topic] = b"" if _NO_ERRORS in message.payload else message.payload
+        self._news.set()
+
+    async def run(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            last, self._last = self._last, {}
+            for topic, payload in last.items():
+                try:
+                    self._guard.take(device_of(topic), _reported(payload))
+                except InvalidInput:
+                    continue
+            await asyncio.sleep(_REPORTS_EVERY_S)
+
+
 def _reported(payload: bytes) -> Reported | None:
-    if _NO_ERRORS in payload:
-        return None
     try:
         return Reported.model_validate_json(payload) if payload else None
     except ValidationError:

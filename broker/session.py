@@ -273,19 +273,6 @@ class Session:
         finally:
             del self._requests[correlation]
 
-    async def read_retained(self, topic_filter: str) -> None:
-        """Has the broker send the retained messages of a filter once, to the handlers that its
-        topics have; what is published later on it does not come by this.
-
-        Raises:
-            NotConnected: the broker is not there.
-        """
-        client = self._client
-        if client is None:
-            raise NotConnected(f"no connection to the broker {self.address.url}")
-        await client.subscribe(topic_filter, options=SubscribeOptions(qos=1))
-        await client.unsubscribe(topic_filter)
-
     async def ask_retained_again(self, topic_filter: str) -> None:
         """Has the broker send the retained messages of a filter that `subscribe` was called with, as
         it does after each connection. It stays subscribed.

@@ -131,6 +131,13 @@ class RelaySettings(BaseSettings):
         Field(max_length=256, description="identities whose calls are never too many"),
     ] = ()
     policy: Annotated[PolicySettings, Field(description="who may ring whom")] = PolicySettings()
+    device_requests_per_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="requests of one device over MQTT or WebSocket; five times as many at once",
+        ),
+    ] = 40.0
     max_body_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024
     max_connections: Annotated[
         int,

@@ -1,11 +1,12 @@
 """Devices over MQTT: their requests, answered on the response topic they name, and their presence.
 
 The broker's rights make sure that a request on a device's topic is that device's; an answer goes
-only to a topic of the same device, whatever the request names.
+only to a topic of the same device, whatever the request names. A device that floods is refused, and
+waits for itself alone: all is taken from the broker at once, where it would stand in others' way, and
+what is kept here is bounded for each device and for all.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Coroutine
 from datetime import datetime
 from typing import Any
@@ -14,15 +15,24 @@ import structlog
 from pydantic import ValidationError
 
 from broker.messages import Incoming
-from broker.session import BACKOFF_LONGEST_S, NotConnected, Session
+from broker.receiving import ReceivingSession
+from broker.session import BACKOFF_LONGEST_S, NotConnected
 from push.alarm import Sleep
 from push.auth import Actor
 from push.connections import Connections
+from push.device_floods import DeviceFloods
 from push.device_operations import DeviceOperations
 from push.devices import Devices
+from push.fair_turns import FairTurns
 from push.problems import problem_of
 from signaling.answers import DeviceResponse
-from signaling.errors import InvalidInput, Refusal, Unauthenticated, Unavailable
+from signaling.errors import (
+    InvalidInput,
+    Refusal,
+    TooManyRequests,
+    Unauthenticated,
+    Unavailable,
+)
 from signaling.identifiers import DeviceId
 from signaling.presence import parse_presence
 from signaling.topics import (
@@ -30,12 +40,19 @@ from signaling.topics import (
     PRESENCE_SHARED,
     REQUESTS_SHARED,
     device_of,
+    device_part,
     response_topic,
 )
 
 log = structlog.get_logger(__name__)
 
 _AT_ONCE = 256
+_AT_ONCE_OF_ONE = 32
+_WAITING_OF_ONE = 200
+"""What a device's bucket holds by default, so that it is the bucket that refuses."""
+_WAITING_IN_ALL = 4096
+_FLICKER_S = 0.5
+"""Between two looks at a device that comes and goes more often."""
 _GRACE_S = 2.0
 _GRACE_READ_S = BACKOFF_LONGEST_S + 5.0
 """How long a device that is said to have gone may take to say that it is back: longer where that is
@@ -48,10 +65,11 @@ class DeviceRequests:
 
     def __init__(
         self,
-        session: Session,
+        session: ReceivingSession,
         operations: DeviceOperations,
         devices: Devices,
         connections: Connections,
+        floods: DeviceFloods,
         *,
         now: Callable[[], datetime],
         sleep: Sleep = asyncio.sleep,
@@ -63,42 +81,64 @@ class DeviceRequests:
         self._devices = devices
         self._connections = connections
         self._tasks: asyncio.TaskGroup | None = None
+        self._floods = floods
+        self._turns = FairTurns(
+            self._serve,
+            at_once=_AT_ONCE,
+            of_one=_AT_ONCE_OF_ONE,
+            waiting_of_one=_WAITING_OF_ONE,
+            waiting_in_all=_WAITING_IN_ALL,
+        )
         self._room = asyncio.Semaphore(_AT_ONCE)
-        self._presence: dict[str, deque[Incoming]] = {}
-        session.subscribe(REQUESTS_SHARED, self._take_request)
-        session.subscribe(PRESENCE_SHARED, self._take_presence)
+        self._presence: dict[str, Incoming] = {}
+        self._gone: dict[DeviceId, datetime | None] = {}
+        """Since when the devices have gone that have a moment to be back; None for one that is."""
+        session.receive(REQUESTS_SHARED, self._take_request, admit=self._is_heard)
+        session.receive(PRESENCE_SHARED, self._take_presence)
         session.on_connected(self._read_presence)
 
     async def run(self) -> None:
         """Serves until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
+            tasks.create_task(self._turns.run())
             try:
                 await asyncio.Event().wait()
             finally:
                 self._tasks = None
 
+    def _is_heard(self, topic: str) -> bool:
+        return self._floods.is_heard(device_part(topic))
+
     def _take_request(self, message: Incoming) -> None:
-        if self._tasks is not None:
-            self._tasks.create_task(self._serve(message))
+        device = device_part(message.topic)
+        wait_s = self._floods.wait_s(device)
+        if not wait_s and self._turns.bring(device, message):
+            return
+        refusal = self._floods.refuse(device, wait_s=wait_s or 1.0)
+        if refusal is not None:
+            self._spawn(self._refuse(message, refusal))
 
     def _take_presence(self, message: Incoming) -> None:
         if self._tasks is None or not message.payload:
             return
-        waiting = self._presence.get(message.topic)
-        if waiting is not None:
-            waiting.append(message)
-            return
-        self._presence[message.topic] = deque([message])
-        self._tasks.create_task(self._serve_presence_of(message.topic))
+        is_served = message.topic in self._presence
+        self._presence[message.topic] = message
+        if not is_served:
+            self._tasks.create_task(self._serve_presence_of(message.topic))
 
     async def _read_presence(self) -> None:
         """Learns who has gone while no relay was listening; who came says so again by itself."""
         await self._session.read_retained(PRESENCE_OF_ALL)
 
     async def _serve(self, message: Incoming) -> None:
-        async with self._room:
-            response = await self._answer(message)
+        await self._say(message, await self._answer(message))
+
+    async def _refuse(self, message: Incoming, refusal: TooManyRequests) -> None:
+        problem = problem_of(refusal)
+        await self._say(message, DeviceResponse(status=problem.status, problem=problem))
+
+    async def _say(self, message: Incoming, response: DeviceResponse) -> None:
         if message.response_topic is None:
             return
         device = device_of(message.topic)
@@ -132,11 +172,15 @@ class DeviceRequests:
         return Actor(identity, device)
 
     async def _serve_presence_of(self, topic: str) -> None:
-        """One device's presence, one after the other: who goes and comes at once is there."""
-        waiting = self._presence[topic]
+        """One device's presence, one after the other, and of what comes meanwhile the last: who goes
+        and comes at once is there."""
         try:
-            while waiting:
-                await self._serve_presence(waiting.popleft())
+            while True:
+                message = self._presence[topic]
+                await self._serve_presence(message)
+                if self._presence[topic] is message:
+                    return
+                await self._sleep(_FLICKER_S)
         finally:
             del self._presence[topic]
 
@@ -151,20 +195,32 @@ class DeviceRequests:
             return  # A relay says so. The device has not gone: it has yet to come.
         if presence.online:
             if not message.retained:
+                if device in self._gone:
+                    self._gone[device] = None
                 await self._note_presence(device, online=True)
-        else:
+            return
+        is_watched = device in self._gone
+        if self._gone.get(device) is None:
+            self._gone[device] = self._now()
+        if not is_watched:
             grace_s = _GRACE_READ_S if message.retained else _GRACE_S
             self._spawn(self._note_gone_unless_back(device, grace_s))
 
     async def _note_gone_unless_back(self, device: DeviceId, grace_s: float) -> None:
         """A broker that restarts says of all its devices that they have gone, and they are back in a
         moment: so a device has that moment, and the relay its own connection."""
-        since = self._now()
-        await self._sleep(grace_s)
-        while not self._session.connected:
-            await self._session.wait_connected()
-            await self._sleep(_GRACE_READ_S)
-        await self._note_presence(device, online=False, since=since)
+        try:
+            while (since := self._gone[device]) is not None:
+                await self._sleep(grace_s)
+                while not self._session.connected:
+                    await self._session.wait_connected()
+                    await self._sleep(_GRACE_READ_S)
+                if self._gone[device] == since:
+                    break
+        finally:
+            del self._gone[device]
+        if since is not None:
+            await self._note_presence(device, online=False, since=since)
 
     async def _note_presence(
         self, device: DeviceId, *, online: bool, since: datetime | None = None

@@ -21,7 +21,7 @@ from push.store.device_rows import (
 from push.streams import Streams
 from signaling.answers import BrokerAccess, ChannelAnswer, DeviceAnswer
 from signaling.errors import InvalidInput, NotFound
-from signaling.identifiers import DeviceId, Identity
+from signaling.identifiers import DeviceId, Identity, mqtt_client_id
 from signaling.requests import PUSH_KINDS, ChannelRequest, DeviceRequest
 
 log = structlog.get_logger(__name__)
@@ -130,7 +130,12 @@ class Devices:
         had = known is not None and _has_mqtt(known)
         if _has_mqtt(wanted) and (rotate or not had):
             password = await self._provisioner.grant(wanted.device_id)
-            return BrokerAccess(url=self.broker_url, username=wanted.device_id, password=password)
+            return BrokerAccess(
+                url=self.broker_url,
+                username=wanted.device_id,
+                password=password,
+                client_id=mqtt_client_id(wanted.device_id, password),
+            )
         if had and not _has_mqtt(wanted):
             await self._provisioner.revoke(wanted.device_id)
         return None

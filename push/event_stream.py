@@ -12,6 +12,7 @@ from push.access import Access
 from push.alarm import Alarm, Sleep
 from push.auth import Actor
 from push.connections import Connections, OpenStream
+from push.device_floods import DeviceFloods
 from push.device_operations import LIMIT_BYTES, DeviceOperations
 from push.streams import Streams
 from signaling.errors import Unavailable
@@ -41,6 +42,7 @@ class EventStream:
         streams: Says when a stream has grown.
         operations: Carries out what devices ask.
         access: Says when who reads may no longer.
+        floods: Says how often one may ask.
         now: Tells the time.
         sleep: Waits.
     """
@@ -51,6 +53,7 @@ class EventStream:
         streams: Streams,
         operations: DeviceOperations,
         access: Access,
+        floods: DeviceFloods,
         *,
         now: Callable[[], datetime],
         sleep: Sleep = asyncio.sleep,
@@ -61,6 +64,7 @@ class EventStream:
         self._access = access
         self._reading: dict[Alarm, Actor] = {}
         access.on_change(self._wake_ended)
+        self._floods = floods
         self._now = now
         self._sleep = sleep
 
@@ -130,6 +134,9 @@ class EventStream:
                 request = StreamRequest(document=text.encode(errors="replace"))
             else:
                 request = parse_stream_request(text)
+            # Whoever asks too often is read more slowly: what they send waits in their own connection.
+            while wait_s := self._floods.wait_s(stream.device):
+                await self._sleep(wait_s)
             if request.ack is not None:
                 with suppress(Unavailable):  # the next one covers it
                     await self._connections.acknowledge(stream, request.ack)

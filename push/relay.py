@@ -21,6 +21,7 @@ from broker.address import BrokerAddress, parse_broker_url
 from broker.embedded import EmbeddedBroker
 from broker.provision import DynamicSecurity
 from broker.publishing import PublishingSession
+from broker.receiving import ReceivingSession
 from broker.rollout_guard import guard_rollouts
 from broker.session import Session
 from config.private_file import write_private
@@ -43,6 +44,7 @@ from push.connections import Connections
 from push.data_disk import DataDisk, look_at_disk
 from push.dead_tokens import DeadTokens
 from push.deliveries import STREAM, Deliveries
+from push.device_floods import DeviceFloods
 from push.device_metrics import DeviceMetrics
 from push.device_operations import LIMIT_BYTES, DeviceOperations
 from push.device_requests import DeviceRequests
@@ -65,6 +67,7 @@ from push.streams import Streams
 from push.twilio_notifications import TwilioNotifications, read_auth_token
 from push.webhooks import Webhooks
 from signaling.errors import InvalidInput, Unavailable
+from signaling.fleet_topics import OPERATORS_ECHO
 
 log = structlog.get_logger(__name__)
 
@@ -220,7 +223,8 @@ async def _serve(
         check_after_s=settings.not_received_after_s,
     )
     session.on_connected(lambda: outbox.retry_now("mqtt"))
-    requests = DeviceRequests(session, operations, devices, connections, now=now)
+    device_floods = DeviceFloods(settings.device_requests_per_s, metrics)
+    requests = DeviceRequests(session, operations, devices, connections, device_floods, now=now)
 
     if not database.shared:
         # Whatever is leased was leased by a process that has died.
@@ -239,7 +243,9 @@ async def _serve(
             groups=Groups(database),
             devices=devices,
             connections=connections,
-            event_stream=EventStream(connections, streams, operations, access, now=now),
+            event_stream=EventStream(
+                connections, streams, operations, access, device_floods, now=now
+            ),
             access=access,
             api_keys=await open_api_keys(database, settings.data / "api-key", access, now),
             tokens=tokens,
@@ -315,7 +321,9 @@ async def _stop_when(stop: asyncio.Event, server: uvicorn.Server) -> None:
 
 async def _guard_rollouts(address: BrokerAddress, now: Callable[[], datetime]) -> None:
     # A session of its own: what a fleet reports must not queue before the calls.
-    session = Session(address, f"bellwire-guard-{secrets.token_hex(6)}")
+    session = ReceivingSession(
+        address, f"bellwire-guard-{secrets.token_hex(6)}", echo_topic=OPERATORS_ECHO
+    )
     await guard_rollouts(session, author="bellwire-relay", now=now)
 
 

@@ -164,11 +164,13 @@ class IceServersAnswer(_Answer):
 
 
 class BrokerAccess(_Answer):
-    """How a device reaches the broker. The password is shown once, when it is made."""
+    """How a device reaches the broker, and the only client id that it may connect with. The password is
+    shown once, when it is made. A relay of before 0.3 says no `client_id`, and takes any."""
 
     url: str
     username: str
     password: str
+    client_id: str | None = None
 
 
 class ChannelAnswer(_Answer):

@@ -1,6 +1,7 @@
 """What the strings of a call mean: identities, devices, call SIDs. An identity is `alice` inside
 Bellwire and `client:alice` on the wire, as Twilio writes it."""
 
+import hashlib
 import re
 from typing import Annotated, Literal, NewType
 
@@ -57,6 +58,14 @@ def parse_device_id(text: str) -> DeviceId:
             f"device id {text[:40]!r} must be 1 to 64 of A-Z a-z 0-9 . _ -, starting with a letter or digit"
         )
     return DeviceId(text)
+
+
+def mqtt_client_id(device: DeviceId, password: str) -> str:
+    """The only MQTT client id that a device's account may have. A broker disconnects whoever has an id
+    that another comes under, so this one is not to be guessed; and a device with a new password
+    inherits no session."""
+    secret = hashlib.sha256(f"{device}\n{password}".encode()).hexdigest()
+    return f"{device}-{secret[:16]}"
 
 
 def parse_call_sid(text: str) -> CallSid:

@@ -76,6 +76,12 @@ def relay_echo_topic(name: str) -> str:
     return f"{_RELAY_ECHO}/{name}"
 
 
+def device_part(topic: str) -> str:
+    """The level of a topic under `bellwire/v1/device/` that names the device, whatever stands there."""
+    begin = len(_DEVICE) + 1
+    return topic[begin : topic.find("/", begin)]
+
+
 def device_of(topic: str) -> DeviceId:
     """The device that a topic under `bellwire/v1/device/` belongs to.
 

@@ -19,7 +19,7 @@ from config.agent import AgentSettings, BrokerSettings
 from config.fleet_layer import Layer, Reported
 from config.fleet_merge import judge, local_file
 from config.last_good import LastGood
-from signaling.identifiers import DeviceId
+from signaling.identifiers import DeviceId, mqtt_client_id
 from signaling.topics import CONFIG_DEFAULT, CONFIG_GROUPS, config_topic, reported_topic
 from tests.broker.running import RunningBroker, Wire, held, soon
 from tests.config.fleet_parts import layer
@@ -60,7 +60,7 @@ async def suffer(broker: RunningBroker, tmp_path: Path, chance: random.Random) -
             broker=BrokerSettings(url="mqtt://x", username=GATE, password=SecretStr(password)),
         )
         address = replace(wire.address, username=GATE, password=password)
-        session = Session(address, "gate", session_expiry_s=60, sleep=soon)
+        session = Session(address, mqtt_client_id(GATE, password), session_expiry_s=60, sleep=soon)
         fleet = Fleet(
             settings,
             session,

@@ -6,10 +6,12 @@ from datetime import UTC, datetime
 
 import pytest
 
+from broker.receiving import ReceivingSession
 from broker.rollout_guard import guard_rollouts
-from broker.session import Session
-from signaling.fleet_topics import REPORTED_OF_ALL
+from signaling.fleet_topics import OPERATORS_ECHO, REPORTED_OF_ALL
 from signaling.identifiers import DeviceId
+from signaling.presence import Presence, presence_document
+from signaling.topics import presence_topic
 from tests.bellwire.fleet_stage import FleetStage, runs
 from tests.broker.running import raw_client, soon
 
@@ -67,7 +69,9 @@ async def test_rollout_without_a_command_that_waits_is_taken_back_by_whoever_gua
     ended = await stage.run("apply", file, "--force", "--pause-at-errors", "2")
     assert (ended.code, "bellwire fleet watch --guard" in ended.out) == (0, True)
     assert (await stage.json("status"))["rollouts"] == []
-    session = Session(stage.broker.address, "bellwire-guard", sleep=soon)
+    session = ReceivingSession(
+        stage.broker.address, "bellwire-guard", echo_topic=OPERATORS_ECHO, sleep=soon
+    )
     async with asyncio.TaskGroup() as tasks:
         guarding = tasks.create_task(
             guard_rollouts(session, author="bellwire-relay", now=lambda: datetime.now(UTC))
@@ -90,7 +94,9 @@ async def test_command_that_waits_and_a_guard_beside_it_take_a_rollout_back_once
     for number in range(3):
         await stage.add(f"door-{number}")
     file = stage.write("default.toml", "[audio]\nring_volume = 6\n")
-    session = Session(stage.broker.address, "bellwire-guard", sleep=soon)
+    session = ReceivingSession(
+        stage.broker.address, "bellwire-guard", echo_topic=OPERATORS_ECHO, sleep=soon
+    )
     async with asyncio.TaskGroup() as tasks:
         guarding = tasks.create_task(
             guard_rollouts(session, author="bellwire-relay", now=lambda: datetime.now(UTC))
@@ -181,6 +187,8 @@ async def test_device_whose_own_file_makes_no_sense_here_is_unknown_and_stops_no
         "local": {"audio": {"ring_volume": 9}},
     }
     async with raw_client(stage.broker.address) as client:
+        here = presence_document(Presence(online=False))
+        await client.publish(presence_topic(DeviceId("odd")), here, qos=1, retain=True)
         topic = REPORTED_OF_ALL.replace("+", "odd")
         await client.publish(topic, json.dumps(said).encode(), qos=1, retain=True)
     await stage.until(lambda fleet: DeviceId("odd") in fleet.devices)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -20,8 +21,11 @@ from broker.address import BrokerAddress
 from broker.embedded import EmbeddedBroker
 from broker.messages import Incoming
 from broker.session import Session
+from signaling.identifiers import DeviceId, mqtt_client_id
 from tests.conftest import PATIENCE_S
 from tests.system.scene import mosquitto_pid
+
+_numbers = itertools.count(1)
 
 
 async def soon(seconds: float) -> None:
@@ -173,18 +177,25 @@ async def held(session: Session) -> AsyncIterator[Session]:
 async def raw_client(
     address: BrokerAddress, *, will: aiomqtt.Will | None = None, client_id: str | None = None
 ) -> AsyncIterator[Client]:
-    """A connection that none of Bellwire's own code holds."""
+    """A connection that none of Bellwire's own code holds; a device's has its account's client id."""
     async with Client(
         address.host,
         address.port,
         username=address.username,
         password=address.password,
-        identifier=client_id,
+        identifier=client_id or own_client_id(address),
         protocol=ProtocolVersion.V5,
         will=will,
         socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
     ) as client:
         yield client
+
+
+def own_client_id(address: BrokerAddress) -> str:
+    """The one client id that a device's account may have; the relay's may have any."""
+    if address.username in (None, "bellwire-relay"):
+        return f"raw-{next(_numbers)}"
+    return mqtt_client_id(DeviceId(address.username or ""), address.password or "")
 
 
 async def is_let_in(address: BrokerAddress) -> bool:

@@ -15,7 +15,16 @@ from broker.session import Session
 from signaling.errors import Unavailable
 from signaling.identifiers import DeviceId
 from signaling.topics import gathered_topic, readable_by, telemetry_topic, writable_by
-from tests.broker.running import Inbox, RunningBroker, Wire, held, is_let_in, raw_client, soon
+from tests.broker.running import (
+    Inbox,
+    RunningBroker,
+    Wire,
+    held,
+    is_let_in,
+    own_client_id,
+    raw_client,
+    soon,
+)
 from tests.conftest import PATIENCE_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -196,7 +205,7 @@ async def test_nobody_gets_in_under_a_devices_name_without_its_password(fleet: F
 async def test_removal_cuts_a_connected_device_off_at_once_and_for_good(fleet: Fleet) -> None:
     address = await fleet.add(DeviceId("removed"))
     lost = asyncio.Event()
-    device = Session(address, "removed", sleep=soon)
+    device = Session(address, own_client_id(address), sleep=soon)
     device.on_disconnected(lost.set)
     async with held(device):
         await fleet.provisioner.revoke(DeviceId("removed"))
@@ -214,7 +223,7 @@ async def test_removing_what_is_not_there_is_no_error(fleet: Fleet) -> None:
 async def test_a_new_password_ends_the_old_one_and_its_connection(fleet: Fleet) -> None:
     old = await fleet.add(DeviceId("rotated"))
     lost = asyncio.Event()
-    device = Session(old, "rotated", sleep=soon)
+    device = Session(old, own_client_id(old), sleep=soon)
     device.on_disconnected(lost.set)
     async with held(device):
         new = await fleet.add(DeviceId("rotated"))

@@ -44,7 +44,7 @@ async def heard(address: BrokerAddress, topic: str) -> AsyncIterator[Inbox]:
 async def test_what_is_published_arrives_whole_whatever_its_length(broker: RunningBroker) -> None:
     topic = f"{TOPIC}/läuten"
     async with heard(broker.address, topic) as inbox, held(session(broker.address, "l")) as here:
-        for length in (0, 1, 127, 128, 16_383, 16_384, 100_000):
+        for length in (0, 1, 127, 128, 16_383, 16_384, 80_000):
             await here.publish(topic, b"x" * length, expires_in_s=9.2, correlation=b"\0\1")
             came = await inbox.next()
             assert came.payload == b"x" * length

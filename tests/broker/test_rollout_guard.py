@@ -10,11 +10,21 @@ import pytest
 
 from broker.address import BrokerAddress
 from broker.layer_register import LayerRegister
+from broker.receiving import ReceivingSession
 from broker.rollout_guard import guard_rollouts
 from broker.session import Session
 from config.fleet_layer import Layer, LayerProblem, Reported, Rollout
 from config.fleet_writing import NOTHING, Draft
-from signaling.fleet_topics import REPORTED_OF_ALL, LayerName, group_layer, layer_topic
+from signaling.fleet_topics import (
+    OPERATORS_ECHO,
+    REPORTED_OF_ALL,
+    LayerName,
+    group_layer,
+    layer_topic,
+)
+from signaling.identifiers import DeviceId
+from signaling.presence import Presence, presence_document
+from signaling.topics import presence_topic
 from tests.broker.running import RunningBroker, held, raw_client, soon
 from tests.conftest import PATIENCE_S
 
@@ -36,7 +46,9 @@ async def operator(address: BrokerAddress, layer: LayerName) -> AsyncIterator[La
 @asynccontextmanager
 async def guards(address: BrokerAddress, *names: str) -> AsyncIterator[None]:
     async with asyncio.TaskGroup() as tasks:
-        sessions = [Session(address, name, sleep=soon) for name in names]
+        sessions = [
+            ReceivingSession(address, name, echo_topic=OPERATORS_ECHO, sleep=soon) for name in names
+        ]
         running = [
             tasks.create_task(guard_rollouts(session, author=session.client_id, now=lambda: AT))
             for session in sessions
@@ -65,6 +77,8 @@ async def say(address: BrokerAddress, device: str, name: str, revision: int, *ba
     )
     topic = REPORTED_OF_ALL.replace("+", device)
     async with raw_client(address) as client:
+        here = presence_document(Presence(online=True))
+        await client.publish(presence_topic(DeviceId(device)), here, qos=1, retain=True)
         await client.publish(topic, said.model_dump_json().encode(), qos=1, retain=True)
 
 

@@ -375,7 +375,7 @@ async def test_broker_passes_large_messages_over_tls_and_drops_the_sender_of_a_t
     broker: Broker,
 ) -> None:
     topic = "bellwire/v1/device/front-door/call"
-    large = bytes(200 * 1024)
+    large = bytes(72 * 1024)
     tls = ssl.create_default_context(cafile=broker.ca_file)
     async with aiomqtt.Client(
         "localhost",

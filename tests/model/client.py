@@ -126,7 +126,7 @@ class Town:
         """Brings a device online, with its last will, until the relay knows."""
         access = self.register(who, device, "mqtt")["mqtt"]
         name = self.device(who, device)
-        client = mqtt.Client(CallbackAPIVersion.VERSION2, name, protocol=mqtt.MQTTv5)
+        client = mqtt.Client(CallbackAPIVersion.VERSION2, access["client_id"], protocol=mqtt.MQTTv5)
         client.username_pw_set(access["username"], access["password"])
         topic = presence_topic(DeviceId(name))
         client.will_set(topic, json.dumps({"online": False}), qos=1, retain=True)

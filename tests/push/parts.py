@@ -12,6 +12,7 @@ from push.calls import Calls
 from push.channels.mqtt import MqttChannel
 from push.connections import Connections
 from push.deliveries import Deliveries
+from push.device_floods import DeviceFloods
 from push.device_operations import DeviceOperations
 from push.devices import Devices
 from push.door_reports import DoorReports
@@ -59,7 +60,13 @@ def parts_on(database: Database, clock: Clock, device_invites_per_s: float = 100
     )
     access = Access(database, metrics, now=clock.now)
     event_stream = EventStream(
-        connections, streams, operations, access, now=clock.now, sleep=clock.sleep
+        connections,
+        streams,
+        operations,
+        access,
+        DeviceFloods(1e6, metrics),
+        now=clock.now,
+        sleep=clock.sleep,
     )
     devices = Devices(
         database,

@@ -204,14 +204,14 @@ class Device:
 def broker_client(
     access: dict[str, str], name: str, *, will: aiomqtt.Will | None = None
 ) -> aiomqtt.Client:
-    """An MQTT 5 client that shows these credentials."""
+    """An MQTT 5 client that shows these credentials; `name` is its client id where the relay names none."""
     host, _, port = access["url"].removeprefix("mqtt://").partition(":")
     return aiomqtt.Client(
         host,
         int(port),
         username=access["username"],
         password=access["password"],
-        identifier=name,
+        identifier=access.get("client_id") or name,
         protocol=aiomqtt.ProtocolVersion.V5,
         will=will,
     )

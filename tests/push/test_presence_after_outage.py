@@ -7,10 +7,13 @@ from pathlib import Path
 
 from aiomqtt import Client
 
-from broker.session import BACKOFF_LONGEST_S, Session
+from broker.receiving import ReceivingSession
+from broker.session import BACKOFF_LONGEST_S
 from push.auth import Actor
 from push.calls import Invite
+from push.device_floods import DeviceFloods
 from push.device_requests import DeviceRequests
+from push.metrics import Metrics
 from push.store.connection_rows import find_connection
 from push.store.database import Database
 from push.store.device_rows import ChannelRow, DeviceRow, put_device
@@ -66,12 +69,13 @@ async def test_a_caller_who_begins_its_longest_wait_as_relay_and_broker_come_bac
     ):
         for device in calls:
             await say(mqtt, device, online=False)
-        session = Session(broker.address, "relay", sleep=soon)
+        session = ReceivingSession(broker.address, "relay", sleep=soon)
         requests = DeviceRequests(
             session,
             relay.operations,
             relay.devices,
             relay.connections,
+            DeviceFloods(1e6, Metrics()),
             now=clock.now,
             sleep=clock.sleep,
         )

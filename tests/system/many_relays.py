@@ -27,7 +27,10 @@ from tests.system.mosquitto import Mosquitto, running_mosquitto
 _ASK_AGAIN_S = 2.0
 _PAUSE_S = 0.05
 
-UNLIMITED = {"BELLWIRE_DEVICE_INVITES_PER_S": "1000000"}
+UNLIMITED = {
+    "BELLWIRE_DEVICE_INVITES_PER_S": "1000000",
+    "BELLWIRE_DEVICE_REQUESTS_PER_S": "1000000",
+}
 """One device is called here more often than any person is."""
 
 
@@ -238,7 +241,7 @@ class MqttPhone(Phone):
             int(port),
             username=access["username"],
             password=access["password"],
-            identifier=self.name,
+            identifier=access["client_id"],
             protocol=aiomqtt.ProtocolVersion.V5,
         )
         async with self._client as client:

@@ -138,6 +138,7 @@ async def settled() -> None:
 def nobody_is_called_too_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A day has to pass in less than one."""
     monkeypatch.setenv("BELLWIRE_DEVICE_INVITES_PER_S", "1000")
+    monkeypatch.setenv("BELLWIRE_DEVICE_REQUESTS_PER_S", "1000")
 
 
 @pytest.mark.full

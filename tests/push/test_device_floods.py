@@ -1,0 +1,150 @@
+"""One device floods, over MQTT and over WebSocket, and what that costs its neighbours and the relay:
+the attacks of issue 13, played against a real relay and its broker."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from broker.address import BrokerAddress, parse_broker_url
+from signaling.identifiers import DeviceId
+from signaling.topics import presence_topic, reported_topic, request_topic, response_topic
+from tests.broker.flooding import flood, publish_at_qos_0, rss_mb
+from tests.conftest import PATIENCE_S
+from tests.push.streams import streaming
+from tests.push.support import Device, Running, broker_client, fresh, listening
+from tests.system.scene import mosquitto_pid
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+KEYS = {"operation": "keys"}
+ASKED = 20
+SLOWEST_S = 3.0
+"""A second's patience on a machine that runs other tests besides; without the limits it is longer
+than all of this, or no answer comes."""
+
+
+@dataclass
+class Scene:
+    """Eve, with the credentials of one device, and neighbours who ask now and then."""
+
+    running: Running
+    eve: str
+    address: BrokerAddress
+    client_id: str
+    neighbours: list[Device]
+
+    def rss_mb(self) -> tuple[float, float]:
+        """Of the relay and of its broker."""
+        return rss_mb(self.running.relay.pid), rss_mb(mosquitto_pid(self.running.relay.data))
+
+    async def refused(self, reason: str) -> float:
+        text = (await self.running.http.get("/metrics")).text
+        for line in text.splitlines():
+            if line.startswith(f'bellwire_refused_total{{reason="{reason}"}}'):
+                return float(line.rpartition(" ")[2])
+        return 0.0
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def scene(running: Running) -> AsyncIterator[Scene]:
+    async with AsyncExitStack() as stack:
+        eve = fresh("eve")
+        access = await running.register(eve)
+        address = parse_broker_url(
+            access["url"], username=access["username"], password=access["password"]
+        )
+        neighbours = [
+            await stack.enter_async_context(listening(running, fresh("neighbour")))
+            for _ in range(4)
+        ]
+        yield Scene(running, eve, address, access["client_id"], neighbours)
+
+
+async def slowest_s(neighbours: list[Device]) -> float:
+    """The longest that an answer takes, of some to each neighbour, all of which are right."""
+
+    async def ask(neighbour: Device) -> float:
+        longest = 0.0
+        for _ in range(ASKED):
+            began = time.perf_counter()
+            assert (await neighbour.ask({"operation": "list"}))["status"] == 200
+            longest = max(longest, time.perf_counter() - began)
+        return longest
+
+    return max(await asyncio.gather(*map(ask, neighbours)))
+
+
+@pytest.mark.parametrize("what", ["small requests", "large requests", "presence", "reports"])
+async def test_neighbours_are_answered_while_a_device_floods_and_memory_stays_as_it_was(
+    scene: Scene, what: str
+) -> None:
+    eve = DeviceId(scene.eve)
+    topic, payload = {
+        "small requests": (request_topic(eve), json.dumps(KEYS).encode()),
+        "large requests": (request_topic(eve), json.dumps(KEYS | {"x": "x" * 16_000}).encode()),
+        "presence": (presence_topic(eve), b'{"online": true}'),
+        "reports": (reported_topic(eve), b'{"errors": [{"layer": "default"}]}' + b" " * 1000),
+    }[what]
+    packet = publish_at_qos_0(topic, payload, response_topic=response_topic(eve))
+    before = scene.rss_mb()
+    async with flood(scene.address, scene.client_id, packet):
+        await slowest_s(scene.neighbours)  # and by now the flood is at its height
+        slowest = await slowest_s(scene.neighbours)
+        grown = [now - then for now, then in zip(scene.rss_mb(), before, strict=True)]
+    assert slowest < SLOWEST_S
+    assert max(grown) < 60, f"relay and broker have grown by {grown} MB"
+    if "requests" in what:
+        assert await scene.refused("device-requests") > 0
+        assert await scene.refused("device-requests-unread") > 1000
+
+
+async def test_whoever_asks_too_often_is_told_so_in_words_and_served_again_later(
+    scene: Scene,
+) -> None:
+    eve = DeviceId(scene.eve)
+    access = await scene.running.register(scene.eve)
+    asked = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    asked.ResponseTopic = response_topic(eve)
+    async with broker_client(access, scene.eve) as client, asyncio.timeout(PATIENCE_S):
+        await client.subscribe(response_topic(eve), qos=1)
+        for _ in range(1500):
+            await client.publish(request_topic(eve), json.dumps(KEYS), qos=0, properties=asked)
+        refused: list[dict[str, Any]] = []
+        async for message in client.messages:
+            assert isinstance(message.payload, bytes)
+            answer = json.loads(message.payload)
+            assert answer["status"] in (200, 429)
+            refused += [answer] if answer["status"] == 429 else []
+            if len(refused) == 16:
+                break
+    problem = refused[0]["problem"]
+    assert problem["type"] == "/problems/too-many-requests"
+    assert problem["detail"] == (
+        f"the device {scene.eve} asks too often: at most 40 requests per second"
+    )
+    assert problem["retry_after_s"] > 0
+
+
+async def test_a_stream_that_floods_is_read_more_slowly_and_loses_nothing(scene: Scene) -> None:
+    eve = fresh("eve")
+    async with streaming(scene.running, eve) as stream:
+        began = time.perf_counter()
+        for number in range(280):
+            await stream.socket.send(json.dumps(KEYS | {"request_id": str(number)}))
+        slowest = await slowest_s(scene.neighbours)
+        for number in range(280):
+            while (answer := await stream.take()) is None:
+                pass
+            assert (answer["status"], answer["request_id"]) == (200, str(number))
+        took_s = time.perf_counter() - began
+    assert took_s > 1.5  # 200 at once, and then 40 a second
+    assert slowest < SLOWEST_S
