@@ -59,6 +59,7 @@ class Standing:
             "last_call": telemetry.last_call.model_dump(mode="json")
             if telemetry and telemetry.last_call
             else None,
+            "door": telemetry.door.model_dump() if telemetry and telemetry.door else None,
             "faults": [fault.model_dump() for fault in telemetry.faults] if telemetry else [],
         }
 

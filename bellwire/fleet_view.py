@@ -106,6 +106,10 @@ def _errors(standing: Standing) -> list[str]:
     lines += [
         printable(f"{fault.part}: {fault.reason}") for fault in faults if fault.reason not in told
     ]
+    door = device.telemetry.door if device.telemetry and device.online else None
+    if door is not None and door.locked_out:
+        names = ", ".join(who or "somebody of several" for who in door.locked_out)
+        lines.append(printable(f"door: {names} typed too many wrong codes, and is locked out"))
     if waiting:
         lines.append(printable(f"once idle: {', '.join(waiting)}"))
     return lines
