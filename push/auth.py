@@ -98,6 +98,12 @@ class Actor:
         return self.identity, chosen
 
     @property
+    def is_vouched_for(self) -> bool:
+        """Whether it is only a server's word that this is the identity: also on a stream that was opened
+        with an API key."""
+        return self.is_server or self.key_hash is not None
+
+    @property
     def name(self) -> str:
         """Whose Idempotency-Keys these are."""
         return "server" if self.identity is None else f"identity:{self.identity}"

@@ -116,7 +116,7 @@ def _caller(actor: Actor, asked: str | None) -> Identity | None:
 
 
 def _attestation(actor: Actor) -> Attestation:
-    return Attestation.PARTIAL if actor.is_server else Attestation.FULL
+    return Attestation.PARTIAL if actor.is_vouched_for else Attestation.FULL
 
 
 def invite_more_command(

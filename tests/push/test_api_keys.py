@@ -34,7 +34,7 @@ from signaling.identifiers import DeviceId, Identity
 from signaling.scopes import SCOPE_MEANINGS, Scope
 from tests.conftest import PATIENCE_S
 from tests.push.clock import Clock
-from tests.push.streams import register_for_stream, stream_url
+from tests.push.streams import register_for_stream, stream_url, streaming
 from tests.push.support import Running, assert_problem, fresh, serving
 from tests.push.test_health_and_metrics import scrape
 
@@ -268,6 +268,22 @@ async def test_a_stream_opened_with_a_key_ends_with_it(running: Running) -> None
         async with asyncio.timeout(PATIENCE_S):
             await ws.wait_closed()
         assert ws.close_code == 4002
+
+
+@over_http
+async def test_a_server_on_a_stream_calls_as_a_server(running: Running) -> None:
+    """Else a stolen key of the scope `calls` would open doors as whoever owns the device."""
+    device, neighbour = fresh("web"), fresh("neighbour")
+    await register_for_stream(running, device)
+    _, key = await key_with(running, Scope.CALLS)
+    async with (
+        streaming(running, neighbour) as rung,
+        connect(stream_url(running, device_id=device), additional_headers=shows(key)) as ws,
+    ):
+        invite = {"request_id": "1", "operation": "invite", "to": [neighbour], "timeout": 600}
+        await ws.send(json.dumps(invite))
+        heard = await rung.until("call.received")
+        assert heard["caller_info"]["attestation"] == "B"
 
 
 async def opened(database: Database, file: Path, clock: Clock) -> ApiKeys:
