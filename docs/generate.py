@@ -25,7 +25,7 @@ from config.relay import RelaySettings
 from docs import push_examples
 from docs.tables import inline, paragraphs, sections, sent, table, taken
 from push.api.app import build_app
-from push.device_metrics import DEVICE_LABELS, device_families
+from push.device_metrics import DEVICE_LABELS, DEVICE_METRICS
 from push.metrics import Metrics
 from push.problems import problem_of
 from signaling import answers, errors, fleet_topics, requests, topics
@@ -205,13 +205,8 @@ def device_metrics() -> str:
     return table(
         ["metric", "kind", "labels", "what it says"],
         (
-            [
-                f"`{family.name}`",
-                family.type,
-                ", ".join(f"`{label}`" for label in DEVICE_LABELS),
-                family.documentation,
-            ]
-            for family in device_families()
+            [f"`{name}`", "gauge", ", ".join(f"`{label}`" for label in DEVICE_LABELS), meaning]
+            for name, meaning in DEVICE_METRICS.items()
         ),
     )
 

@@ -100,8 +100,10 @@ class Actor:
 
     @property
     def attestation(self) -> Attestation:
-        """How sure it is that what is done in an identity's name is done by that identity itself."""
-        return Attestation.PARTIAL if self.is_server else Attestation.FULL
+        """How sure it is that what is done in an identity's name is done by that identity itself. It is a
+        server's word only also on a stream that was opened with an API key."""
+        by_server = self.is_server or self.key_hash is not None
+        return Attestation.PARTIAL if by_server else Attestation.FULL
 
     @property
     def name(self) -> str:

@@ -6,12 +6,10 @@ session of its own, so that a fleet's reports never queue before calls; and only
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from prometheus_client.core import CollectorRegistry, GaugeMetricFamily, Metric
-from prometheus_client.exposition import generate_latest
 from pydantic import ValidationError
 from sqlalchemy import Boolean, Connection, Integer, cast, func, select
 
@@ -100,51 +98,38 @@ class DeviceMetrics:
             self._faults[device] = faults
 
     def _text(self, seen: list[_Seen], faults: dict[DeviceId, int]) -> bytes:
-        registry = CollectorRegistry()
-        registry.register(_Collected(_families(seen, faults, to_ms(self._now()))))
-        return generate_latest(registry)
+        now_ms = to_ms(self._now())
+        values: dict[str, list[str]] = {name: [] for name in DEVICE_METRICS}
+        online, last_seen, faulty = values.values()
+        for device in seen:
+            labels = f'{{device_id="{device.device_id}",identity="{_escaped(device.identity)}"}}'
+            online.append(f"{labels} {int(device.online)}")
+            if device.seen_at_ms is not None:
+                at_ms = now_ms if device.online else device.seen_at_ms
+                last_seen.append(f"{labels} {at_ms / 1000}")
+            if device.device_id in faults:
+                faulty.append(f"{labels} {faults[device.device_id]}")
+        lines = []
+        for name, meaning in DEVICE_METRICS.items():
+            lines += [f"# HELP {name} {meaning}", f"# TYPE {name} gauge"]
+            lines += [f"{name}{value}" for value in values[name]]
+        return ("\n".join(lines) + "\n").encode()
 
 
-class _Collected:
-    """Families that are known already, as a collector of prometheus-client."""
-
-    def __init__(self, families: list[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        """Them."""
-        return self._families
-
-
-def device_families() -> list[Metric]:
-    """The metrics, without any device: for documents."""
-    return _families([], {}, 0)
+DEVICE_METRICS = {
+    "bellwire_device_online": "1 while the device is there, over MQTT or a stream; 0 also where it has never"
+    " been",
+    "bellwire_device_last_seen_seconds": "When the device was last there, in Unix time; absent where it has"
+    " never been",
+    "bellwire_device_faults": "Faults in the device's newest telemetry; absent where it has sent none",
+}
+"""What each says. All are gauges; their text is written here, since prometheus-client took 1.3 s for
+20,000 devices, and kept calls waiting for 0.2 s of them."""
 
 
-def _families(seen: list[_Seen], faults: dict[DeviceId, int], now_ms: int) -> list[Metric]:
-    online = GaugeMetricFamily(
-        "bellwire_device_online",
-        "1 while the device is there, over MQTT or a stream; 0 also where it has never been",
-        labels=DEVICE_LABELS,
-    )
-    last_seen = GaugeMetricFamily(
-        "bellwire_device_last_seen_seconds",
-        "When the device was last there, in Unix time; absent where it has never been",
-        labels=DEVICE_LABELS,
-    )
-    fault = GaugeMetricFamily(
-        "bellwire_device_faults",
-        "Faults in the device's newest telemetry; absent where it has sent none",
-        labels=DEVICE_LABELS,
-    )
-    for device in seen:
-        labels = (device.device_id, device.identity)
-        online.add_metric(labels, device.online)
-        if device.seen_at_ms is not None:
-            last_seen.add_metric(labels, (now_ms if device.online else device.seen_at_ms) / 1000)
-        if device.device_id in faults:
-            fault.add_metric(labels, faults[device.device_id])
-    return [online, last_seen, fault]
+def _escaped(identity: str) -> str:
+    """An identity as a label's value: it may hold what a quoted string may not, but no line's end."""
+    return identity.replace("\\", r"\\").replace('"', r"\"")
 
 
 def _seen(connection: Connection) -> list[_Seen]:

@@ -26,9 +26,9 @@ class Scope(StrEnum):
 
 SCOPE_MEANINGS: dict[Scope, str] = {
     Scope.CALLS: "make, read and move calls, as anybody; be told ICE servers; read any device's stream",
-    Scope.DEVICES: "register, read and remove devices",
+    Scope.DEVICES: "register, read and remove devices: who holds it can be any device, and so anybody",
     Scope.GROUPS: "write and read groups",
-    Scope.TOKENS: "issue access tokens for anybody, and revoke them",
+    Scope.TOKENS: "issue access tokens for anybody, and revoke them: who holds it can be anybody",
     Scope.WEBHOOKS: "look at webhooks, test them, and have events sent again",
     Scope.DOORS: "nothing yet: kept for a door's log",
     Scope.FLEET: "nothing yet: kept for the fleet's settings",

@@ -107,8 +107,8 @@ def build_app(services: Services | None = None) -> FastAPI:
     for module in described:
         app.include_router(module.router, responses=_REFUSALS)
     app.include_router(events.router)
-    # Of the credentials only one of these knows, and without them it refuses as all others do.
-    app.include_router(health.router, responses={s: _REFUSALS[s] for s in (401, 403, 503)})
+    app.include_router(health.router, responses={503: _REFUSALS[503]})
+    app.include_router(health.for_keys, responses=_REFUSALS)
     _describe(app)
     _serve_the_description_made_once(app)
     for kind, handler in _HANDLERS.items():

@@ -14,6 +14,8 @@ from signaling.errors import Unavailable
 from signaling.scopes import Scope
 
 router = APIRouter(tags=["health"])
+for_keys = APIRouter(tags=["health"])
+"""What asks for credentials, and refuses as all other routes do."""
 
 
 class Health(BaseModel):
@@ -57,7 +59,7 @@ async def metrics(services: ServicesDep) -> Response:
     return Response(services.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/metrics/devices", response_class=Response)
+@for_keys.get("/metrics/devices", response_class=Response)
 async def device_metrics(
     services: ServicesDep,
     _: Annotated[Actor, Security(require_server, scopes=[Scope.METRICS])],

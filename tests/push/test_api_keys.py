@@ -1,30 +1,41 @@
 """API keys with scopes: what each opens, how long it is good, and that it ends at once."""
 
 import asyncio
+import hashlib
 import json
+import sqlite3
 import stat
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
+from alembic.config import Config
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from bellwire.relay_process import RelayProcess
 from push.access import open_access
 from push.api.app import build_app
 from push.api_keys import ApiKeys, open_api_keys
+from push.auth import AccessTokens, new_signing_key
 from push.metrics import Metrics
+from push.store import migrate as migrate_module
 from push.store.access_rows import advance_access
 from push.store.database import Database
+from push.store.key_rows import SigningKeyRow
 from push.store.opening import open_database
+from push.store.sqlite import sqlite_engine
 from push.store.tables import api_keys
 from signaling.errors import Conflict, NotFound, Unauthenticated, Unavailable
+from signaling.identifiers import DeviceId, Identity
 from signaling.scopes import SCOPE_MEANINGS, Scope
 from tests.conftest import PATIENCE_S
 from tests.push.clock import Clock
-from tests.push.streams import register_for_stream, stream_url
-from tests.push.support import Running, assert_problem, fresh
+from tests.push.streams import register_for_stream, stream_url, streaming
+from tests.push.support import Running, assert_problem, fresh, serving
 from tests.push.test_health_and_metrics import scrape
 
 over_http = pytest.mark.asyncio(loop_scope="module")
@@ -259,6 +270,22 @@ async def test_a_stream_opened_with_a_key_ends_with_it(running: Running) -> None
         assert ws.close_code == 4002
 
 
+@over_http
+async def test_a_server_on_a_stream_calls_as_a_server(running: Running) -> None:
+    """Else a stolen key of the scope `calls` would open doors as whoever owns the device."""
+    device, neighbour = fresh("web"), fresh("neighbour")
+    await register_for_stream(running, device)
+    _, key = await key_with(running, Scope.CALLS)
+    async with (
+        streaming(running, neighbour) as rung,
+        connect(stream_url(running, device_id=device), additional_headers=shows(key)) as ws,
+    ):
+        invite = {"request_id": "1", "operation": "invite", "to": [neighbour], "timeout": 600}
+        await ws.send(json.dumps(invite))
+        heard = await rung.until("call.received")
+        assert heard["caller_info"]["attestation"] == "B"
+
+
 async def opened(database: Database, file: Path, clock: Clock) -> ApiKeys:
     access = await open_access(database, Metrics(), now=clock.now)
     return await open_api_keys(database, file, access, clock.now)
@@ -376,3 +403,50 @@ async def test_changes_of_two_relays_at_once_are_numbered_one_after_the_other(
 ) -> None:
     numbers = await asyncio.gather(*(each_database.write(advance_access) for _ in range(50)))
     assert sorted(numbers) == list(range(1, 51))
+
+
+async def test_a_relay_of_the_version_before_is_upgraded_in_place(tmp_path: Path) -> None:
+    data = tmp_path / "relay"
+    data.mkdir(mode=0o700)
+    key, phone = "bwk_of-the-version-before", DeviceId("phone")
+    (data / "api-key").write_text(key + "\n")
+    signing = new_signing_key()
+    _database_of_before(data / "relay.db", hashlib.sha256(key.encode()).hexdigest(), signing)
+    now = datetime.now(UTC)
+    async with RelayProcess(data) as relay, serving(relay) as running:
+        # As the version before issues them: with no number in them.
+        database = await asyncio.to_thread(open_database, None, data)
+        tokens = AccessTokens(database, [signing], "bellwire", lambda: now)
+        await database.close()
+        for_phone, for_any = (tokens.issue(Identity("alice"), d, 600)[0] for d in (phone, None))
+        assert (await running.http.get("/v1/devices")).json()["devices"][0]["device_id"] == phone
+        (own,) = (await running.http.get("/v1/keys")).json()["keys"]
+        assert own["scopes"] == ["admin"] and own["name"].startswith("relay-")
+        for token in (for_phone, for_any):
+            answer = await running.http.get("/v1/calls", headers=shows(token))
+            assert answer.status_code == 200, answer.text
+        assert (await running.http.delete(f"/v1/devices/{phone}")).status_code == 204
+        answer = await running.http.get("/v1/calls", headers=shows(for_phone))
+        assert_problem(answer, 401, "unauthenticated")
+        assert (await running.http.get("/v1/calls", headers=shows(for_any))).status_code == 200
+
+
+def _database_of_before(path: Path, key_hash: str, signing: SigningKeyRow) -> None:
+    path.touch(mode=0o600)
+    engine = sqlite_engine(path)
+    configuration = Config()
+    scripts = Path(migrate_module.__file__).parent / "migrations"
+    configuration.set_main_option("script_location", str(scripts))
+    with engine.connect() as connection:
+        configuration.attributes["connection"] = connection
+        command.upgrade(configuration, "0004")
+    engine.dispose()
+    with closing(sqlite3.connect(path)) as file:
+        file.execute("INSERT INTO api_keys VALUES (?, 0)", (key_hash,))
+        file.execute(
+            "INSERT INTO signing_keys VALUES (?, ?, 0)", (signing.kid, signing.private_key)
+        )
+        file.execute(
+            "INSERT INTO devices (device_id, identity, registered_at_ms) VALUES ('phone', 'alice', 0)"
+        )
+        file.commit()

@@ -48,7 +48,7 @@ async def until(http: httpx.AsyncClient, name: str, device: str, identity: str, 
 async def test_each_registered_device_is_shown_with_its_state_and_its_faults(
     running: Running,
 ) -> None:
-    never, web, desk, owner = fresh("never"), fresh("web"), fresh("desk"), fresh("owner")
+    never, web, desk, owner = fresh("never"), fresh("web"), fresh("desk"), fresh('ow"n\\er')
     await running.register(never, owner)
     async with (
         await scraper(running) as http,
