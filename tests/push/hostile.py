@@ -18,6 +18,7 @@ from bellwire.relay_process import RelayProcess
 from tests.conftest import PATIENCE_S
 from tests.push.support import PROBLEM_TYPE, assert_problem
 
+USUAL_OPEN_FILES = 1024
 HOME = "127.0.0.1"
 
 
@@ -159,11 +160,14 @@ async def attacked(folder: Path, **settings: Any) -> AsyncIterator[Target]:  # n
     environment = {
         f"BELLWIRE_{name.upper()}": json.dumps(value) for name, value in settings.items()
     }
-    async with RelayProcess(folder / "relay", environment=environment) as relay:
-        target = Target(relay)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        try:
-            yield target
-        finally:
-            target.close()
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (USUAL_OPEN_FILES, hard))  # as a login shell has it
+    try:
+        async with RelayProcess(folder / "relay", environment=environment) as relay:
+            target = Target(relay)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            try:
+                yield target
+            finally:
+                target.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
