@@ -49,11 +49,29 @@ def install_pi(*arguments: str | Path, path: str = "") -> subprocess.CompletedPr
     )
 
 
+AGENT_TOML = """\
+device_id = "front-door"
+identity = "lobby"
+[broker]
+url = "mqtts://broker.example.org"
+username = "front-door"
+password = "secret"
+"""
+
+
 @pytest.fixture
 def agent_toml(tmp_path: Path) -> Path:
     path = tmp_path / "front-door.toml"
-    path.write_text('device_id = "front-door"\nidentity = "lobby"\n')
+    path.write_text(AGENT_TOML)
     return path
+
+
+def stand_in(folder: Path, name: str, says: str) -> str:
+    """A program that says something, first in the PATH that is returned."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\ncat <<'END'\n{says}\nEND\n")
+    (folder / name).chmod(0o755)
+    return f"{folder}:"
 
 
 def files_below(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -179,17 +197,98 @@ def test_installer_says_that_a_door_is_not_used_where_the_kernel_keeps_a_pins_le
 def test_staging_replaces_a_changed_configuration(agent_toml: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     assert install_pi("--root", root, agent_toml).returncode == 0
-    agent_toml.write_text('device_id = "back-door"\n')
+    other = AGENT_TOML.replace("front-door", "back-door")
+    agent_toml.write_text(other)
     assert install_pi("--root", root, agent_toml).returncode == 0
-    assert (root / "etc/bellwire/agent.toml").read_text() == 'device_id = "back-door"\n'
+    assert (root / "etc/bellwire/agent.toml").read_text() == other
 
 
-def test_installer_takes_the_whole_build_back_end_from_the_lock() -> None:
-    listed = re.search(r"\^\(([a-z|-]+)\)==", INSTALL_PI.read_text())
-    assert listed is not None
-    needed, waiting = set[str](), ["hatchling"]
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (
+            "[panel.answer]\npin = 99\n",
+            "panel.answer.pin: Input should be less than or equal to 27",
+        ),
+        ("[pannel.answer]\npin = 4\n", "unknown section [pannel]; did you mean `panel`?"),
+        ("[panel]\ncall_timeout_s = 5\n", "`call_timeout_s` in [panel]; it belongs at the top"),
+        ('[audio]\nring_tone = "dingdong"\n', "there is no ring tone 'dingdong'"),
+    ],
+)
+def test_installer_refuses_a_file_that_the_agent_would_refuse_before_it_changes_anything(
+    wrong: str, told: str, agent_toml: Path, tmp_path: Path
+) -> None:
+    """It was installed, and the agent died and was started again without end."""
+    agent_toml.write_text(AGENT_TOML + wrong)
+    root = tmp_path / "root"
+    answer = install_pi("--root", root, agent_toml)
+    assert answer.returncode == 1
+    assert f"install-pi: {agent_toml} is not a valid agent configuration: " in answer.stderr
+    assert told in answer.stderr
+    assert "nothing was changed" in answer.stderr
+    assert not root.exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "allowing", "told"),
+    [
+        ("mqtt://192.0.2.7", "--insecure", "has no TLS"),
+        ("mqtt://127.0.0.1:1", "--local", "is this Pi itself, and none answers there"),
+        ("http://192.0.2.7", None, "must be mqtt(s)://HOST"),
+    ],
+)
+def test_installer_refuses_a_broker_that_gives_the_password_away_or_is_not_there(
+    url: str, allowing: str | None, told: str, agent_toml: Path
+) -> None:
+    agent_toml.write_text(AGENT_TOML.replace("mqtts://broker.example.org", url))
+    refused = install_pi("--dry-run", agent_toml)
+    assert (refused.returncode, told in refused.stderr) == (1, True), refused.stderr
+    assert "would run" not in refused.stdout
+    if allowing is not None:
+        assert allowing in refused.stderr
+        assert install_pi("--dry-run", allowing, agent_toml).returncode == 0
+
+
+def test_installer_takes_a_broker_on_the_pi_itself_that_answers(agent_toml: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"mqtt://127.0.0.1:{listener.getsockname()[1]}"
+        agent_toml.write_text(AGENT_TOML.replace("mqtts://broker.example.org", url))
+        assert install_pi("--dry-run", agent_toml).returncode == 0
+
+
+def test_an_upgrade_leaves_an_installed_file_as_it_is_whose_broker_has_no_tls(
+    agent_toml: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    agent_toml.write_text(AGENT_TOML.replace("mqtts:", "mqtt:"))
+    assert install_pi("--root", root, "--insecure", agent_toml).returncode == 0
+    assert install_pi("--root", root).returncode == 0
+
+
+def test_installer_refuses_32_bit_systems_and_small_cards_and_tells_all_that_is_wrong(
+    agent_toml: Path, tmp_path: Path
+) -> None:
+    """On 32-bit Raspberry Pi OS pip failed after minutes, for want of a wheel, with the agent half there."""
+    path = stand_in(tmp_path / "tools", "dpkg", "armhf")
+    for name in ("apt-get", "systemctl"):
+        stand_in(tmp_path / "tools", name, f"ran: {name}")
+    full = "Filesystem 1024-blocks Used Available Capacity Mounted\n/dev/root 99 98 1024 99% /"
+    stand_in(tmp_path / "tools", "df", full)
+    for arguments in ((), ("--dry-run",)):
+        answer = install_pi(*arguments, agent_toml, path=path)
+        assert answer.returncode == 1
+        assert "this system is armhf" in answer.stderr
+        assert "write the 64-bit Raspberry Pi OS to the card" in answer.stderr
+        assert "only 1 MB are free for /opt/bellwire" in answer.stderr
+        assert "nothing was changed" in answer.stderr
+        assert "ran: " not in answer.stdout + answer.stderr
+
+
+def all_that_needs(*names: str) -> set[str]:
+    """These distributions, and all that they need."""
+    needed, waiting = set[str](), [*names]
     while waiting:
-        name = waiting.pop()
+        name = waiting.pop().replace("_", "-")
         if name not in needed:
             needed.add(name)
             wanted = map(Requirement, importlib.metadata.requires(name) or [])
@@ -198,6 +297,22 @@ def test_installer_takes_the_whole_build_back_end_from_the_lock() -> None:
                 for each in wanted
                 if each.marker is None or each.marker.evaluate({"extra": ""})
             ]
+    return needed
+
+
+def test_installer_takes_all_that_the_agents_loader_needs_from_the_lock() -> None:
+    listed = re.search(r"^loader_needs='([^']+)'", INSTALL_PI.read_text(), re.M)
+    assert listed is not None
+    assert set(listed[1].split()) == all_that_needs("pydantic", "tomli-w")
+    locked = (CHECKOUT / "requirements/agent.lock").read_text()
+    for name in listed[1].split():
+        assert re.search(rf"^{re.escape(name)}==", locked, re.M), name
+
+
+def test_installer_takes_the_whole_build_back_end_from_the_lock() -> None:
+    listed = re.search(r"\^\(([a-z|-]+)\)==", INSTALL_PI.read_text())
+    assert listed is not None
+    needed = all_that_needs("hatchling")
     assert set(listed[1].split("|")) == needed
     locked = (CHECKOUT / "requirements/dev.lock").read_text()
     for name in needed:
