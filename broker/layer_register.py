@@ -118,12 +118,14 @@ class LayerRegister:
         self._echoes: dict[tuple[str, bytes], asyncio.Future[Held]] = {}
         self._news = asyncio.Event()
         self._listeners: list[Callable[[LayerName], None]] = []
+        session.subscribe(OPERATORS_ECHO, self._take_echo)
+        session.subscribe(CLAIMS, self._take_claim)
+        session.subscribe(LAYERS, self._take_layer)
+        # Last: of more histories than the broker keeps for one session it throws some away, and layers
+        # it must not.
         few = len(histories) <= _HISTORIES_ONE_BY_ONE
         for topic in sorted(set(map(history_of, histories))) if few else [HISTORIES]:
             session.subscribe(topic, self._take_history)
-        session.subscribe(CLAIMS, self._take_claim)
-        session.subscribe(LAYERS, self._take_layer)
-        session.subscribe(OPERATORS_ECHO, self._take_echo)
         session.on_disconnected(self._forget)
 
     def listen(self, listener: Callable[[LayerName], None]) -> None:

@@ -7,9 +7,9 @@ worth reading; all of it is acknowledged.
 
 import asyncio
 from collections.abc import Callable, Collection
+from functools import lru_cache
 from typing import NamedTuple
 
-from aiomqtt import Topic
 from paho.mqtt import MQTTException
 
 from broker.address import BrokerAddress
@@ -167,12 +167,29 @@ class ReceivingConnection(PublishingConnection):
         hearers = tuple(
             (route.admit, route.handler, name)
             for route in self._routes
-            if Topic(name).matches(route.topic_filter)
+            if _matches(route.topic_filter, name)
         )
         if len(self._known) >= _TOPICS_KNOWN:
             self._known.clear()
         self._known[topic] = hearers
         return hearers
+
+
+def _matches(topic_filter: str, topic: str) -> bool:
+    """Whether a filter takes a topic (4.7, 4.8.2): an operator meets 100,000 topics in seconds."""
+    wanted, levels = _levels(topic_filter), topic.split("/")
+    if wanted[-1] == "#":
+        wanted = wanted[:-1]
+        levels = levels[: len(wanted)]
+    return len(wanted) == len(levels) and all(
+        want in ("+", level) for want, level in zip(wanted, levels, strict=True)
+    )
+
+
+@lru_cache(maxsize=256)
+def _levels(topic_filter: str) -> list[str]:
+    levels = topic_filter.split("/")
+    return levels[2:] if levels[0] == "$share" else levels
 
 
 def _packet_at(data: bytes, at: int) -> tuple[int, int] | None:
