@@ -20,6 +20,7 @@ from bellwire.relay_process import RelayProcess
 from bellwire.simulated_station import SimulatedStation
 from bench.postgres_cluster import postgres_cluster
 from config.agent import AgentSettings, BrokerSettings, default_panel
+from config.last_good import LastGood
 from signaling.requests import ChannelRequest, DeviceRequest
 
 PATIENCE_S = 45.0
@@ -136,10 +137,12 @@ async def register_station(
 
 
 @asynccontextmanager
-async def running_station(settings: AgentSettings) -> AsyncIterator[Station]:
+async def running_station(
+    settings: AgentSettings, last_good: LastGood | None = None
+) -> AsyncIterator[Station]:
     """An agent at work on simulated pins, connected to its relay."""
     fingers = SimulatedStation(settings)
-    agent = Agent(settings, pin_factory=fingers.pins)
+    agent = Agent(settings, pin_factory=fingers.pins, last_good=last_good)
     station = Station(agent, fingers, asyncio.Queue())
     agent.phone.watch(station.calls.put_nowait)
     ready = asyncio.Event()
