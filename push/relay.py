@@ -9,7 +9,7 @@ import fcntl
 import json
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -49,6 +49,7 @@ from push.outbox import Outbox
 from push.rooms import open_rooms
 from push.store.call_rows import to_ms
 from push.store.database import Database
+from push.store.device_rows import registered_among
 from push.store.event_rows import forget_expired
 from push.store.opening import open_database
 from push.store.outbox_rows import make_all_due
@@ -57,6 +58,7 @@ from push.streams import Streams
 from push.twilio_notifications import TwilioNotifications, read_auth_token
 from push.webhooks import Webhooks
 from signaling.errors import InvalidInput, Unavailable
+from signaling.identifiers import DeviceId
 
 log = structlog.get_logger(__name__)
 
@@ -241,7 +243,7 @@ async def _serve(
             tasks.create_task(connections.run()),
             tasks.create_task(calls.deadlines.run()),
             tasks.create_task(rooms.run()),
-            tasks.create_task(_guard_rollouts(address, now)),
+            tasks.create_task(_guard_rollouts(address, database, metrics, now)),
             tasks.create_task(_keep_house(database, calls, webhooks, settings, now)),
             tasks.create_task(_announce(settings.data, url, session, ready)),
         ]
@@ -267,10 +269,23 @@ async def _stop_when(stop: asyncio.Event, server: uvicorn.Server) -> None:
     server.should_exit = True
 
 
-async def _guard_rollouts(address: BrokerAddress, now: Callable[[], datetime]) -> None:
+async def _guard_rollouts(
+    address: BrokerAddress, database: Database, metrics: Metrics, now: Callable[[], datetime]
+) -> None:
     # A session of its own: what a fleet reports must not queue before the calls.
     session = Session(address, f"bellwire-guard-{secrets.token_hex(6)}")
-    await guard_rollouts(session, author="bellwire-relay", now=now)
+
+    async def registered(devices: Collection[DeviceId]) -> Collection[DeviceId]:
+        asked = [*devices]
+        return await database.read(lambda c: registered_among(c, asked))
+
+    await guard_rollouts(
+        session,
+        registered,
+        author="bellwire-relay",
+        now=now,
+        count_ignored=lambda reason: metrics.refused.labels(reason).inc(),
+    )
 
 
 async def _take_over_deadlines(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Collection
 from datetime import UTC, datetime
 
 import pytest
@@ -12,6 +13,11 @@ from signaling.fleet_topics import REPORTED_OF_ALL
 from signaling.identifiers import DeviceId
 from tests.bellwire.fleet_stage import FleetStage, runs
 from tests.broker.running import raw_client, soon
+
+
+async def everybody(devices: Collection[DeviceId]) -> Collection[DeviceId]:
+    """Which devices are registered, where all are."""
+    return devices
 
 
 async def doors(stage: FleetStage, count: int) -> list[str]:
@@ -70,7 +76,9 @@ async def test_rollout_without_a_command_that_waits_is_taken_back_by_whoever_gua
     session = Session(stage.broker.address, "bellwire-guard", sleep=soon)
     async with asyncio.TaskGroup() as tasks:
         guarding = tasks.create_task(
-            guard_rollouts(session, author="bellwire-relay", now=lambda: datetime.now(UTC))
+            guard_rollouts(
+                session, everybody, author="bellwire-relay", now=lambda: datetime.now(UTC)
+            )
         )
         await stage.until(runs("door-0", "default", 3))
         guarding.cancel()
@@ -93,7 +101,9 @@ async def test_command_that_waits_and_a_guard_beside_it_take_a_rollout_back_once
     session = Session(stage.broker.address, "bellwire-guard", sleep=soon)
     async with asyncio.TaskGroup() as tasks:
         guarding = tasks.create_task(
-            guard_rollouts(session, author="bellwire-relay", now=lambda: datetime.now(UTC))
+            guard_rollouts(
+                session, everybody, author="bellwire-relay", now=lambda: datetime.now(UTC)
+            )
         )
         await session.wait_connected()
         ended = await stage.run("apply", file, "--force", "--pause-at-errors", "1", "--wait")
