@@ -2,20 +2,21 @@
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Protocol
 
 import structlog
 
-from agent.fleet_layers import HeardLayers
+from agent.fleet_layers import Event, Gathering, Heard, HeardLayers, Missed
 from agent.live_settings import LiveSettings
 from agent.software import SOFTWARE
 from broker.messages import Incoming
 from broker.session import Handler, Hook, NotConnected, PublishRefused, Sleep
 from config.agent import AgentSettings, with_secrets_of
-from config.fleet_layer import Layer, LayerProblem, Reported
-from config.fleet_merge import Verdict, judge, local_file
+from config.fleet_layer import LAYER_LIMIT_BYTES, Layer, LayerProblem, Reported
+from config.fleet_merge import Verdict, groups_said, judge, local_file
 from config.last_good import LastGood
 from config.telemetry import Fault
 from signaling.identifiers import DeviceId
@@ -34,6 +35,16 @@ _LATE_S = 0.5
 """How much longer a layer that is gone is waited for: not every broker sends what it retains before
 what is published later."""
 _TRY_AGAIN_S = 5.0
+_UNHEARD_AT_MOST = 256
+"""Messages about layers that wait to be looked at: of more, the newest of each layer."""
+_GATHERINGS_AT_ONCE = 3
+_BREATH_S = 1.0
+"""Between gatherings, where layers come faster than they can be gathered."""
+_COSTLY_S = 0.1
+_REST = 4
+"""How long judging rests, by what it cost, where that was much: it takes turns with the sound."""
+_REPORT_LIMIT_BYTES = 192 * 1024
+"""The relay's broker cuts off who sends more than 256 KiB at once."""
 _VANISHED = (
     "the broker has lost this layer, and nobody has removed it: it stays in force; write it again, or"
     " one without settings to be rid of it"
@@ -93,8 +104,12 @@ class Fleet:
         self._gathered_topic = gathered_topic(device)
         self._filters = (CONFIG_DEFAULT, CONFIG_GROUPS, config_topic(device))
         self._good: dict[str, Layer] = {} if last_good is None else last_good.layers
-        self._layers = HeardLayers(device, self._good)
-        self._verdict = self._judge()
+        self._layers = HeardLayers(device, self._good, groups_said(self._local.settings))
+        self._unheard: list[Event] = []
+        self._is_judged = True
+        self._cost_s = 0.0
+        self._gatherings = 0
+        self._verdict = judge(self._local, self._good)
         live.take(with_secrets_of(settings, self._verdict.settings))
         self._faults: dict[str, LayerProblem] = {}
         self._not_kept: str | None = None
@@ -164,16 +179,19 @@ class Fleet:
                     self._work.set()
 
     async def _follow(self) -> None:
-        self._apply()
+        await self._apply()
         if self._connected and self._layers.in_doubt:
             await self._gather()
-            self._apply()
+            await self._apply()
         if not self._layers.in_doubt:
+            self._gatherings = 0
             await self._keep()
             if self._connected:
                 await self._report()
         elif self._connected:
             self._work.set()
+        if self._cost_s > _COSTLY_S:
+            await self._sleep(_REST * self._cost_s)
 
     # What is heard
 
@@ -186,11 +204,16 @@ class Fleet:
         self._connected = False
         self._connection += 1
         self._is_asked = True
-        self._layers.gather()
+        self._unheard.append(Gathering(self._layers.wanted))
         self._marked.set()
 
     def _take_layer(self, message: Incoming) -> None:
-        self._layers.take(message.topic, message.payload, retained=message.retained)
+        if self._layers.name_of(message.topic) is None:
+            return
+        payload = message.payload[: LAYER_LIMIT_BYTES + 1]  # enough to see that it is too long
+        self._unheard.append(Heard(message.topic, payload, message.retained))
+        if len(self._unheard) > _UNHEARD_AT_MOST:
+            self._unheard = [*_newest(self._unheard), Missed()]
         self._work.set()
 
     def _take_mark(self, message: Incoming) -> None:
@@ -201,10 +224,13 @@ class Fleet:
         """Hears from the broker which layers there are. A subscription, new or repeated, has it send
         them (MQTT 5, section 3.8.4), and what is published after that comes after them."""
         connection = self._connection
+        self._gatherings += 1
+        if self._gatherings > _GATHERINGS_AT_ONCE:
+            await self._sleep(_BREATH_S)
         if self._is_asked:
             self._is_asked = False
         else:
-            self._layers.gather()
+            self._unheard.append(Gathering(self._layers.wanted))
             for topic_filter in self._filters:
                 await self._transport.ask_retained_again(topic_filter)
         self._mark = secrets.token_hex(8).encode()
@@ -218,20 +244,46 @@ class Fleet:
             await self._sleep(_LATE_S)
         except TimeoutError as error:
             raise NotConnected(f"the broker echoes nothing on {self._gathered_topic}") from error
+        await self._hear()
         if self._layers.missing:
             await self._sleep(_LATE_S)
+            await self._hear()
         if connection == self._connection:
             self._layers.end_gathering()
+            self._is_judged = False
 
     # What is done with it
 
-    def _judge(self) -> Verdict:
-        return judge(self._local, self._layers.standing, self._good)
+    async def _hear(self) -> None:
+        """Looks at what has come. Like judging, in a thread: whoever writes layers can make either last,
+        and nothing else waits for it then."""
+        if self._unheard:
+            unheard, self._unheard = self._unheard, []
+            self._is_judged = False
+            await asyncio.to_thread(self._layers.take_all, unheard)
 
-    def _apply(self) -> None:
-        self._verdict = self._judge()
+    async def _apply(self) -> None:
+        """Has the sum of what has come in force. Where it lacks the layer of a group that the device has
+        come into, all stays as it is until that is gathered."""
+        await self._hear()
+        self._cost_s = 0.0
+        if self._is_judged or not self._layers.is_whole:
+            return
+        self._is_judged = True
+        self._verdict = await asyncio.to_thread(
+            self._judge, dict(self._layers.standing), dict(self._good)
+        )
         self._good = self._verdict.layers
+        self._layers.follow(self._good)
         self._live.take(with_secrets_of(self._settings, self._verdict.settings))
+
+    def _judge(
+        self, standing: Mapping[str, Layer | LayerProblem], good: dict[str, Layer]
+    ) -> Verdict:
+        began = time.thread_time()
+        verdict = judge(self._local, standing, good)
+        self._cost_s = time.thread_time() - began
+        return verdict
 
     async def _keep(self) -> None:
         layers = self._verdict.layers
@@ -252,9 +304,7 @@ class Fleet:
         document = self.reported()
         if self._said is not None and document == self._said.model_copy(update={"at": document.at}):
             return
-        await self._transport.publish(
-            self._reported_topic, document.model_dump_json().encode(), retain=True
-        )
+        await self._transport.publish(self._reported_topic, _that_fits(document), retain=True)
         self._said = document
 
     def reported(self) -> Reported:
@@ -271,7 +321,9 @@ class Fleet:
             revisions=verdict.revisions,
             local=self._local.settings,
             locked=self._local.locked,
+            remote=self._local.remote,
             errors=errors,
+            skipped=verdict.skipped,
             waiting=waiting,
             state="refused" if errors else "waiting" if waiting else "applied",
         )
@@ -292,3 +344,23 @@ class Fleet:
         layer = next((name for name in reversed(verdict.layers) if name in sources), "file")
         revision = verdict.revisions.get(layer)
         return LayerProblem(layer=layer, revision=revision, path=path, reason=reason[:512])
+
+
+def _newest(events: list[Event]) -> list[Event]:
+    """The last message of each topic, and the last beginning of a gathering, in their order."""
+    last: dict[str, Event] = {}
+    for event in events:
+        topic = event.topic if isinstance(event, Heard) else type(event).__name__
+        last.pop(topic, None)
+        last[topic] = event
+    return list(last.values())
+
+
+def _that_fits(document: Reported) -> bytes:
+    """The report as it is published: of one that is too long, what is wrong and no settings."""
+    payload = document.model_dump_json().encode()
+    if len(payload) > _REPORT_LIMIT_BYTES:
+        nothing: dict[str, object] = {"effective": {}, "sources": {}, "local": {}}
+        log.warning("report is too long and goes without its settings", bytes=len(payload))
+        payload = document.model_copy(update=nothing).model_dump_json().encode()
+    return payload

@@ -13,6 +13,11 @@ from rich.live import Live
 from bellwire.failures import fail, reported
 from bellwire.fleet_files import Settings, read_layers, write_layers
 from bellwire.fleet_plan import Change, Effect, effects, plan
+from bellwire.fleet_rights import (
+    refuse_rollout_of_rights,
+    refuse_shut_rights,
+    refuse_wiring,
+)
 from bellwire.fleet_rollout import Followed, Outcome, roll_out, write_all
 from bellwire.fleet_session import Fleet, JsonOption, OperatorOption, open_fleet
 from bellwire.fleet_view import (
@@ -95,7 +100,9 @@ def apply(
 ) -> None:
     """Makes the layers say what files say: `default`, `groups/NAME`, `devices/ID`, .toml or .json.
 
-    Layers that have no file are left alone. What a device that is known would refuse is not written.
+    Layers that have no file are left alone. What a device that is known would refuse is not written, nor
+    what only a device's own file says (wiring, a door's times), nor who may open doors where a device's
+    file does not open that to layers.
     A layer that another operator changed meanwhile is refused, and names them. The exit code is 0 if
     all was done, 3 if it was and devices do not follow (`--wait`), 1 if it was not done.
     """
@@ -146,8 +153,11 @@ async def _apply(
             console.print(effects_view(found), soft_wrap=True)
             _print_json(as_json, changes, found, None)
             return
+        refuse_wiring(changes)
+        refuse_rollout_of_rights(changes, whole=True)
         if not force:
             _refuse_bad(found)
+            refuse_shut_rights(fleet, changes, whole=True)
         outcome = await _write(fleet, changes, steps, pause_at_errors, timeout_s, console)
     _print_json(as_json, changes, found, outcome)
     _say_outcome(console, outcome, steps)
@@ -234,6 +244,7 @@ def _print_json(
                 "device_id": effect.device_id,
                 "differences": _differences(effect.differences),
                 "errors": [error.model_dump() for error in effect.errors],
+                "skipped": [skipped.model_dump() for skipped in effect.skipped],
             }
             for effect in found
         ],

@@ -20,6 +20,7 @@ from bellwire.fleet_apply_command import (
     chosen_layer,
 )
 from bellwire.fleet_plan import Change, effects, rollout_on
+from bellwire.fleet_rights import refuse_rollout_of_rights, refuse_shut_rights
 from bellwire.fleet_session import Fleet, JsonOption, OperatorOption, open_fleet
 from bellwire.fleet_view import error_line, history_table, rollout_lines
 from broker.layer_register import LayerConflict
@@ -170,6 +171,7 @@ async def _write(
     old = on.layer.rollout if on.layer else Rollout()
     rollout = old if old.percent < 100 else rollout_on(on, 100, old.pause_at_errors)
     change = Change(name, on, Draft(settings, rollout, comment[:COMMENT_LIMIT]))
+    refuse_rollout_of_rights([change], whole=False)
     if not force:
         _refuse_bad(fleet, change)
     return await fleet.register.write(name, change.draft, on=on)
@@ -182,6 +184,7 @@ def _refuse_bad(fleet: Fleet, change: Change) -> None:
                 f"device {effect.device_id} would refuse it: {error_line(effect.errors[0])}."
                 " Nothing was written; write it all the same with --force"
             )
+    refuse_shut_rights(fleet, [change], whole=False)
 
 
 @reported

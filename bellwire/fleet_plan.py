@@ -10,7 +10,7 @@ from bellwire.fleet_session import Fleet
 from bellwire.fleet_standing import Standings, differences
 from config.fleet_layer import LayerProblem, Rollout
 from config.fleet_writing import NOTHING, Draft, Held, document_of, held, layer_after
-from signaling.fleet_topics import LayerName
+from signaling.fleet_topics import LayerName, known_as
 from signaling.identifiers import DeviceId
 
 Difference = tuple[str, str, str]
@@ -47,6 +47,8 @@ class Effect:
     device_id: DeviceId
     differences: list[Difference]
     errors: tuple[LayerProblem, ...]
+    skipped: tuple[LayerProblem, ...] = ()
+    """What the changed layers say to no effect there."""
 
 
 def plan(
@@ -111,15 +113,9 @@ def rollout_on(on: Held, percent: int, pause_at_errors: int | None = None) -> Ro
 
 def effects(fleet: Fleet, changes: list[Change], author: str) -> Iterator[Effect]:
     """What the changes would do to each device that has reported, where they do anything."""
-    layers = fleet.register.layers()
-    at = datetime.now(UTC)
-    written = {
-        change.name: held(
-            document_of(layer_after(change.on, change.draft, author=author, at=at, known=0))
-        )
-        for change in changes
-    }
-    now, then = Standings(layers), Standings({**layers, **written})
+    changed = {change.name for change in changes}
+    now = Standings(fleet.register.layers())
+    then = Standings(layers_after(fleet, changes, author))
     for device_id, device in sorted(fleet.devices.items()):
         if device.reported is None:
             continue
@@ -128,5 +124,19 @@ def effects(fleet: Fleet, changes: list[Change], author: str) -> Iterator[Effect
             continue
         found = list(differences(old.effective, new.effective))
         errors = tuple(error for error in new.errors if error not in old.errors)
-        if found or errors:
-            yield Effect(device_id, found, errors)
+        named = {known_as(name, device_id) for name in changed}
+        skipped = tuple(problem for problem in new.skipped if problem.layer in named)
+        if found or errors or skipped:
+            yield Effect(device_id, found, errors, skipped)
+
+
+def layers_after(fleet: Fleet, changes: list[Change], author: str) -> dict[LayerName, Held]:
+    """All layers, as they will be once the changes are written."""
+    at = datetime.now(UTC)
+    written = {
+        change.name: held(
+            document_of(layer_after(change.on, change.draft, author=author, at=at, known=0))
+        )
+        for change in changes
+    }
+    return {**fleet.register.layers(), **written}

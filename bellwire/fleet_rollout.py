@@ -19,7 +19,7 @@ from broker.layer_register import LayerConflict
 from config.fleet_layer import Layer, LayerProblem, Rollout
 from config.fleet_merge import in_rollout
 from config.fleet_writing import Draft
-from config.rollout_pause import pause, refusing
+from config.rollout_pause import pause, refusing, said_in, takes_rights_away
 from signaling.fleet_topics import LayerName, known_as
 from signaling.identifiers import DeviceId
 
@@ -153,7 +153,8 @@ def _overtaken(fleet: Fleet, written: Mapping[LayerName, Layer]) -> bool:
 async def _pause(
     fleet: Fleet, written: Mapping[LayerName, Layer], followed: Followed
 ) -> dict[LayerName, Layer]:
-    """Takes each of the layers back that a guard has not taken back already.
+    """Takes each of the layers back that a guard has not taken back already, but one that takes rights
+    away.
 
     Raises:
         LayerConflict: another operator wrote one of them.
@@ -161,6 +162,9 @@ async def _pause(
     paused = {}
     for name, layer in written.items():
         on = fleet.register.held(name)
+        if on.layer == layer and takes_rights_away(layer):
+            paused[name] = layer
+            continue
         if on.layer == layer:
             try:
                 paused[name] = await fleet.register.write(
@@ -230,10 +234,11 @@ def _look(
         # Otherwise it has gone meanwhile.
         if (device := fleet.devices.get(device_id)) and device.online and device.reported
     }
-    said = {device_id: reported.errors for device_id, reported in reports.items()}
+    said = {device_id: said_in(reported) for device_id, reported in reports.items()}
+    layers = {name: held.layer for name, held in fleet.register.layers().items() if held.layer}
     errors: dict[DeviceId, LayerProblem] = {}
     for name, layer in written.items():
-        errors = refusing(name, layer, said) | errors
+        errors = refusing(name, layer, said, layers) | errors
     following = {
         device_id
         for device_id, reported in reports.items()

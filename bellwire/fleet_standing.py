@@ -32,6 +32,8 @@ class Standing:
     state: State
     expected: Mapping[str, int]
     """The layers that count for it, by the agent's names, and their revisions."""
+    skipped: tuple[LayerProblem, ...] = ()
+    """What the layers that count say and the device skips, or would if it were of this version."""
 
     @property
     def errors(self) -> tuple[LayerProblem, ...]:
@@ -55,6 +57,8 @@ class Standing:
             "reported_at": reported.at.isoformat() if reported else None,
             "waiting": list(reported.waiting) if reported else [],
             "errors": [error.model_dump() for error in self.errors],
+            "skipped": [skipped.model_dump() for skipped in self.skipped],
+            "remote": list(reported.remote) if reported else [],
             "call": telemetry.call if telemetry and device.online else None,
             "last_call": telemetry.last_call.model_dump(mode="json")
             if telemetry and telemetry.last_call
@@ -84,11 +88,12 @@ class Standings:
             return Standing(device, "unknown", {})
         verdict = self.verdict(reported)
         if verdict is None:
-            return Standing(device, "unknown", {})
+            return Standing(device, "unknown", {}, reported.skipped)
         expected = verdict.revisions | {
             error.layer: error.revision for error in verdict.errors if error.revision
         }
-        return Standing(device, _state(reported, verdict, expected), expected)
+        skipped = tuple(dict.fromkeys([*reported.skipped, *verdict.skipped]))
+        return Standing(device, _state(reported, verdict, expected), expected, skipped)
 
     def verdict(self, reported: Reported) -> Verdict | None:
         """What a device should run, unless a layer is wrong for it. None where its own file is wrong
@@ -102,10 +107,13 @@ class Standings:
             if isinstance(layer, Layer)
         ]
         key = json.dumps(
-            [reported.local, reported.locked, taken, reported.device_id if own else ""]
+            [
+                *(reported.local, reported.locked, reported.remote, taken),
+                reported.device_id if own else "",
+            ]
         )
         if key not in self._known:
-            local = LocalFile(reported.device_id, reported.local, reported.locked)
+            local = LocalFile(reported.device_id, reported.local, reported.locked, reported.remote)
             try:
                 self._known[key] = judge(local, layers)
             except ValueError:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Collection
 from typing import Annotated
 
 import typer
@@ -48,7 +49,8 @@ def status(
     *in step* runs what the layers give; *waiting* will, once no call is in progress; *refused* keeps
     the last good configuration, and says why; *behind* runs something else; *unknown* has never said.
     `default:6→7` means that it runs revision 6 of the layer, which is at 7. A device that is registered
-    and has not come since is *never seen*.
+    and has not come since is *never seen*. Below stand the keys of layers that devices skip, since only
+    their own file may say them.
     """
 
     async def run() -> tuple[list[Standing], dict[LayerName, Layer]]:
@@ -84,7 +86,8 @@ def watch(
     """Shows the devices live until Ctrl-C. With --json a line for each device that changes.
 
     With --guard it takes rollouts back that more devices refuse than their --pause-at-errors says. A
-    relay does so by itself.
+    relay does so by itself, and knows which devices are registered; here those count that the broker
+    knows.
     """
     run_until_stopped(lambda stop: _watch(stop, operator, guard=guard, as_json=as_json))
 
@@ -102,7 +105,12 @@ async def _watch(
 
 
 async def _guard(fleet: Fleet) -> None:
-    guard = RolloutGuard(fleet.register)
+    async def registered(devices: Collection[DeviceId]) -> Collection[DeviceId]:
+        # There is no database here: whoever has a presence, which goes with a device's account.
+        known = ((device, fleet.devices.get(device)) for device in devices)
+        return [device for device, here in known if here is not None and here.presence is not None]
+
+    guard = RolloutGuard(fleet.register, registered)
     for device in fleet.devices.values():
         guard.take(device.device_id, device.reported)
     fleet.listen(lambda device: guard.take(device.device_id, device.reported))

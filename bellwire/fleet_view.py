@@ -12,6 +12,7 @@ from bellwire.fleet_rollout import Followed
 from bellwire.fleet_session import Device
 from bellwire.fleet_standing import Standing
 from config.fleet_layer import Layer, LayerProblem
+from config.rollout_pause import can_pause, takes_rights_away
 from signaling.fleet_topics import LayerName
 
 _STYLES = {
@@ -52,7 +53,11 @@ def status_view(
     left_out = len(everybody) - len(rows)
     more = f"; {left_out} more: see them with --all or --json" if left_out else ""
     rollouts = [Text(line, "yellow") for line in rollout_lines(layers)]
-    return Group(table, *_errors_view(rows), *rollouts, Text(_summary(everybody) + more))
+    wrong = _each_once({row.device.device_id: _errors(row) for row in rows}, "red")
+    skipped = _each_once(
+        {row.device.device_id: list(map(skipped_line, row.skipped)) for row in everybody}, "yellow"
+    )
+    return Group(table, *wrong, *skipped, *rollouts, Text(_summary(everybody) + more))
 
 
 def _online(device: Device) -> Text:
@@ -84,17 +89,17 @@ def _last_call(device: Device) -> str:
     return f"{last.ended_at:%Y-%m-%d %H:%M} {last.ended_because}".rstrip() if last else "-"
 
 
-def _errors_view(standings: Iterable[Standing]) -> Iterator[Text]:
-    """Each thing that is wrong once, whole, with the devices that say so: most of a fleet says the same."""
-    by_error: dict[str, list[str]] = {}
-    for standing in standings:
-        for error in _errors(standing):
-            by_error.setdefault(error, []).append(standing.device.device_id)
-    for error, devices in by_error.items():
+def _each_once(lines: Mapping[str, list[str]], style: str) -> Iterator[Text]:
+    """Each line once, whole, with the devices that it is of: most of a fleet says the same."""
+    by_line: dict[str, list[str]] = {}
+    for device_id, said in lines.items():
+        for line in said:
+            by_line.setdefault(line, []).append(device_id)
+    for line, devices in by_line.items():
         named = ", ".join(devices[:_DEVICES_NAMED])
         left_out = len(devices) - _DEVICES_NAMED
         more = f" and {left_out} more" if left_out > 0 else ""
-        yield Text.assemble((error, "red"), f"\n  on {named}{more}")
+        yield Text.assemble((line, style), f"\n  on {named}{more}")
 
 
 def _errors(standing: Standing) -> list[str]:
@@ -119,12 +124,17 @@ def rollout_lines(layers: Mapping[LayerName, Layer]) -> Iterator[str]:
     """A line for each layer that is not for all devices."""
     for name, layer in layers.items():
         rollout = layer.rollout
-        if rollout.percent == 100:
-            continue
         paused = rollout.paused_at is not None
         what = f", {layer.comment}" if paused and layer.comment else ", paused" if paused else ""
+        never = (
+            "; refusing it never takes it back, since it takes rights away"
+            if can_pause(layer) and takes_rights_away(layer)
+            else ""
+        )
+        if rollout.percent == 100 and not never:
+            continue
         yield printable(
-            f"{name} revision {layer.revision} is for {rollout.percent} % of its devices{what}"
+            f"{name} revision {layer.revision} is for {rollout.percent} % of its devices{what}{never}"
         )
 
 
@@ -141,6 +151,11 @@ def error_line(error: LayerProblem) -> str:
     """One thing wrong with a layer."""
     revision = f" revision {error.revision}" if error.revision else ""
     return printable(f"{error.layer}{revision}, {error.path or 'the whole'}: {error.reason}")
+
+
+def skipped_line(skipped: LayerProblem) -> str:
+    """One key of a layer that has no effect."""
+    return f"skipped: {error_line(skipped)}"
 
 
 def printable(text: str) -> str:
@@ -166,6 +181,7 @@ def effects_view(effects: Iterable[Effect]) -> RenderableType:
         lines.append(Text.assemble(("device ", ""), (effect.device_id, "bold")))
         lines.extend(map(_difference_line, effect.differences))
         lines.extend(Text(f"  ✗ {error_line(error)}", "bold red") for error in effect.errors)
+        lines.extend(Text(f"  {skipped_line(skipped)}", "yellow") for skipped in effect.skipped)
     return Group(*lines) if lines else Text("No device that has reported would run anything else.")
 
 

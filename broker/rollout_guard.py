@@ -2,10 +2,14 @@
 
 It keeps nothing of its own: layers and reports are retained, and a pause is written by compare-and-set.
 So any number of guards may run, each may die, and the next one goes on.
+
+What a device reports only itself can say (the broker sees to that), and it may lie. So only devices
+that are registered count, each once, and for layers that are for it. Whether it is in a group that no
+layer says it is in remains its word. A layer that takes rights away is not taken back.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import datetime
 
 import structlog
@@ -15,8 +19,9 @@ from broker.fleet_reading import read_fleet
 from broker.layer_register import LayerConflict, LayerRegister
 from broker.messages import Incoming
 from broker.receiving import ReceivingSession
-from config.fleet_layer import LayerProblem, Reported
-from config.rollout_pause import due_pause
+from config.fleet_layer import Layer, Reported
+from config.fleet_writing import Held
+from config.rollout_pause import Said, can_pause, pause, said_in, takes_rights_away, too_many_refuse
 from signaling.errors import InvalidInput, Unavailable
 from signaling.fleet_topics import REPORTED_OF_ALL, LayerName
 from signaling.identifiers import DeviceId
@@ -31,6 +36,10 @@ _REPORTS_EVERY_S = 0.25
 """Between two looks at what one device reports: however often it does, it costs no more."""
 _NO_ERRORS = b'"errors":[]'
 """In what an agent reports: nearly all of a fleet, which then need not be parsed."""
+_REPORT_LIMIT_BYTES = 256 * 1024
+
+Registered = Callable[[Collection[DeviceId]], Awaitable[Collection[DeviceId]]]
+"""Which of these devices are registered; raises Unavailable where that is not known now."""
 
 
 class RolloutGuard:
@@ -38,25 +47,36 @@ class RolloutGuard:
 
     Args:
         register: The layers; their changes are heard here.
+        registered: Which devices are registered.
+        count_ignored: Told why a rollout stays that many refuse: `rollout-of-others`,
+            `rollout-takes-rights`.
         sleep: Waits; a test injects its own.
     """
 
     def __init__(
-        self, register: LayerRegister, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self,
+        register: LayerRegister,
+        registered: Registered,
+        *,
+        count_ignored: Callable[[str], None] = lambda _: None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._register = register
+        self._count_ignored = count_ignored
+        self._registered = registered
         self._sleep = sleep
-        self._errors: dict[DeviceId, tuple[LayerProblem, ...]] = {}
+        self._errors: dict[DeviceId, Said] = {}
         self._news = asyncio.Event()
-        self._hopeless: set[str] = set()
+        self._left_alone: set[str] = set()
+        self._ignored: set[tuple[str, str]] = set()
         register.listen(lambda _: self._news.set())
 
     def take(self, device_id: DeviceId, reported: Reported | None) -> None:
         """A device has said what it runs; None where nothing is wrong."""
-        had = self._errors.pop(device_id, ())
+        had = self._errors.pop(device_id, None)
         if reported is not None and reported.errors:
-            self._errors[device_id] = reported.errors
-        if self._errors.get(device_id, ()) != had:
+            self._errors[device_id] = said_in(reported)
+        if self._errors.get(device_id) != had:
             self._news.set()
 
     def forget(self) -> None:
@@ -68,22 +88,38 @@ class RolloutGuard:
         while True:
             await self._news.wait()
             self._news.clear()
-            for name, held in self._register.layers().items():
-                if held.layer is not None:
-                    await self._look_at(name)
+            held = self._register.layers()
+            layers = {name: now.layer for name, now in held.items() if now.layer is not None}
+            for name, layer in layers.items():
+                if can_pause(layer):
+                    await self._look_at(name, layers)
             await self._sleep(_COALESCE_S)
 
-    async def _look_at(self, name: LayerName) -> None:
+    async def _look_at(self, name: LayerName, layers: Mapping[LayerName, Layer]) -> None:
         on = self._register.held(name)
-        draft = None if on.layer is None else due_pause(name, on.layer, self._errors)
-        if draft is None or on.fingerprint in self._hopeless:
+        if on.layer is None:
+            return
+        who = too_many_refuse(name, on.layer, self._errors, None)
+        if not who or on.fingerprint in self._left_alone:
             return
         try:
+            known = set(await self._registered([*who]))
+            errors = {device: self._errors[device] for device in who if device in self._errors}
+            errors = {device: said for device, said in errors.items() if device in known}
+            refused = too_many_refuse(name, on.layer, errors, layers)
+            if not refused:
+                self._ignore(name, on, "rollout-of-others", "it is not for who refuses it", who)
+                return
+            if takes_rights_away(on.layer):
+                self._left_alone.add(on.fingerprint)
+                self._ignore(name, on, "rollout-takes-rights", "it takes rights away", refused)
+                return
+            draft = pause(on.layer, refused)
             layer = await self._register.write(name, draft, on=on)
         except LayerConflict:
             return  # Its winner is news.
         except (InvalidInput, ValidationError) as error:  # too large, or no revision is left
-            self._hopeless.add(on.fingerprint)
+            self._left_alone.add(on.fingerprint)
             log.error("rollout cannot be paused", layer=name, error=str(error))
         except Unavailable as error:
             log.warning("rollout not paused yet", layer=name, error=str(error))
@@ -98,13 +134,35 @@ class RolloutGuard:
                 reason=draft.comment,
             )
 
+    def _ignore(
+        self, name: LayerName, on: Held, reason: str, why: str, who: Collection[DeviceId]
+    ) -> None:
+        """Says, once of a revision, that it stays although many refuse it."""
+        if (on.fingerprint, reason) in self._ignored:
+            return
+        self._ignored.add((on.fingerprint, reason))
+        self._count_ignored(reason)
+        log.warning(
+            "rollout not paused",
+            because=why,
+            layer=name,
+            revision=on.layer.revision if on.layer else None,
+            devices=len(who),
+            first=min(who),
+        )
+
 
 async def guard_rollouts(
-    session: ReceivingSession, *, author: str, now: Callable[[], datetime]
+    session: ReceivingSession,
+    registered: Registered,
+    *,
+    author: str,
+    now: Callable[[], datetime],
+    count_ignored: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Guards all rollouts over a session of its own, which has an echo topic, until cancelled."""
     register = LayerRegister(session, author, now=now)
-    guard = RolloutGuard(register)
+    guard = RolloutGuard(register, registered, count_ignored=count_ignored)
     reports = _Reports(guard)
     known: set[DeviceId] = set()
 
@@ -155,6 +213,8 @@ class _Reports:
 
 
 def _reported(payload: bytes) -> Reported | None:
+    if _NO_ERRORS in payload or len(payload) > _REPORT_LIMIT_BYTES:
+        return None
     try:
         return Reported.model_validate_json(payload) if payload else None
     except ValidationError:

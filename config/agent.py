@@ -5,14 +5,29 @@ import difflib
 import tomllib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
 from config.audio import AudioSettings, missing_ring_tone
 from config.behaviour import BehaviourSettings
 from config.ice import IceServerSettings
+from config.layer_reach import (
+    BUTTON_FIELDS,
+    CALL_BUTTON_FIELDS,
+    LIMIT_FIELDS,
+    PART_FIELDS,
+    cannot_be_opened,
+)
 from config.local_only import SCHEMA_KEY, local_only_places, split_local_only
 from config.panel import (
     ButtonSettings,
@@ -66,7 +81,21 @@ class AgentSettings(ConfigurableSettings):
     identity: IdentityField
     broker: BrokerSettings
     locked: Annotated[tuple[SettingPath, ...], Field(max_length=64)] = ()
-    """Settings that no layer of the fleet may change: `["panel", "audio.input_device"]`."""
+    """Settings that no layer of the fleet may change: `["log_level", "audio.input_device"]`."""
+    remote: Annotated[tuple[SettingPath, ...], Field(max_length=64)] = ()
+    """What layers may say though it opens a door or a microphone: `["behaviour.doors.front.callers",
+    "behaviour.auto_answer"]` (:mod:`config.layer_reach`). As it stands, nothing."""
+
+    @model_validator(mode="after")
+    def _open_only_what_can_be_opened(self) -> Self:
+        wrong = cannot_be_opened(self.remote, self.behaviour.doors)
+        if wrong:
+            raise ValueError(
+                f"remote: {wrong[0][:80]!r} cannot be opened to layers: behaviour.auto_answer can, and"
+                " callers, by_message and verified_only of a door that is in this file, such as"
+                " behaviour.doors.front.callers. Pins, times, codes and limits cannot"
+            )
+        return self
 
 
 LOCAL_ONLY_PLACES = local_only_places(ConfigurableSettings)
@@ -115,15 +144,51 @@ def _leave_out_implied(given: dict[str, Any]) -> None:
 
 def settings_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of a layer's `settings`, for editors. A layer is a merge patch, so
-    nothing in it is required, and null, which removes a value, is allowed everywhere."""
+    nothing in it is required, and null, which removes a value, is allowed everywhere. What only a
+    device's own file says is left out."""
     schema = ConfigurableSettings.model_json_schema(by_alias=True, mode="validation")
-    for definition in (schema, *schema.get("$defs", {}).values()):
+    definitions = schema.get("$defs", {})
+    for definition in (schema, *definitions.values()):
         if definition.get("type") == "object":
             definition.pop("required", None)
             fields = definition.get("properties", {})
             configurable = {n: field for n, field in fields.items() if SCHEMA_KEY not in field}
             definition["properties"] = {n: _or_null(field) for n, field in configurable.items()}
+    _leave_out_wiring(definitions)
+    for name in ("panel", "behaviour"):  # null would take what the file alone says with it
+        _take_null_out(schema["properties"][name])
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+_SAID_OF = {
+    "ButtonSettings": BUTTON_FIELDS,
+    "CallButtonSettings": CALL_BUTTON_FIELDS,
+    "KeypadSettings": PART_FIELDS["keypad"],
+    "RingerSettings": PART_FIELDS["ringer"],
+    "PanelSettings": {"call_buttons", *(name for name, fields in PART_FIELDS.items() if fields)},
+}
+
+
+def _leave_out_wiring(definitions: dict[str, Any]) -> None:
+    for name, said in _SAID_OF.items():
+        fields = definitions[name]["properties"]
+        definitions[name]["properties"] = {n: field for n, field in fields.items() if n in said}
+    for wired in ("DoorSettings", "StatusLightSettings"):
+        del definitions[wired]
+    behaviour = definitions["BehaviourSettings"]["properties"]
+    for limit in LIMIT_FIELDS:
+        del behaviour[limit]
+    for right in ("auto_answer", "doors"):
+        behaviour[right]["description"] = (
+            "In force only on devices whose own file opens it to layers (`remote`)."
+        )
+    for field in (*definitions["PanelSettings"]["properties"].values(), behaviour["doors"]):
+        _take_null_out(field)
+
+
+def _take_null_out(field: dict[str, Any]) -> None:
+    field["anyOf"] = [one for one in field["anyOf"] if one != {"type": "null"}]
+    field.pop("default", None)
 
 
 def _or_null(field: dict[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,16 @@ which its `groups` names them, `device`. What the local file locks no layer chan
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 LAYER_LIMIT_BYTES = 64 * 1024
+LAYER_LIMIT_VALUES = 4096
+"""How many keys and items of lists a layer has at most: checking more would keep a device busy."""
+LAYER_LIMIT_DEPTH = 16
+LAYER_LIMIT_KEY = 256
 HISTORY_LENGTH = 20
 
 Revision = Annotated[int, Field(ge=1, le=2**53 - 1)]
@@ -76,7 +81,8 @@ class Reported(_Document):
     `effective` which layer its value is from (`file` for the local file, `built-in` for a default);
     `revisions` are the layers in force, `waiting` the settings that take effect when the device is
     idle. `local` and `locked` are the configurable part of its own file, so that an operator can
-    compute what a layer would change."""
+    compute what a layer would change; `remote` is what it opens to layers. `skipped` are the keys of the
+    layers in force that the device does not heed, which is no error: the rest of the layer counts."""
 
     device_id: str
     software: str
@@ -87,7 +93,9 @@ class Reported(_Document):
     revisions: dict[str, int]
     local: dict[str, JsonValue] = Field(default_factory=dict)
     locked: tuple[str, ...] = ()
+    remote: tuple[str, ...] = ()
     errors: tuple[LayerProblem, ...] = ()
+    skipped: tuple[LayerProblem, ...] = ()
     waiting: tuple[str, ...] = ()
     state: Literal["applied", "refused", "waiting"] = "applied"
 
@@ -96,3 +104,42 @@ def hash_of(document: JsonValue) -> str:
     """The SHA-256 of a JSON document, whatever the order of its members, in hex digits."""
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def too_much_in(settings: dict[str, JsonValue]) -> str | None:
+    """Why settings are more than a device checks; None where they are not."""
+    values = 0
+    level: list[JsonValue] = [settings]
+    for _ in range(LAYER_LIMIT_DEPTH):
+        if any(
+            len(key) > LAYER_LIMIT_KEY
+            for value in level
+            if isinstance(value, dict)
+            for key in value
+        ):
+            return f"a key of a layer has at most {LAYER_LIMIT_KEY} characters"
+        level = [inner for value in level for inner in _inside(value)]
+        values += len(level)
+        if values > LAYER_LIMIT_VALUES:
+            return (
+                f"a layer has at most {LAYER_LIMIT_VALUES} values, keys and items of lists counted"
+            )
+        if not level:
+            return None
+    return f"a layer is at most {LAYER_LIMIT_DEPTH} objects and lists deep"
+
+
+def values_in(settings: dict[str, JsonValue]) -> int:
+    """How many keys and items of lists there are."""
+    values = 0
+    level: list[JsonValue] = [settings]
+    while level:
+        level = [inner for value in level for inner in _inside(value)]
+        values += len(level)
+    return values
+
+
+def _inside(value: JsonValue) -> Iterable[JsonValue]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()

@@ -7,13 +7,17 @@ ones: in which order they came makes no difference. The rules:
   file, `default`, the device's groups as its `groups` lists them, `device`.
 - `groups` is what the file, `default` and `device` say, merged. A group's layer may not say it: who
   is in a group would then depend on who is in a group.
-- No layer touches what the file locks, who a device is, or its secrets (LOCAL_ONLY). One that does is
-  refused.
+- What only the device's own file says (who it is, secrets, wiring, rights that it does not open: see
+  :mod:`config.layer_reach`) is skipped in a layer, and said; the rest of the layer counts.
+- No layer touches what the file locks. One that does is refused.
 - A layer is refused whole; its errors are the same on every device. In its place stays the last good
   one, or nothing. Where an error belongs to several layers together (two that use one pin), the one
   that merges later is refused.
 - A rollout of N percent takes the devices whose SHA-256 of layer and id is in the lowest N percent:
   always the same ones, whatever the revision, and all of 10 percent are among those of 20.
+- Whoever writes layers must not keep a device busy with them: what is judged is bounded, for a layer
+  (:func:`config.fleet_layer.too_much_in`) and in all, and so are errors. It still takes a second where
+  all is as bad as can be; a device judges beside its event loop.
 """
 
 import hashlib
@@ -23,27 +27,27 @@ from typing import Any
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from config.agent import (
-    LOCAL_ONLY_PLACES,
-    AgentSettings,
-    ConfigurableSettings,
-    settings_given,
+from config.agent import AgentSettings, ConfigurableSettings, settings_given
+from config.fleet_layer import (
+    LAYER_LIMIT_BYTES,
+    Layer,
+    LayerProblem,
+    hash_of,
+    too_much_in,
+    values_in,
 )
-from config.fleet_layer import LAYER_LIMIT_BYTES, Layer, LayerProblem, hash_of
-from config.local_only import local_only_in
+from config.layer_reach import Heeded, Path, Reach, Settings, places_in
 from signaling.identifiers import GroupNameField
 
-LOCAL_ONLY = ("device_id", "identity", "broker", "locked")
-"""What only a device's own file says, beside LOCAL_ONLY_PLACES: who it is, and its secrets."""
-
-_ONLY_THE_FILE = "only the device's own file may say this"
 _PROBLEMS_KEPT = 32
+_SKIPPED_KEPT = 64
+_VALUES_IN_ALL = 8192
+_ERRORS_TOLD_APART = 128
+"""Of a sum with more than these the layer that brings them is refused without a list of them."""
+_GROUPS_AT_MOST = 16
 _PATH_LENGTH = 256
 _REASON_LENGTH = 512
 _GROUPS: TypeAdapter[tuple[str, ...]] = TypeAdapter(tuple[GroupNameField, ...])
-
-Settings = dict[str, JsonValue]
-Path = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +57,18 @@ class LocalFile:
     device_id: str
     settings: Settings
     locked: tuple[str, ...] = ()
+    remote: tuple[str, ...] = ()
 
 
 def local_file(settings: AgentSettings) -> LocalFile:
     """The part of an agent's file that merging needs. It holds no secret."""
-    return LocalFile(settings.device_id, settings_given(settings), settings.locked)
+    return LocalFile(settings.device_id, settings_given(settings), settings.locked, settings.remote)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a device is to run. `layers` are those in force, `errors` why others are not."""
+    """What a device is to run. `layers` are those in force, `errors` why others are not, `skipped`
+    what those in force say to no effect here."""
 
     settings: ConfigurableSettings
     effective: Settings
@@ -70,6 +76,7 @@ class Verdict:
     sources: dict[str, str]
     layers: dict[str, Layer]
     errors: tuple[LayerProblem, ...]
+    skipped: tuple[LayerProblem, ...] = ()
 
     @property
     def revisions(self) -> dict[str, int]:
@@ -88,20 +95,21 @@ def judge(
     Raises:
         ValueError: the file is wrong by itself; `load_agent_settings` lets none such through.
     """
-    accepted, errors = _refuse_bad(local, layers)
+    case = _Case(local)
+    accepted, errors = case.refuse_bad(layers)
     if last_good and errors:
         refused = {error.layer for error in errors}
         kept = {name: layer for name, layer in last_good.items() if name in refused}
         for candidate in ({**accepted, **kept}, dict(last_good)):
-            if not _refuse_bad(local, candidate)[1]:
-                return _verdict(local, candidate, errors)
-    return _verdict(local, accepted, errors)
+            if not case.refuse_bad(candidate)[1]:
+                return case.verdict(candidate, errors)
+    return case.verdict(accepted, errors)
 
 
 def parse_layer(name: str, payload: bytes) -> Layer | LayerProblem:
     """The layer in a retained message, or what is wrong with it."""
     if len(payload) > LAYER_LIMIT_BYTES:
-        reason = f"a layer has at most {LAYER_LIMIT_BYTES} bytes, this one has {len(payload)}"
+        reason = f"a layer has at most {LAYER_LIMIT_BYTES} bytes, this one has more"
         return LayerProblem(layer=name, revision=None, path="", reason=reason)
     try:
         return Layer.model_validate_json(payload)
@@ -126,13 +134,6 @@ def merge_patch(target: JsonValue, patch: JsonValue) -> JsonValue:
     return merged
 
 
-def only_the_file_says(patch: Settings) -> list[str]:
-    """The dotted paths that a layer says and no layer may: secrets, and who a device is. No value is
-    repeated."""
-    own = [name for name in LOCAL_ONLY if name in patch]
-    return [*local_only_in(patch, LOCAL_ONLY_PLACES), *own]
-
-
 def in_rollout(device_id: str, layer: str, percent: int) -> bool:
     """Whether a device is among the `percent` that a layer is for."""
     digest = hashlib.sha256(f"{layer}\n{device_id}".encode()).digest()
@@ -145,6 +146,15 @@ def patch_for(device_id: str, name: str, layer: Layer) -> Settings:
     return layer.settings if taken else layer.rollout.before
 
 
+def groups_said(patch: JsonValue) -> tuple[str, ...]:
+    """The groups that settings say the device is in; none where what they say makes no sense."""
+    try:
+        said = patch.get("groups", ()) if isinstance(patch, dict) else ()
+        return _GROUPS.validate_python(said)[:_GROUPS_AT_MOST]
+    except ValidationError:
+        return ()
+
+
 def names_for(
     local: LocalFile, layers: Iterable[str], patches: Mapping[str, Settings]
 ) -> list[str]:
@@ -152,97 +162,192 @@ def names_for(
     settings: JsonValue = local.settings
     for name in ("default", "device"):
         settings = merge_patch(settings, patches.get(name, {}))
-    try:
-        groups = _GROUPS.validate_python(settings.get("groups", ()))  # type: ignore[union-attr]
-    except ValidationError:
-        groups = ()
-    names = dict.fromkeys(["default", *(f"group/{group}" for group in groups), "device"])
+    groups = (f"group/{group}" for group in groups_said(settings))
+    names = dict.fromkeys(["default", *groups, "device"])
     present = set(layers)
     return [name for name in names if name in present]
 
 
-def _refuse_bad(
-    local: LocalFile, layers: Mapping[str, Layer | LayerProblem]
-) -> tuple[dict[str, Layer], tuple[LayerProblem, ...]]:
-    """The layers that count and can be in force together, and the problems of those that cannot."""
-    left = dict(layers)
-    problems: list[LayerProblem] = []
-    while True:
-        readable = {name: layer for name, layer in left.items() if isinstance(layer, Layer)}
-        patches = {n: patch_for(local.device_id, n, layer) for n, layer in readable.items()}
-        names = names_for(local, left, patches)
-        found = [problem for name in names for problem in _alone(local, name, left[name])]
-        chain = [(name, patches[name]) for name in names if name in patches]
-        found = found or _together(local.settings, chain, readable)
-        if not found:
-            counting = {name: readable[name] for name in names}
-            return counting, tuple(sorted(problems, key=lambda p: (p.layer, p.path, p.reason)))
-        for problem in found:
-            left.pop(problem.layer, None)
-        problems += found[: max(0, _PROBLEMS_KEPT - len(problems))]
+class _Case:
+    """One device's file and whatever layers are tried on it; what was found once is remembered."""
 
+    def __init__(self, local: LocalFile) -> None:
+        self._local = local
+        self._reach = Reach(local.settings, local.remote)
+        self._heeded: dict[tuple[str, int], Heeded] = {}
+        self._alone: dict[tuple[str, int], list[LayerProblem]] = {}
+        self._errors: dict[tuple[tuple[str, int], ...], dict[tuple[str, str], None] | int] = {}
 
-def _alone(local: LocalFile, name: str, layer: Layer | LayerProblem) -> Iterator[LayerProblem]:
-    """What is wrong with a layer whatever the others say."""
-    if isinstance(layer, LayerProblem):
-        yield layer
-        return
-    patch = patch_for(local.device_id, name, layer)
-    for secret in local_only_in(patch, LOCAL_ONLY_PLACES):
-        yield _problem(name, layer, secret, _ONLY_THE_FILE)
-    for path, value in _changes(patch):
-        dotted = ".".join(path)
-        lock = next((lock for lock in local.locked if _touches(dotted, value, lock)), None)
-        if path[0] in LOCAL_ONLY:
-            yield _problem(name, layer, dotted, _ONLY_THE_FILE)
-        elif name.startswith("group/") and path[0] == "groups":
-            reason = (
-                "a group's layer cannot say who is in which group: the default or device layer can"
+    def refuse_bad(
+        self, layers: Mapping[str, Layer | LayerProblem]
+    ) -> tuple[dict[str, Layer], tuple[LayerProblem, ...]]:
+        """The layers that count and can be in force together, and the problems of those that cannot."""
+        left = dict(layers)
+        problems: list[LayerProblem] = []
+        while True:
+            readable = {name: layer for name, layer in left.items() if isinstance(layer, Layer)}
+            names = self._names(left, readable)
+            found = [problem for name in names for problem in self._problems_of(name, left[name])]
+            found = found or self._together([(name, readable[name]) for name in names])
+            if not found:
+                counting = {name: readable[name] for name in names}
+                return counting, _bounded(problems, _PROBLEMS_KEPT)
+            for problem in found:
+                left.pop(problem.layer, None)
+            problems += found
+
+    def verdict(self, layers: Mapping[str, Layer], errors: tuple[LayerProblem, ...]) -> Verdict:
+        """What the device is to run of layers that can be in force together."""
+        names = self._names(layers, layers)
+        document: JsonValue = {}
+        origins: dict[Path, str] = {}
+        patches = [(name, self._heed(name, layers[name]).patch) for name in names]
+        for source, patch in [("file", self._local.settings), *patches]:
+            document = merge_patch(document, patch)
+            origins.update({path: source for path, _ in places_in(patch)})
+        settings = ConfigurableSettings.model_validate(document)
+        effective = settings.model_dump(mode="json", exclude_none=True)
+        skipped = [
+            _problem(name, layers[name], path, reason)
+            for name in names
+            for path, reason in sorted(self._heed(name, layers[name]).skipped)[:_SKIPPED_KEPT]
+        ]
+        return Verdict(
+            settings=settings,
+            effective=effective,
+            hash=hash_of(effective),
+            sources={".".join(p): _origin(p, document, origins) for p, _ in places_in(effective)},
+            layers={name: layers[name] for name in names},
+            errors=errors,
+            skipped=_bounded(skipped, _SKIPPED_KEPT),
+        )
+
+    def _names(self, present: Iterable[str], layers: Mapping[str, Layer]) -> list[str]:
+        heeded = {
+            name: self._heed(name, layers[name]).patch
+            for name in ("default", "device")
+            if name in layers
+        }
+        return names_for(self._local, present, heeded)
+
+    def _heed(self, name: str, layer: Layer) -> Heeded:
+        """What counts of a layer here; nothing of one that is too much to look at."""
+        key = (name, id(layer))
+        if key not in self._heeded:
+            patch = patch_for(self._local.device_id, name, layer)
+            self._heeded[key] = Heeded({}) if too_much_in(patch) else self._reach.heed(patch)
+        return self._heeded[key]
+
+    def _problems_of(self, name: str, layer: Layer | LayerProblem) -> list[LayerProblem]:
+        """What is wrong with a layer whatever the others say."""
+        key = (name, id(layer))
+        if key not in self._alone:
+            self._alone[key] = list(self._find_problems(name, layer))
+        return self._alone[key]
+
+    def _find_problems(self, name: str, layer: Layer | LayerProblem) -> Iterator[LayerProblem]:
+        if isinstance(layer, LayerProblem):
+            yield layer
+            return
+        too_much = too_much_in(patch_for(self._local.device_id, name, layer))
+        if too_much is not None:
+            yield _problem(name, layer, "", too_much)
+            return
+        for path, value in places_in(self._heed(name, layer).patch):
+            dotted = ".".join(path)
+            lock = next(
+                (lock for lock in self._local.locked if _touches(dotted, value, lock)), None
             )
-            yield _problem(name, layer, dotted, reason)
-        elif lock is not None:
-            yield _problem(name, layer, dotted, f"the device's own file locks {lock}")
+            if name.startswith("group/") and path[0] == "groups":
+                reason = (
+                    "a group's layer cannot say who is in which group: the default or device layer"
+                    " can"
+                )
+                yield _problem(name, layer, dotted, reason)
+            elif lock is not None:
+                yield _problem(name, layer, dotted, f"the device's own file locks {lock}")
+
+    def _together(self, chain: list[tuple[str, Layer]]) -> list[LayerProblem]:
+        """What is wrong with the sum: each error under the layer from which on the sum has it."""
+        values = 0
+        for name, layer in chain:
+            values += values_in(self._heed(name, layer).patch)
+            if values > _VALUES_IN_ALL:
+                reason = f"with this layer the device would have more than {_VALUES_IN_ALL} values to merge"
+                return [_problem(name, layer, "", reason)]
+        errors = self._errors_after(chain)
+        if not errors:
+            return []
+        if isinstance(errors, int):
+            return [self._flood_in(chain)]
+        culprits: dict[tuple[str, str], int] = dict.fromkeys(errors, len(chain))
+        for place in range(len(chain) - 1, -1, -1):
+            before = self._errors_after(chain[:place])
+            if isinstance(before, int):
+                return [self._flood_in(chain[:place])]
+            for error in errors:
+                if error in before and culprits[error] == place + 1:
+                    culprits[error] = place
+        if 0 in culprits.values():
+            raise ValueError("the device's own file is wrong by itself")
+        return [
+            _problem(*chain[place - 1], path, reason) for (path, reason), place in culprits.items()
+        ]
+
+    def _flood_in(self, chain: list[tuple[str, Layer]]) -> LayerProblem:
+        """The first layer with which the sum has more errors than are told apart."""
+        for place in range(len(chain) + 1):
+            count = self._errors_after(chain[:place])
+            if isinstance(count, int):
+                if place == 0:
+                    raise ValueError("the device's own file is wrong by itself")
+                reason = f"with this layer {count} settings are wrong: see `bellwire fleet schema`"
+                return _problem(*chain[place - 1], "", reason)
+        raise ValueError("no layer brings these errors")
+
+    def _errors_after(self, chain: list[tuple[str, Layer]]) -> dict[tuple[str, str], None] | int:
+        """Path and reason of each thing that is wrong with a sum; their number where they are many."""
+        key = tuple((name, id(layer)) for name, layer in chain)
+        if key not in self._errors:
+            document: JsonValue = self._local.settings
+            for name, layer in chain:
+                document = merge_patch(document, self._heed(name, layer).patch)
+            self._errors[key] = _errors_of(document)
+        return self._errors[key]
 
 
-def _together(
-    base: Settings, chain: list[tuple[str, Settings]], layers: Mapping[str, Layer]
-) -> list[LayerProblem]:
-    """What is wrong with the sum: each error under the layer from which on the sum has it."""
-    sums: list[JsonValue] = [base]
-    for _, patch in chain:
-        sums.append(merge_patch(sums[-1], patch))
-    errors = _errors_of(sums[-1])
-    if not errors:
-        return []
-    culprits = dict.fromkeys(errors, len(chain))
-    for place in range(len(chain) - 1, -1, -1):
-        before = _errors_of(sums[place])
-        for error in errors:
-            if error in before and culprits[error] == place + 1:
-                culprits[error] = place
-    if 0 in culprits.values():
-        raise ValueError("the device's own file is wrong by itself")
-    problems = []
-    for (path, reason), place in culprits.items():
-        name = chain[place - 1][0]
-        problems.append(_problem(name, layers[name], path, reason))
-    return problems
+def _bounded(problems: Iterable[LayerProblem], limit: int) -> tuple[LayerProblem, ...]:
+    """At most so many problems, sorted, but the first of each layer."""
+    ordered = sorted(problems, key=lambda p: (p.layer, p.path, p.reason))
+    firsts: dict[str, LayerProblem] = {}
+    for problem in ordered:
+        firsts.setdefault(problem.layer, problem)
+    left = limit - len(firsts)
+    kept = []
+    for problem in ordered:
+        if firsts[problem.layer] is problem:
+            kept.append(problem)
+        elif left > 0:
+            kept.append(problem)
+            left -= 1
+    return tuple(kept)
 
 
-def _errors_of(document: JsonValue) -> list[tuple[str, str]]:
+def _errors_of(document: JsonValue) -> dict[tuple[str, str], None] | int:
     """Path and reason of each thing that is wrong with the settings in a document."""
     try:
         ConfigurableSettings.model_validate(document)
     except ValidationError as error:
+        if error.error_count() > _ERRORS_TOLD_APART:
+            return error.error_count()
         found = error.errors(include_url=False, include_context=False)
-        errors = dict.fromkeys((_path_in(document, e["loc"]), _reason(e)) for e in found)
+        errors = dict.fromkeys(
+            (_path_in(document, e["loc"])[:_PATH_LENGTH], _reason(e)) for e in found
+        )
         # A list whose items are wrong is also said to be too short.
-        return [
-            (path, why)
-            for path, why in errors
-            if not any(p.startswith(f"{path}.") for p, _ in errors)
-        ]
-    return []
+        above = {path[:end] for path, _ in errors for end, char in enumerate(path) if char == "."}
+        return {one: None for one in errors if one[0] not in above}
+    return {}
 
 
 def _path_in(document: JsonValue, loc: tuple[int | str, ...]) -> str:
@@ -278,41 +383,10 @@ def _problem(name: str, layer: Layer, path: str, reason: str) -> LayerProblem:
     )
 
 
-def _changes(patch: Settings, above: Path = ()) -> Iterator[tuple[Path, JsonValue]]:
-    """Each place that a patch says something about: its leaves, an empty object among them."""
-    for name, value in patch.items():
-        if isinstance(value, dict) and value:
-            yield from _changes(value, (*above, name))
-        else:
-            yield (*above, name), value
-
-
 def _touches(path: str, value: JsonValue, lock: str) -> bool:
     """Whether a change lies within what is locked, or replaces an object that holds it."""
     replaces = not isinstance(value, dict) and lock.startswith(f"{path}.")
     return path == lock or path.startswith(f"{lock}.") or replaces
-
-
-def _verdict(
-    local: LocalFile, layers: Mapping[str, Layer], errors: tuple[LayerProblem, ...]
-) -> Verdict:
-    patches = {name: patch_for(local.device_id, name, layer) for name, layer in layers.items()}
-    names = names_for(local, layers, patches)
-    document: JsonValue = {}
-    origins: dict[Path, str] = {}
-    for source, patch in [("file", local.settings), *((name, patches[name]) for name in names)]:
-        document = merge_patch(document, patch)
-        origins.update({path: source for path, _ in _changes(patch)})
-    settings = ConfigurableSettings.model_validate(document)
-    effective = settings.model_dump(mode="json", exclude_none=True)
-    return Verdict(
-        settings=settings,
-        effective=effective,
-        hash=hash_of(effective),
-        sources={".".join(p): _origin(p, document, origins) for p, _ in _changes(effective)},
-        layers={name: layers[name] for name in names},
-        errors=errors,
-    )
 
 
 def _origin(path: Path, document: JsonValue, origins: Mapping[Path, str]) -> str:

@@ -13,8 +13,17 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from config.fleet_layer import HISTORY_LENGTH, LAYER_LIMIT_BYTES, Layer, Rollout, hash_of
-from config.fleet_merge import only_the_file_says
+from config.agent import LOCAL_ONLY_PLACES
+from config.fleet_layer import (
+    HISTORY_LENGTH,
+    LAYER_LIMIT_BYTES,
+    Layer,
+    Rollout,
+    hash_of,
+    too_much_in,
+)
+from config.layer_reach import ONLY_THE_FILE, WHO_FIELDS, never_heeded, said_anew
+from config.local_only import local_only_in
 from signaling.errors import InvalidInput
 
 CLAIM_LIFE_S = 10
@@ -67,14 +76,9 @@ def layer_after(before: Held, draft: Draft, *, author: str, at: datetime, known:
     the layer itself was removed or is not to be read.
 
     Raises:
-        InvalidInput: it has more than 64 KiB, or says what only a device's own file may: every device
-            could read it, and the broker would keep it.
+        InvalidInput: it is larger than devices take, or says what only a device's own file may.
     """
-    secret = [*only_the_file_says(draft.settings), *only_the_file_says(draft.rollout.before)]
-    if secret:
-        raise InvalidInput(
-            f"{secret[0]}: only the device's own file may say this, no layer; nothing was written"
-        )
+    _refuse_what_only_a_file_says(before, draft)
     layer = Layer(
         revision=max(known, before.layer.revision if before.layer else 0) + 1,
         author=author,
@@ -84,6 +88,9 @@ def layer_after(before: Held, draft: Draft, *, author: str, at: datetime, known:
         rollout=draft.rollout,
         comment=draft.comment,
     )
+    for settings in (layer.settings, layer.rollout.before):
+        if (too_much := too_much_in(settings)) is not None:
+            raise InvalidInput(f"{too_much}: nothing was written")
     size = len(document_of(layer))
     if size > LAYER_LIMIT_BYTES:
         raise InvalidInput(
@@ -91,6 +98,27 @@ def layer_after(before: Held, draft: Draft, *, author: str, at: datetime, known:
             " devices need into layers of their groups"
         )
     return layer
+
+
+def _refuse_what_only_a_file_says(before: Held, draft: Draft) -> None:
+    """A secret at all: every device could read it, and the broker would keep it. Wiring, which devices
+    skip, where the layer did not say it already: a layer from before that was so can be mended bit by
+    bit, and paused."""
+    old = before.layer
+    known = [] if old is None else [old.settings, old.rollout.before]
+    for settings in (draft.settings, draft.rollout.before):
+        own = [name for name in WHO_FIELDS if name in settings]
+        anew = said_anew(settings, *known)
+        found = [
+            *local_only_in(settings, LOCAL_ONLY_PLACES),
+            *own,
+            *(path for path in never_heeded(settings) if path in anew),
+        ]
+        if found:
+            raise InvalidInput(
+                f"{found[0]}: {ONLY_THE_FILE}, no layer; devices would skip it. Say it there, and"
+                " leave it out here; nothing was written"
+            )
 
 
 def document_of(layer: Layer) -> bytes:

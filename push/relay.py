@@ -9,7 +9,7 @@ import fcntl
 import json
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -59,6 +59,7 @@ from push.outbox import Outbox
 from push.rooms import open_rooms
 from push.store.call_rows import to_ms
 from push.store.database import Database
+from push.store.device_rows import registered_among
 from push.store.event_rows import forget_expired
 from push.store.opening import open_database
 from push.store.outbox_rows import make_all_due
@@ -68,6 +69,7 @@ from push.twilio_notifications import TwilioNotifications, read_auth_token
 from push.webhooks import Webhooks
 from signaling.errors import InvalidInput, Unavailable
 from signaling.fleet_topics import OPERATORS_ECHO
+from signaling.identifiers import DeviceId
 
 log = structlog.get_logger(__name__)
 
@@ -292,7 +294,7 @@ async def _serve(
             tasks.create_task(rooms.run()),
             tasks.create_task(access.run()),
             tasks.create_task(device_metrics.run()),
-            tasks.create_task(_guard_rollouts(address, now)),
+            tasks.create_task(_guard_rollouts(address, database, metrics, now)),
             tasks.create_task(AbsentDevices(address, database).run()),
             tasks.create_task(_keep_house(database, calls, webhooks, access, settings, disk, now)),
             tasks.create_task(_announce(settings.data, url, session, ready)),
@@ -319,12 +321,25 @@ async def _stop_when(stop: asyncio.Event, server: uvicorn.Server) -> None:
     server.should_exit = True
 
 
-async def _guard_rollouts(address: BrokerAddress, now: Callable[[], datetime]) -> None:
+async def _guard_rollouts(
+    address: BrokerAddress, database: Database, metrics: Metrics, now: Callable[[], datetime]
+) -> None:
     # A session of its own: what a fleet reports must not queue before the calls.
     session = ReceivingSession(
         address, f"bellwire-guard-{secrets.token_hex(6)}", echo_topic=OPERATORS_ECHO
     )
-    await guard_rollouts(session, author="bellwire-relay", now=now)
+
+    async def registered(devices: Collection[DeviceId]) -> Collection[DeviceId]:
+        asked = [*devices]
+        return await database.read(lambda c: registered_among(c, asked))
+
+    await guard_rollouts(
+        session,
+        registered,
+        author="bellwire-relay",
+        now=now,
+        count_ignored=lambda reason: metrics.refused.labels(reason).inc(),
+    )
 
 
 async def _take_over_deadlines(

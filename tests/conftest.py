@@ -21,6 +21,7 @@ from bellwire.relay_process import RelayProcess
 from bellwire.simulated_station import SimulatedStation
 from bench.postgres_cluster import postgres_cluster
 from config.agent import AgentSettings, BrokerSettings, default_panel
+from config.last_good import LastGood
 from signaling.requests import ChannelRequest, DeviceRequest
 
 PATIENCE_S = 45.0
@@ -138,11 +139,11 @@ async def register_station(
 
 @asynccontextmanager
 async def running_station(
-    settings: AgentSettings, card: SoundCard | None = None
+    settings: AgentSettings, card: SoundCard | None = None, *, last_good: LastGood | None = None
 ) -> AsyncIterator[Station]:
     """An agent at work on simulated pins, connected to its relay."""
     fingers = SimulatedStation(settings)
-    agent = Agent(settings, pin_factory=fingers.pins, card=card)
+    agent = Agent(settings, pin_factory=fingers.pins, card=card, last_good=last_good)
     station = Station(agent, fingers, asyncio.Queue())
     agent.phone.watch(station.calls.put_nowait)
     ready = asyncio.Event()

@@ -52,6 +52,9 @@ _ALL = Prepared(_SELECT)
 _OF_IDENTITIES = Prepared(
     _SELECT.where(devices.c.identity.in_(bindparam("identities", expanding=True)))
 )
+_REGISTERED = Prepared(
+    select(devices.c.device_id).where(devices.c.device_id.in_(bindparam("asked", expanding=True)))
+)
 _OF_ID = Prepared(_SELECT.where(devices.c.device_id == bindparam("device")))
 
 
@@ -65,6 +68,12 @@ def find_device(connection: Connection, device: DeviceId) -> DeviceRow | None:
     """The device with this id, or None."""
     found = _devices(_OF_ID.rows(connection, device=device))
     return found[0] if found else None
+
+
+def registered_among(connection: Connection, asked: Collection[DeviceId]) -> set[DeviceId]:
+    """Those of some ids that devices are registered under."""
+    parts = (_REGISTERED.rows(connection, asked=part) for part in in_parts([*asked]))
+    return {DeviceId(device_id) for rows in parts for (device_id,) in rows}
 
 
 def all_devices(connection: Connection) -> list[DeviceRow]:

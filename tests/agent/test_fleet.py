@@ -20,7 +20,6 @@ from broker.session import Session
 from config.agent import AgentSettings
 from config.fleet_layer import Reported
 from config.last_good import LastGood
-from config.panel import OutputSettings
 from config.telemetry import Telemetry
 from hardware.audio.simulated_card import SimulatedSoundCard
 from hardware.panel import Panel
@@ -166,15 +165,16 @@ async def test_a_bad_layer_is_refused_by_every_device_with_the_same_error_and_th
     await operator.retain(CONFIG_DEFAULT, document({"audio": {"ring_volume": 0.3}}))
     for each in both:
         await operator.until(each, lambda r: r.revisions == {"default": 1}, "the good one")
-    bad = {"audio": {"ring_volume": 3}, "panel": {"mute": {"pin": 18}}, "call_timeout_s": 5}
+    redial = {"redial": {"times": 99}}
+    bad = {"audio": {"ring_volume": 3}, "behaviour": redial, "call_timeout_s": 5}
     await operator.retain(CONFIG_DEFAULT, document(bad, 2))
     errors = [(await operator.until(d, lambda r: bool(r.errors), "errors")).errors for d in both]
     assert errors[0] == errors[1]
     assert [(e.layer, e.revision, e.path) for e in errors[0]] == [
         ("default", 2, "audio.ring_volume"),
-        ("default", 2, "panel"),
+        ("default", 2, "behaviour.redial.times"),
     ]
-    assert "pin 18 is used twice, by mute and by ringer" in errors[0][1].reason
+    assert "less than or equal to 20" in errors[0][1].reason
     assert errors[0][0].reason == "Input should be less than or equal to 1; this is 3"
     for each in both:
         report = await operator.until(each, lambda r: bool(r.errors), "errors")
@@ -198,16 +198,16 @@ async def test_garbage_is_refused_and_says_what_a_layer_is(
     assert report.revisions == {}
 
 
-async def test_a_call_goes_on_while_its_pins_change_and_they_change_when_it_is_over(
+async def test_a_call_goes_on_while_its_bell_changes_and_it_changes_when_it_is_over(
     desk: Desk, operator: Operator
 ) -> None:
-    agent, pins = desk.station.agent, desk.station.fingers.pins
+    agent = desk.station.agent
     sid = await desk.ring_and_answer()
     statuses = Record()
     agent.phone.watch(lambda call: statuses.note(call.status))
     built = agent.panel.ringer
     change = {
-        "panel": {"ringer": {"pin": 12}, "call_buttons": {"lobby": {"to": "porter"}}},
+        "panel": {"ringer": {"cadence_s": [1, 1]}, "call_buttons": {"lobby": {"to": "porter"}}},
         "audio": {"ring_volume": 0.1, "output_device": "USB"},
     }
     await operator.configure(desk, change)
@@ -227,31 +227,31 @@ async def test_a_call_goes_on_while_its_pins_change_and_they_change_when_it_is_o
     )
     assert (done.waiting, done.hash) == ((), report.hash)
     assert live.now.audio.output_device == "USB"
-    await desk.ring()
-    async with asyncio.timeout(PATIENCE_S):
-        await pins.wait_for(OutputSettings(pin=12), active=True)
-    await desk.press("h")
-    async with asyncio.timeout(PATIENCE_S):
-        await pins.wait_for(OutputSettings(pin=12), active=False)
-    assert desk.rings == 1, "the old ringer rang for the first call only"
+    assert agent.panel.ringer is not built, "and now the bell is made anew"
+    assert live.now.panel.ringer is not None and live.now.panel.ringer.cadence_s == (1, 1)
 
 
 async def test_a_pin_that_cannot_be_had_is_reported_and_the_panel_stays_as_it_was(
     desk: Desk, operator: Operator
 ) -> None:
     agent = desk.station.agent
+    settings = agent.live.now
+    ringer = settings.panel.ringer
+    assert ringer is not None
+    wired = settings.panel.model_copy(update={"ringer": ringer.model_copy(update={"pin": 12})})
     with contextlib.closing(DigitalInputDevice(12, pin_factory=desk.station.fingers.pins)):
-        await operator.configure(desk, {"panel": {"ringer": {"pin": 12}}}, 5)
+        agent.live.take(settings.model_copy(update={"panel": wired}))
         report = await operator.until(desk, lambda r: bool(r.errors), "the fault")
         [error] = report.errors
-        assert (error.layer, error.revision, error.path) == ("device", 5, "panel")
+        assert (error.layer, error.revision, error.path) == ("file", None, "panel")
         assert "ringer cannot have GPIO12" in error.reason
         sid = await desk.ring()
         await desk.press("h")
         await desk.until(sid, CallStatus.CLOSED)
         assert [f.part for f in (await agent.health.telemetry()).faults] == ["panel"]
-    await operator.configure(desk, {"panel": {"ringer": {"pin": 13}}}, 6)
-    mended = await operator.until(desk, lambda r: r.revisions == {"device": 6}, "mended")
+    agent.live.take(settings)
+    operator.reports.noted.clear()
+    mended = await operator.until(desk, lambda r: not r.errors, "mended")
     assert (mended.errors, mended.state) == ((), "applied")
 
 
@@ -320,7 +320,7 @@ async def test_an_agent_starts_with_what_it_ran_before_it_has_reached_a_broker(
 ) -> None:
     settings = settings_of(await exchange.admit())
     device = DeviceId(settings.device_id)
-    change = {"log_level": "debug", "panel": {"ringer": {"pin": 12}}}
+    change = {"log_level": "debug", "panel": {"ringer": {"cadence_s": [1, 1]}}}
     await operator.retain(config_topic(device), document(change))
     levels = Record()
     # What it reports it has on disk.

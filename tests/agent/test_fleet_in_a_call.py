@@ -109,7 +109,7 @@ CHANGE: dict[str, Any] = {
     "audio": {"speaker_volume": 0.7, "ring_volume": 0.1, "processing": {"gain_control": True}},
     "behaviour": {"quiet_hours": [{"start": "00:00", "end": "23:59"}]},
     "log_level": "warning",
-    "panel": {"ringer": {"pin": 12}},
+    "panel": {"ringer": {"cadence_s": [1, 1]}},
 }
 
 
@@ -145,7 +145,7 @@ async def test_nobody_hears_that_a_device_is_configured_during_a_call(
             now, file = device.agent.live.now, device.agent.settings
             assert (now.audio.speaker_volume, now.audio.processing.gain_control) == (0.7, True)
             assert (now.log_level, len(now.behaviour.quiet_hours)) == ("warning", 1)
-            assert now.panel == file.panel, "pins wait"
+            assert now.panel == file.panel, "the bell waits"
             assert device.agent.live.waiting == ("panel",)
             [call] = device.agent.device.calls
             assert call.status() is CallStatus.OPEN
@@ -153,7 +153,7 @@ async def test_nobody_hears_that_a_device_is_configured_during_a_call(
         for device in (lobby, desk):
             await device.until(CallStatus.CLOSED)
             ringer = device.agent.live.now.panel.ringer
-            assert ringer is not None and ringer.pin == 12, "and change when it is over"
+            assert ringer is not None and ringer.cadence_s == (1, 1), "and changes when it is over"
             assert device.agent.live.waiting == ()
 
 

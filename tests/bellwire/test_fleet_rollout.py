@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Collection
 from datetime import UTC, datetime
 
 import pytest
@@ -14,6 +15,11 @@ from signaling.presence import Presence, presence_document
 from signaling.topics import presence_topic
 from tests.bellwire.fleet_stage import FleetStage, runs
 from tests.broker.running import raw_client, soon
+
+
+async def everybody(devices: Collection[DeviceId]) -> Collection[DeviceId]:
+    """Which devices are registered, where all are."""
+    return devices
 
 
 async def doors(stage: FleetStage, count: int) -> list[str]:
@@ -74,7 +80,9 @@ async def test_rollout_without_a_command_that_waits_is_taken_back_by_whoever_gua
     )
     async with asyncio.TaskGroup() as tasks:
         guarding = tasks.create_task(
-            guard_rollouts(session, author="bellwire-relay", now=lambda: datetime.now(UTC))
+            guard_rollouts(
+                session, everybody, author="bellwire-relay", now=lambda: datetime.now(UTC)
+            )
         )
         await stage.until(runs("door-0", "default", 3))
         guarding.cancel()
@@ -99,7 +107,9 @@ async def test_command_that_waits_and_a_guard_beside_it_take_a_rollout_back_once
     )
     async with asyncio.TaskGroup() as tasks:
         guarding = tasks.create_task(
-            guard_rollouts(session, author="bellwire-relay", now=lambda: datetime.now(UTC))
+            guard_rollouts(
+                session, everybody, author="bellwire-relay", now=lambda: datetime.now(UTC)
+            )
         )
         await session.wait_connected()
         ended = await stage.run("apply", file, "--force", "--pause-at-errors", "1", "--wait")

@@ -1,7 +1,7 @@
 """Rollouts that take themselves back, on a real mosquitto, whoever of the guards is alive."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from signaling.fleet_topics import (
     OPERATORS_ECHO,
     REPORTED_OF_ALL,
     LayerName,
+    device_layer,
     group_layer,
     layer_topic,
 )
@@ -43,6 +44,10 @@ async def operator(address: BrokerAddress, layer: LayerName) -> AsyncIterator[La
         yield register
 
 
+async def registered(devices: Collection[DeviceId]) -> Collection[DeviceId]:
+    return [device for device in devices if not device.startswith("unregistered")]
+
+
 @asynccontextmanager
 async def guards(address: BrokerAddress, *names: str) -> AsyncIterator[None]:
     async with asyncio.TaskGroup() as tasks:
@@ -50,7 +55,9 @@ async def guards(address: BrokerAddress, *names: str) -> AsyncIterator[None]:
             ReceivingSession(address, name, echo_topic=OPERATORS_ECHO, sleep=soon) for name in names
         ]
         running = [
-            tasks.create_task(guard_rollouts(session, author=session.client_id, now=lambda: AT))
+            tasks.create_task(
+                guard_rollouts(session, registered, author=session.client_id, now=lambda: AT)
+            )
             for session in sessions
         ]
         async with asyncio.timeout(PATIENCE_S):
@@ -62,7 +69,7 @@ async def guards(address: BrokerAddress, *names: str) -> AsyncIterator[None]:
 
 
 async def say(address: BrokerAddress, device: str, name: str, revision: int, *bad: str) -> None:
-    """A device reports; what is wrong with a layer at each path."""
+    """A device reports; what is wrong with a layer of a group of its at each path."""
     said = Reported(
         device_id=device,
         software="0",
@@ -71,6 +78,7 @@ async def say(address: BrokerAddress, device: str, name: str, revision: int, *ba
         effective={},
         sources={},
         revisions={},
+        local={"groups": [device.rpartition("-")[0]]},
         errors=tuple(
             LayerProblem(layer=name, revision=revision, path=path, reason="no") for path in bad
         ),
@@ -180,3 +188,74 @@ async def test_layer_that_has_no_revision_left_stops_no_guard(shared_broker: Run
             await say(address, device, name, written.revision, "audio.ring_volume")
         assert (await paused(ann, name)).rollout.percent == 0
         assert ann.held(last).layer == layer
+
+
+async def settled(address: BrokerAddress, name: str) -> None:
+    """Returns once a guard has counted all that was said before: it pauses one more rollout."""
+    layer = group_layer(name)
+    async with operator(address, layer) as ann:
+        written = await ann.write(layer, rollout(), on=NOTHING)
+        for device in (f"{name}-1", f"{name}-2"):
+            await say(address, device, layer, written.revision, "audio.ring_volume")
+        await paused(ann, layer)
+
+
+async def test_devices_outside_a_group_pause_nothing_of_its_rollout(
+    shared_broker: RunningBroker,
+) -> None:
+    name, address = group_layer("vault"), shared_broker.address
+    async with operator(address, name) as ann, guards(address, "vault-guard"):
+        written = await ann.write(name, rollout(), on=NOTHING)
+        for number in range(9):
+            await say(address, f"rogue-{number}", name, written.revision, "audio.ring_volume")
+        await settled(address, "vault-witness")
+        assert ann.held(name).layer == written
+
+
+async def test_device_that_a_layer_puts_elsewhere_cannot_say_that_it_is_in_the_group(
+    shared_broker: RunningBroker,
+) -> None:
+    name, address = group_layer("safe"), shared_broker.address
+    async with operator(address, name) as ann, guards(address, "safe-guard"):
+        for device in ("safe-1", "safe-2"):
+            other = Draft({"groups": ["yard"]})
+            await ann.write(device_layer(device), other, on=ann.held(device_layer(device)))
+        written = await ann.write(name, rollout(), on=NOTHING)
+        for device in ("safe-1", "safe-2"):
+            await say(address, device, name, written.revision, "audio.ring_volume")
+        await settled(address, "safe-witness")
+        assert ann.held(name).layer == written
+
+
+async def test_devices_that_are_not_registered_pause_nothing(shared_broker: RunningBroker) -> None:
+    name, address = group_layer("unregistered"), shared_broker.address
+    async with operator(address, name) as ann, guards(address, "unregistered-guard"):
+        written = await ann.write(name, rollout(), on=NOTHING)
+        for number in range(9):
+            device = f"unregistered-{number}"
+            await say(address, device, name, written.revision, "audio.ring_volume")
+        await settled(address, "known-witness")
+        assert ann.held(name).layer == written
+
+
+async def test_layer_that_takes_a_right_away_is_not_taken_back_whoever_refuses_it(
+    shared_broker: RunningBroker,
+) -> None:
+    name, address = group_layer("fired"), shared_broker.address
+    door = {"behaviour": {"doors": {"front": {"callers": ["ann", "eve"]}}}}
+    revoked = {"behaviour": {"doors": {"front": {"callers": ["ann"]}}}}
+    async with operator(address, name) as ann, guards(address, "fired-guard"):
+        both_ways = [
+            Draft(revoked, Rollout(percent=100, pause_at_errors=1, before=door)),
+            Draft(door, Rollout(percent=100, pause_at_errors=1, before=revoked)),
+        ]
+        written = await ann.write(name, both_ways[0], on=NOTHING)
+        for device in ("fired-1", "fired-2"):
+            await say(address, device, name, written.revision, "audio.ring_volume")
+        await settled(address, "fired-witness")
+        assert ann.held(name).layer == written, "eve does not come back"
+        written = await ann.write(name, both_ways[1], on=ann.held(name))
+        for device in ("fired-1", "fired-2"):
+            await say(address, device, name, written.revision, "audio.ring_volume")
+        layer = await paused(ann, name)
+        assert (layer.rollout.percent, layer.rollout.before) == (0, revoked), "what was given goes"

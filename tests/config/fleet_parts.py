@@ -20,6 +20,10 @@ def document(settings: dict[str, Any], revision: int = 1) -> bytes:
 
 
 def of_file(
-    settings: dict[str, Any] | None = None, *, device_id: str = "gate", locked: tuple[str, ...] = ()
+    settings: dict[str, Any] | None = None,
+    *,
+    device_id: str = "gate",
+    locked: tuple[str, ...] = (),
+    remote: tuple[str, ...] = (),
 ) -> LocalFile:
-    return LocalFile(device_id, settings or {}, locked)
+    return LocalFile(device_id, settings or {}, locked, remote)

@@ -22,6 +22,7 @@ from config.agent import (
 )
 from config.fleet_layer import LAYER_LIMIT_BYTES, Layer, LayerProblem, hash_of
 from config.fleet_merge import Verdict, judge, local_file, merge_patch, parse_layer
+from config.layer_reach import Reach, never_heeded
 from tests.config.fleet_parts import document, layer, of_file
 
 JSON = st.recursive(
@@ -39,7 +40,10 @@ SETTINGS = st.fixed_dictionaries(
         ),
         "panel": st.fixed_dictionaries(
             {},
-            optional={p: st.sampled_from([{"pin": 4}, {"pin": 5}, None]) for p in ("door", "mute")},
+            optional={
+                "door": st.sampled_from([{"pin": 4}, None]),
+                "mute": st.sampled_from([{"debounce_s": 0.5}, {"debounce_s": 2}, {"pin": 5}, None]),
+            },
         ),
         "groups": st.sampled_from([["a"], ["b", "a"], ["a", "b"], [], "a"]),
     },
@@ -113,18 +117,20 @@ def test_null_takes_a_nearer_value_back_to_what_is_built_in_and_a_list_is_replac
     local = of_file(
         {
             "call_timeout_s": 9,
-            "panel": {"call_buttons": {"up": {"pin": 4, "to": ["ann", "bob"]}}, "door": {"pin": 5}},
+            "audio": {"ring_volume": 0.1},
+            "panel": {"call_buttons": {"up": {"pin": 4, "to": ["ann", "bob"]}}},
         }
     )
     change = {
         "call_timeout_s": None,
-        "panel": {"call_buttons": {"up": {"to": ["eve"]}}, "door": None},
+        "audio": None,
+        "panel": {"call_buttons": {"up": {"to": ["eve"]}}},
     }
     verdict = judge(local, {"default": layer(change)})
     assert verdict.settings.call_timeout_s == 60
     assert verdict.sources["call_timeout_s"] == "built-in"
     assert verdict.settings.panel.call_buttons["up"].to == ("eve",)
-    assert verdict.settings.panel.door is None
+    assert verdict.settings.audio.ring_volume == 0.8
 
 
 def test_groups_come_from_the_file_the_default_and_the_device_and_the_later_group_wins() -> None:
@@ -144,15 +150,14 @@ def test_groups_come_from_the_file_the_default_and_the_device_and_the_later_grou
 @pytest.mark.parametrize(
     ("patch", "path"),
     [
-        ({"panel": {"door": {"pin": 9}}}, "panel.door.pin"),
-        ({"panel": {"door": None}}, "panel.door"),
-        ({"panel": None}, "panel"),
-        ({"panel": 5}, "panel"),
+        ({"audio": {"input_device": "USB"}}, "audio.input_device"),
+        ({"audio": None}, "audio"),
+        ({"audio": 5}, "audio"),
         ({"log_level": "debug"}, "log_level"),
     ],
 )
 def test_what_the_file_locks_no_layer_touches(patch: dict[str, JsonValue], path: str) -> None:
-    local = of_file({"panel": {"door": {"pin": 4}}}, locked=("panel.door", "log_level"))
+    local = of_file({"audio": {"input_device": 1}}, locked=("audio.input_device", "log_level"))
     verdict = judge(local, {"default": layer({**patch, "call_timeout_s": 5}, 3)})
     [error] = verdict.errors
     assert (error.layer, error.revision, error.path) == ("default", 3, path)
@@ -162,19 +167,23 @@ def test_what_the_file_locks_no_layer_touches(patch: dict[str, JsonValue], path:
 
 
 def test_a_layer_changes_what_lies_beside_a_lock() -> None:
-    local = of_file({"panel": {"door": {"pin": 4}}}, locked=("panel.door",))
-    verdict = judge(local, {"default": layer({"panel": {"mute": {"pin": 5}, "doorbell": None}})})
+    local = of_file({"audio": {"input_device": 1}}, locked=("audio.input_device",))
+    change = {"audio": {"ring_volume": 0.5, "ring_tone": None}}
+    verdict = judge(local, {"default": layer(change)})
     assert verdict.errors == ()
-    assert verdict.settings.panel.mute is not None
+    assert verdict.settings.audio.ring_volume == 0.5
 
 
-@pytest.mark.parametrize("name", ["device_id", "identity", "broker", "locked"])
+@pytest.mark.parametrize("name", ["device_id", "identity", "broker", "locked", "remote"])
 @pytest.mark.parametrize("where", ["default", "group/a", "device"])
 def test_who_a_device_is_only_its_own_file_says(name: str, where: str) -> None:
-    verdict = judge(of_file({"groups": ["a"]}), {where: layer({name: {"url": "mqtt://evil"}})})
-    assert [(e.layer, e.reason) for e in verdict.errors] == [
-        (where, "only the device's own file may say this")
+    change = {name: {"url": "mqtt://evil"}, "call_timeout_s": 5}
+    verdict = judge(of_file({"groups": ["a"]}), {where: layer(change)})
+    assert [(s.layer, s.path, s.reason) for s in verdict.skipped] == [
+        (where, f"{name}.url", "only the device's own file may say this")
     ]
+    assert verdict.errors == ()
+    assert verdict.settings.call_timeout_s == 5
 
 
 @pytest.mark.parametrize(
@@ -182,8 +191,11 @@ def test_who_a_device_is_only_its_own_file_says(name: str, where: str) -> None:
     [
         ({"audio": {"ring_volume": 7}}, "audio.ring_volume", "less than or equal to 1; this is 7"),
         ({"audio": {"loudness": 1}}, "audio.loudness", "no such setting"),
-        ({"panel": {"ringer": {}}}, "panel.ringer.pin", "Field required"),
-        ({"panel": {"mute": {"pin": 4}}}, "panel", "pin 4 is used twice, by mute and by door"),
+        (
+            {"panel": {"mute": {"debounce_s": 0.5, "long_press_s": 0.4}}},
+            "panel.mute",
+            "long_press_s (0.4 s) must be longer than debounce_s (0.5 s)",
+        ),
         ({"ice_servers": [{"urls": ["http://x"]}]}, "ice_servers.0.urls.0", "'http://x'"),
         (
             {"ice_servers": [{"urls": ["stun:x"], "credential": "s"}]},
@@ -197,7 +209,7 @@ def test_who_a_device_is_only_its_own_file_says(name: str, where: str) -> None:
 def test_an_error_says_where_why_and_in_which_layer(
     settings: dict[str, Any], path: str, reason: str
 ) -> None:
-    local = of_file({"panel": {"door": {"pin": 4}}})
+    local = of_file({"panel": {"mute": {"pin": 4}}})
     layers = {"default": layer({"call_timeout_s": 5}), "device": layer(settings, 8)}
     verdict = judge(local, layers)
     assert {(e.layer, e.revision, e.path) for e in verdict.errors} == {("device", 8, path)}
@@ -206,21 +218,24 @@ def test_an_error_says_where_why_and_in_which_layer(
 
 
 def test_of_two_layers_that_clash_the_later_one_is_refused_and_an_innocent_third_is_not() -> None:
+    local = of_file({"groups": ["a"], "panel": {"mute": {"pin": 4, "long_press_s": 0.5}}})
     layers = {
-        "default": layer({"panel": {"door": {"pin": 4}}}),
-        "group/a": layer({"panel": {"mute": {"pin": 4}}}),
-        "device": layer({"panel": {"hook": {"pin": 5}}}),
+        "default": layer({"panel": {"mute": {"debounce_s": 0.2}}}),
+        "group/a": layer({"panel": {"mute": {"long_press_s": 0.1}}}),
+        "device": layer({"call_timeout_s": 5}),
     }
-    verdict = judge(of_file({"groups": ["a"]}), layers)
+    verdict = judge(local, layers)
     assert [e.layer for e in verdict.errors] == ["group/a"]
     assert set(verdict.layers) == {"default", "device"}
 
 
 def test_what_one_layer_begins_another_may_complete() -> None:
-    layers = {"default": layer({"panel": {"door": {"open_s": 3}}})}
-    assert [e.path for e in judge(of_file(), layers).errors] == ["panel.door.pin"]
-    layers["device"] = layer({"panel": {"door": {"pin": 4}}})
-    assert judge(of_file(), layers).errors == ()
+    local = of_file({"panel": {"call_buttons": {"up": {"pin": 4, "to": ["ann"]}}}})
+    button = {"panel": {"call_buttons": {"up": {"to": None}}}}
+    layers = {"default": layer(button)}
+    assert [e.path for e in judge(local, layers).errors] == ["panel.call_buttons.up"]
+    layers["device"] = layer({"panel": {"call_buttons": {"up": {"group": "office"}}}})
+    assert judge(local, layers).errors == ()
 
 
 def test_in_place_of_a_refused_layer_stays_its_last_good_one_while_the_others_go_on() -> None:
@@ -236,12 +251,15 @@ def test_in_place_of_a_refused_layer_stays_its_last_good_one_while_the_others_go
 
 
 def test_a_last_good_layer_that_clashes_with_the_new_ones_keeps_all_the_last_good_ones() -> None:
-    good = {"default": layer({"panel": {"door": {"pin": 4}}}), "device": layer({})}
+    def button(**said: object) -> dict[str, object]:
+        return {"panel": {"mute": said}}
+
+    good = {"default": layer(button(debounce_s=0.5)), "device": layer({})}
     now = {
-        "default": layer({"panel": {"door": {"pin": 99}}}, 2),
-        "device": layer({"panel": {"mute": {"pin": 4}}}, 2),
+        "default": layer(button(debounce_s=99), 2),
+        "device": layer(button(long_press_s=0.4), 2),
     }
-    verdict = judge(of_file(), now, good)
+    verdict = judge(of_file({"panel": {"mute": {"pin": 4}}}), now, good)
     assert verdict.revisions == {"default": 1, "device": 1}
 
 
@@ -253,7 +271,7 @@ def test_a_layer_that_cannot_be_read_is_refused_where_it_counts_and_nowhere_else
         (document({}).replace(b'"ann"', b'""'), "at least 1 character"),
         (document({"a": 1.5}).replace(b"1.5", b"NaN"), "no JSON numbers"),
         (b'{"settings":' + b'{"a":' * 5000, "recursion limit"),
-        (b" " * (LAYER_LIMIT_BYTES + 1), "at most 65536 bytes, this one has 65537"),
+        (b" " * (LAYER_LIMIT_BYTES + 1), "at most 65536 bytes, this one has more"),
     ):
         problem = parse_layer("group/a", payload)
         assert isinstance(problem, LayerProblem), payload[:20]
@@ -268,7 +286,7 @@ def test_a_layer_that_cannot_be_read_is_refused_where_it_counts_and_nowhere_else
 def test_the_order_in_which_layers_came_makes_no_difference(
     layers: dict[str, Layer], good: dict[str, Layer]
 ) -> None:
-    local = of_file({"groups": ["b"], "panel": {"door": {"pin": 5}}})
+    local = of_file({"groups": ["b"], "panel": {"mute": {"pin": 5}}})
     first = judge(local, layers, good)
     for names in itertools.islice(itertools.permutations(layers), 1, 6):
         assert judge(local, {n: layers[n] for n in names}, dict(reversed(good.items()))) == first
@@ -279,7 +297,7 @@ def test_the_order_in_which_layers_came_makes_no_difference(
 def test_good_layers_are_merged_and_of_bad_ones_none_leaves_a_trace(
     layers: dict[str, Layer],
 ) -> None:
-    local = of_file({"panel": {"door": {"pin": 5}}})
+    local = of_file({"panel": {"mute": {"pin": 5}}})
     verdict = judge(local, layers)
     refused = {error.layer for error in verdict.errors}
     assert not refused & set(verdict.layers)
@@ -301,7 +319,8 @@ def _plain_sum(
     groups = [f"group/{group}" for group in verdict.settings.groups]
     for name in ["default", *groups, "device"]:
         if name in layers:
-            total = merge_patch(total, layers[name].settings)
+            heeded = Reach(base, ()).heed(layers[name].settings)
+            total = merge_patch(total, heeded.patch)
     return ConfigurableSettings.model_validate(total).model_dump(mode="json", exclude_none=True)
 
 
@@ -320,29 +339,21 @@ def test_a_file_gives_what_it_says_and_no_secret() -> None:
     local = local_file(settings)
     assert (local.device_id, local.locked) == ("gate", ("panel",))
     assert "hush" not in repr(local)
-    unlocked = of_file(local.settings)
-    up = judge(unlocked, {"default": layer({"panel": {"answer": {"pull": "up"}}})})
-    assert up.settings.panel.answer is not None
-    assert up.settings.panel.answer.active_low, "what a pull down implies does not outlive it"
 
 
 def test_door_codes_stay_in_the_devices_own_file_and_in_no_report() -> None:
     door = {"callers": ["ann"], "code": "4711#"}
     file = ConfigurableSettings.model_validate({"behaviour": {"doors": {"front": door}}})
-    local = of_file(settings_given(file))
-    change = {"doors": {"front": {"callers": ["bob"]}, "back": {"callers": ["bob"]}}}
+    local = of_file(settings_given(file), remote=("behaviour.doors.front",))
+    change = {"doors": {"front": {"callers": ["bob"], "code": "1"}}}
     verdict = judge(local, {"default": layer({"behaviour": change})})
-    assert verdict.errors == ()
-    doors = with_secrets_of(file, verdict.settings).behaviour.doors
-    assert doors["front"].callers == ("bob",)
-    assert doors["front"].code == SecretStr("4711#")
-    assert doors["back"].code is None
-    shown = json.dumps([verdict.effective, verdict.sources, local.settings])
-    assert '"code"' not in shown and ".code" not in shown and "4711" not in shown
-    stolen = judge(local, {"device": layer({"behaviour": {"doors": {"front": {"code": "1"}}}})})
-    assert [(e.path, e.reason) for e in stolen.errors] == [
+    assert [(s.path, s.reason) for s in verdict.skipped] == [
         ("behaviour.doors.front.code", "only the device's own file may say this")
     ]
+    front = with_secrets_of(file, verdict.settings).behaviour.doors["front"]
+    assert (front.callers, front.code) == (("bob",), SecretStr("4711#"))
+    shown = json.dumps([verdict.effective, verdict.sources, local.settings])
+    assert '"code"' not in shown and ".code" not in shown and "4711" not in shown
     assert not _validator().is_valid({"behaviour": {"doors": {"front": {"code": "1"}}}})
     assert {("behaviour", "doors", "*", "code")} == LOCAL_ONLY_PLACES, "with_secrets_of keeps these"
 
@@ -352,10 +363,10 @@ def test_door_codes_stay_in_the_devices_own_file_and_in_no_report() -> None:
 def test_the_schema_takes_whatever_the_agents_take(settings: dict[str, Any]) -> None:
     validator = _validator()
     try:
-        ConfigurableSettings.model_validate(merge_patch({}, settings))
+        ConfigurableSettings.model_validate(merge_patch({"panel": {"mute": {"pin": 4}}}, settings))
     except ValidationError:
         return
-    assert validator.is_valid(settings)
+    assert validator.is_valid(settings) == (not never_heeded(settings))
 
 
 @pytest.mark.parametrize(
@@ -363,7 +374,10 @@ def test_the_schema_takes_whatever_the_agents_take(settings: dict[str, Any]) -> 
     [
         {"loud": 1},
         {"audio": {"ring_volume": 7}},
-        {"panel": {"door": {"pin": 99}}},
+        {"panel": {"door": {"open_s": 5}}},
+        {"panel": {"ringer": {"pin": 5}}},
+        {"panel": {"call_buttons": {"up": {"active_low": True}}}},
+        {"behaviour": {"lockout_s": 5}},
         {"groups": [""]},
     ],
 )

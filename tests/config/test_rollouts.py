@@ -5,20 +5,40 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from config.fleet_layer import Layer, LayerProblem
+from config.fleet_layer import Layer, LayerProblem, Reported
 from config.fleet_merge import in_rollout, judge
-from config.rollout_pause import due_pause, refusing
+from config.fleet_writing import Draft
+from config.rollout_pause import (
+    Said,
+    pause,
+    refusing,
+    said_in,
+    takes_rights_away,
+    too_many_refuse,
+)
 from signaling.fleet_topics import DEFAULT_LAYER, LayerName, device_layer, group_layer
 from signaling.identifiers import DeviceId
-from tests.config.fleet_parts import layer, of_file
+from tests.config.fleet_parts import AT, layer, of_file
 
 DEVICES = [DeviceId(f"door-{number}") for number in range(40)]
 LOUD = {"audio": {"ring_volume": 6}}
 QUIET = {"audio": {"ring_volume": 0.2}}
 
 
-def refusal(name: str, revision: int | None = 7) -> tuple[LayerProblem, ...]:
-    return (LayerProblem(layer=name, revision=revision, path="audio.ring_volume", reason="6 > 1"),)
+def refusal(name: str, revision: int | None = 7, *groups: str) -> Said:
+    reason = "6 > 1"
+    problem = LayerProblem(layer=name, revision=revision, path="audio.ring_volume", reason=reason)
+    return Said((problem,), groups)
+
+
+def due_pause(
+    name: LayerName,
+    on: Layer,
+    errors: dict[DeviceId, Said],
+    layers: dict[LayerName, Layer] | None = None,
+) -> Draft | None:
+    refused = too_many_refuse(name, on, errors, layers or {})
+    return pause(on, refused) if refused else None
 
 
 def rolled_out(**rollout: object) -> Layer:
@@ -60,8 +80,11 @@ def test_devices_outside_a_rollout_run_the_revision_before_even_if_they_never_sa
 @pytest.mark.parametrize("name", [DEFAULT_LAYER, group_layer("north")])
 def test_rollout_pauses_once_more_of_its_share_refuse_it_than_it_allows(name: LayerName) -> None:
     three = inside(name)[:3]
-    assert due_pause(name, rolled_out(), dict.fromkeys(three[:2], refusal(name))) is None
-    draft = due_pause(name, rolled_out(back_to=10), dict.fromkeys(three, refusal(name)))
+    assert (
+        due_pause(name, rolled_out(), dict.fromkeys(three[:2], refusal(name, 7, "north"))) is None
+    )
+    all_three = dict.fromkeys(three, refusal(name, 7, "north"))
+    draft = due_pause(name, rolled_out(back_to=10), all_three)
     assert draft is not None
     assert (draft.rollout.percent, draft.rollout.paused_at) == (10, 50)
     assert (draft.settings, draft.rollout.before) == (LOUD, QUIET)
@@ -81,9 +104,7 @@ def test_rollout_pauses_once_more_of_its_share_refuse_it_than_it_allows(name: La
         ({"percent": 10, "back_to": 10, "paused_at": 50}, refusal("default"), "paused already"),
     ],
 )
-def test_other_errors_pause_nothing(
-    rollout: dict[str, object], problems: tuple[LayerProblem, ...], why: str
-) -> None:
+def test_other_errors_pause_nothing(rollout: dict[str, object], problems: Said, why: str) -> None:
     errors = dict.fromkeys(DEVICES, problems)
     assert due_pause(DEFAULT_LAYER, rolled_out(**rollout), errors) is None, why
 
@@ -91,17 +112,90 @@ def test_other_errors_pause_nothing(
 def test_devices_outside_the_share_do_not_count() -> None:
     errors = dict.fromkeys(set(DEVICES) - set(inside(DEFAULT_LAYER)), refusal("default"))
     assert len(errors) > 3
-    assert refusing(DEFAULT_LAYER, rolled_out(), errors) == {}
+    assert refusing(DEFAULT_LAYER, rolled_out(), errors, {}) == {}
 
 
 def test_layer_of_one_device_counts_that_device_alone() -> None:
     name = device_layer("door-1")
     errors = dict.fromkeys(DEVICES, refusal("device"))
-    assert refusing(name, rolled_out(percent=100), errors).keys() == {"door-1"}
+    assert refusing(name, rolled_out(percent=100), errors, {}).keys() == {"door-1"}
 
 
 def test_what_a_device_says_at_length_still_makes_a_layer() -> None:
     long = (LayerProblem(layer="default", revision=7, path="p" * 300, reason="r" * 3000),)
-    draft = due_pause(DEFAULT_LAYER, rolled_out(), dict.fromkeys(DEVICES, long))
+    draft = due_pause(DEFAULT_LAYER, rolled_out(), dict.fromkeys(DEVICES, Said(long)))
     assert draft is not None
     assert len(draft.comment) <= 512
+
+
+def test_device_outside_a_group_does_not_count_for_its_layer() -> None:
+    name = group_layer("north")
+    errors = dict.fromkeys(DEVICES, refusal(name, 7, "south"))
+    assert due_pause(name, rolled_out(), errors) is None
+
+
+def test_device_cannot_talk_itself_into_a_group_that_layers_say_it_is_not_in() -> None:
+    name = group_layer("north")
+    errors = dict.fromkeys(DEVICES, refusal(name, 7, "north"))
+    assert due_pause(name, rolled_out(), errors) is not None
+    south = {DEFAULT_LAYER: layer({"groups": ["south"]})}
+    assert due_pause(name, rolled_out(), errors, south) is None
+    [one, *_] = inside(name, 100)
+    moved = {**south, device_layer(one): layer({"groups": ["north"]})}
+    assert refusing(name, rolled_out(percent=100), errors, moved).keys() == {one}
+
+
+def test_device_counts_once_however_much_it_says() -> None:
+    [problem] = refusal("default").problems
+    errors = {inside(DEFAULT_LAYER)[0]: Said((problem,) * 50)}
+    assert due_pause(DEFAULT_LAYER, rolled_out(), errors) is None
+    reported = Reported(
+        device_id="x",
+        software="",
+        at=AT,
+        hash="",
+        effective={},
+        sources={},
+        revisions={},
+        local={"groups": ["north", 7]},
+        errors=(problem,) * 5000,
+    )
+    assert len(said_in(reported).problems) == 64
+    assert said_in(reported).groups == ()
+
+
+def _door(**rights: object) -> dict[str, object]:
+    return {"behaviour": {"doors": {"front": rights}}}
+
+
+def _answer(**rights: object) -> dict[str, object]:
+    return {"behaviour": {"auto_answer": rights}}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "takes"),
+    [
+        (_door(callers=["ann", "eve"]), _door(callers=["ann"]), True),
+        (_door(callers=["ann"]), _door(callers=["ann", "eve"]), False),
+        (_door(callers=["ann"]), _door(callers=["ann"]), False),
+        (_door(callers=["ann"]), {}, True),
+        ({}, _door(callers=["ann"]), True),
+        (_door(callers=[]), _door(callers=["ann"]), False),
+        (_door(by_message=True), _door(by_message=False), True),
+        (_door(by_message=False), _door(by_message=True), False),
+        (_door(verified_only=False), _door(verified_only=True), True),
+        (_door(verified_only=True), _door(verified_only=False), False),
+        (_answer(callers=["ann", "eve"]), _answer(callers=["ann"]), True),
+        (_answer(verified_only=False), _answer(verified_only=True), True),
+        (_answer(after_s=1), _answer(after_s=9), False),
+        ({"behaviour": None}, {}, True),
+        ({"behaviour": {"doors": None}}, {}, True),
+        ({"groups": ["cellar"]}, {"groups": ["north"]}, True),
+        (QUIET, LOUD, False),
+        ({"behaviour": {"do_not_disturb": {"enabled": True}}}, {}, False),
+    ],
+)
+def test_layer_takes_rights_away_where_going_back_could_give_one(
+    before: dict[str, object], now: dict[str, object], takes: bool
+) -> None:
+    assert takes_rights_away(layer(now, 7, percent=50, before=before)) is takes
