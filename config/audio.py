@@ -14,14 +14,22 @@ RING_TONES = ("classic", "digital", "chime", "european", "silent")
 """The names of the built-in ring tones (`hardware.audio.tones`)."""
 
 
-def _named(ring_tone: str) -> str:
-    """A ring tone that may exist. Whether a file does can only be seen on the device."""
+def unknown_ring_tone(ring_tone: str) -> str | None:
+    """What is wrong with a ring tone's name; None where it may exist. Whether a file does can only be
+    seen on the device."""
     if ring_tone in RING_TONES or ring_tone.lower().endswith(".wav"):
-        return ring_tone
-    raise ValueError(
+        return None
+    return (
         f"there is no ring tone {ring_tone[:64]!r}: name one of {', '.join(RING_TONES)},"
         " or a .wav file on the device"
     )
+
+
+def _named(ring_tone: str) -> str:
+    problem = unknown_ring_tone(ring_tone)
+    if problem is not None:
+        raise ValueError(problem)
+    return ring_tone
 
 
 def missing_ring_tone(ring_tone: str) -> str | None:

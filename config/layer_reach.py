@@ -5,16 +5,18 @@
   what is listed in PART_FIELDS.
 - Only where the file opens it by name, in `remote`: whom a door obeys, and who is answered by the
   device itself (DOOR_FIELDS, ANSWER_FIELDS).
-- All else.
+- All else, but for a ring tone that there is not, which the version before took.
 
 What a layer says beyond that is skipped, and the rest of it is in force: a layer that says a pin beside
 do-not-disturb must not take do-not-disturb away.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pydantic import JsonValue
+
+from config.audio import unknown_ring_tone
 
 Settings = dict[str, JsonValue]
 Path = tuple[str, ...]
@@ -55,15 +57,23 @@ def _not_opened(path: str) -> str:
 @dataclass(frozen=True, slots=True)
 class _Branch:
     """An object in whose members a layer's say differs; `other` is for those without a name here.
-    What would replace the object whole is shut, unless it `may_go`."""
+    What would replace the object whole is shut, unless it `may_go`: then what it is replaced by is for
+    the settings' own rules to judge."""
 
     inner: "Mapping[str, _Node]"
     other: "_Node" = ONLY_THE_FILE
     may_go: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """A value that a layer may say unless it is wrong, and why."""
+
+    wrong: Callable[[JsonValue], str | None]
+
+
 _OPEN = None
-_Node = _Branch | str | None
+_Node = _Branch | _Value | str | None
 """What a layer may say at a place: anything (None), nothing (and why), or it depends."""
 
 
@@ -84,7 +94,13 @@ class _Walk:
         if isinstance(node, str):
             self.skipped += [(_dotted(leaf), node) for leaf in _leaves(value, path)]
             return {}
-        if node is _OPEN or (value is None and node.may_go):
+        if isinstance(node, _Value):
+            wrong = node.wrong(value)
+            if wrong is None:
+                return value
+            self.skipped.append((_dotted(path), wrong))
+            return {}
+        if node is _OPEN or (node.may_go and not isinstance(value, dict)):
             return value
         if not isinstance(value, dict):
             self.skipped.append((_dotted(path), ONLY_THE_FILE))
@@ -171,6 +187,7 @@ def _root(
         {
             **dict.fromkeys(WHO_FIELDS, ONLY_THE_FILE),
             "panel": _panel(panel),
+            "audio": _Branch({"ring_tone": _Value(_no_ring_tone)}, other=_OPEN, may_go=True),
             "behaviour": _Branch(
                 {
                     **dict.fromkeys(LIMIT_FIELDS, ONLY_THE_FILE),
@@ -230,6 +247,10 @@ def _members(document: JsonValue, *path: str) -> dict[str, JsonValue]:
     for step in path:
         document = document.get(step) if isinstance(document, dict) else None
     return document if isinstance(document, dict) else {}
+
+
+def _no_ring_tone(value: JsonValue) -> str | None:
+    return unknown_ring_tone(value) if isinstance(value, str) else None
 
 
 def _dotted(path: Path) -> str:

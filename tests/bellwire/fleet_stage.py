@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -151,3 +151,8 @@ class Runs:
             and known.reported is not None
             and known.reported.revisions.get(self._layer) == self._revision
         )
+
+
+async def everybody(devices: Collection[DeviceId]) -> Collection[DeviceId]:
+    """Which devices are registered, where all are."""
+    return devices

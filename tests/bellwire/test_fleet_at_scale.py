@@ -22,7 +22,7 @@ from signaling.fleet_topics import DEFAULT_LAYER, OPERATORS_ECHO, REPORTED_OF_AL
 from signaling.identifiers import DeviceId
 from signaling.presence import Presence, presence_document
 from signaling.topics import presence_topic, reported_topic, telemetry_topic
-from tests.bellwire.fleet_stage import FleetStage
+from tests.bellwire.fleet_stage import FleetStage, everybody
 from tests.broker.flooding import connected, publish_at_qos_0
 from tests.broker.running import Inbox, RunningBroker, held, soon
 from tests.conftest import PATIENCE_S
@@ -119,7 +119,9 @@ async def test_all_reports_of_a_large_fleet_reach_an_operator_and_a_guard(
         stage.broker.address, "bellwire-guard", echo_topic=OPERATORS_ECHO, sleep=soon
     )
     async with asyncio.TaskGroup() as tasks, asyncio.timeout(PATIENCE_S):
-        guarding = tasks.create_task(guard_rollouts(session, author="guard", now=lambda: AT))
+        guarding = tasks.create_task(
+            guard_rollouts(session, everybody, author="guard", now=lambda: AT)
+        )
         await stage.until(_is_paused)
         guarding.cancel()
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Collection
 from datetime import UTC, datetime
 
 import pytest
@@ -13,13 +12,8 @@ from signaling.fleet_topics import OPERATORS_ECHO, REPORTED_OF_ALL
 from signaling.identifiers import DeviceId
 from signaling.presence import Presence, presence_document
 from signaling.topics import presence_topic
-from tests.bellwire.fleet_stage import FleetStage, runs
+from tests.bellwire.fleet_stage import FleetStage, everybody, runs
 from tests.broker.running import raw_client, soon
-
-
-async def everybody(devices: Collection[DeviceId]) -> Collection[DeviceId]:
-    """Which devices are registered, where all are."""
-    return devices
 
 
 async def doors(stage: FleetStage, count: int) -> list[str]:

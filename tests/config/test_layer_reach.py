@@ -105,6 +105,11 @@ def test_of_each_field_it_is_said_whether_a_layer_may_say_it(
             'remote = ["behaviour.auto_answer.verified_only"]',
         ),
         ({"behaviour": {"auto_answer": None}}, "behaviour.auto_answer", ONLY_THE_FILE),
+        (
+            {"audio": {"ring_tone": "dingdong"}},
+            "audio.ring_tone",
+            "there is no ring tone 'dingdong': name one of",
+        ),
     ],
 )
 def test_key_that_only_the_file_says_is_skipped_and_the_rest_of_the_layer_counts(
