@@ -13,7 +13,7 @@ from agent.fleet_layers import Event, Gathering, Heard, HeardLayers, Missed
 from agent.live_settings import LiveSettings
 from agent.software import SOFTWARE
 from broker.messages import Incoming
-from broker.session import Handler, Hook, NotConnected, PublishRefused, Sleep
+from broker.session import Handler, Hook, NotConnected, PublishRefused, Sleep, Topics
 from config.agent import AgentSettings, with_secrets_of
 from config.fleet_layer import LAYER_LIMIT_BYTES, Layer, LayerProblem, Reported
 from config.fleet_merge import Verdict, groups_said, judge, local_file
@@ -54,7 +54,9 @@ _VANISHED = (
 class Transport(Protocol):
     """What a fleet's device needs of its MQTT session (:class:`broker.session.Session`)."""
 
-    def subscribe(self, topic_filter: str, handler: Handler) -> None:
+    def subscribe(
+        self, topic_filter: str, handler: Handler, *, narrowed_to: Topics | None = None
+    ) -> None:
         """See `Session.subscribe`."""
 
     def on_connected(self, hook: Hook) -> None:
@@ -122,7 +124,8 @@ class Fleet:
         self._is_resting = False
         self._work = asyncio.Event()
         for topic_filter in self._filters:
-            transport.subscribe(topic_filter, self._take_layer)
+            narrowed_to = self._group_topics if topic_filter == CONFIG_GROUPS else None
+            transport.subscribe(topic_filter, self._take_layer, narrowed_to=narrowed_to)
         transport.subscribe(self._gathered_topic, self._take_mark)
         transport.on_connected(self._begin)
         transport.on_disconnected(self._lose)
@@ -206,6 +209,12 @@ class Fleet:
         self._is_asked = True
         self._unheard.append(Gathering(self._layers.wanted))
         self._marked.set()
+
+    def _group_topics(self) -> Iterator[str]:
+        prefix = "group/"
+        for name in self._layers.wanted:
+            if name.startswith(prefix):
+                yield CONFIG_GROUPS.replace("+", name.removeprefix(prefix))
 
     def _take_layer(self, message: Incoming) -> None:
         if self._layers.name_of(message.topic) is None:

@@ -10,7 +10,7 @@ import asyncio
 import math
 import random
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -79,6 +79,8 @@ class Farewell:
 
 Handler = Callable[[Incoming], None]
 Hook = Callable[[], Awaitable[None]]
+Topics = Callable[[], Iterable[str]]
+"""Names the topics that matter now."""
 
 
 def backoff_s(attempt: int, spread: Callable[[float, float], float] = random.uniform) -> float:
@@ -116,6 +118,8 @@ class Session:
         self._response_topic = response_topic
         self._sleep = sleep
         self._subscriptions: dict[str, tuple[Handler, ...]] = {}
+        self._narrowed: dict[str, Topics] = {}
+        self._narrowly_held: dict[str, frozenset[str]] = {}
         self._hooks: list[Hook] = []
         self._lost_hooks: list[Callable[[], None]] = []
         self._client: Client | None = None
@@ -135,10 +139,16 @@ class Session:
         """Waits until the session is connected and subscribed."""
         await self._up.wait()
 
-    def subscribe(self, topic_filter: str, handler: Handler) -> None:
+    def subscribe(
+        self, topic_filter: str, handler: Handler, *, narrowed_to: Topics | None = None
+    ) -> None:
         """Has `handler` called on the loop with each message; subscribes again on each connection.
-        Call before `run`. QoS 1."""
+        Call before `run`. QoS 1. Where only some topics of a filter matter, `narrowed_to` names them: what
+        others write on the rest then takes no room in the queue that the broker keeps for this session.
+        """
         self._subscriptions[topic_filter] = (*self._subscriptions.get(topic_filter, ()), handler)
+        if narrowed_to is not None:
+            self._narrowed[topic_filter] = narrowed_to
 
     def on_connected(self, hook: Hook) -> None:
         """Has `hook` awaited after each connection, once the subscriptions stand."""
@@ -275,7 +285,8 @@ class Session:
 
     async def ask_retained_again(self, topic_filter: str) -> None:
         """Has the broker send the retained messages of a filter that `subscribe` was called with, as
-        it does after each connection. It stays subscribed.
+        it does after each connection. It stays subscribed; one that is narrowed to the topics that matter
+        by then.
 
         Raises:
             NotConnected: the broker is not there.
@@ -284,9 +295,26 @@ class Session:
         if client is None:
             raise NotConnected(f"no connection to the broker {self.address.url}")
         try:
-            await client.subscribe(topic_filter, options=SubscribeOptions(qos=1))
+            await self._subscribe(client, topic_filter)
         except MqttError as error:
             raise NotConnected(f"the broker did not confirm: {error}") from error
+
+    async def _subscribe(self, client: Client, topic_filter: str) -> None:
+        topics = self._topics_of(topic_filter)
+        for topic in sorted(topics):
+            codes = await client.subscribe(topic, options=SubscribeOptions(qos=1))
+            if any(getattr(code, "is_failure", False) for code in codes):
+                log.error("broker refused a subscription", topic=topic, client_id=self.client_id)
+        if topic_filter in self._narrowed:
+            # A session that was begun before it was narrowed holds the whole filter.
+            left = self._narrowly_held.get(topic_filter, frozenset({topic_filter})) - topics
+            self._narrowly_held[topic_filter] = topics
+            for topic in sorted(left):
+                await client.unsubscribe(topic)
+
+    def _topics_of(self, topic_filter: str) -> frozenset[str]:
+        narrowed_to = self._narrowed.get(topic_filter)
+        return frozenset((topic_filter,) if narrowed_to is None else narrowed_to())
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Client]:
@@ -327,15 +355,9 @@ class Session:
         raise error
 
     async def _set_up(self, client: Client) -> None:
+        self._narrowly_held.clear()
         for topic_filter in self._subscriptions:
-            codes = await client.subscribe(
-                topic_filter,
-                options=SubscribeOptions(qos=1),
-            )
-            if any(getattr(code, "is_failure", False) for code in codes):
-                log.error(
-                    "broker refused a subscription", topic=topic_filter, client_id=self.client_id
-                )
+            await self._subscribe(client, topic_filter)
         self._up.set()
         log.info("broker connected", broker=self.address.url, client_id=self.client_id)
         for hook in self._hooks:

@@ -5,7 +5,7 @@ or after a reconnection; a connection or the whole session is lost; only what MQ
 from collections.abc import Callable
 
 from broker.messages import Incoming
-from broker.session import Handler, Hook, NotConnected
+from broker.session import Handler, Hook, NotConnected, Topics
 from signaling.identifiers import DeviceId
 from signaling.topics import gathered_topic, reported_topic
 
@@ -52,12 +52,18 @@ class RoughSession:
         self.is_up = False
         self._broker = broker
         self._handlers: dict[str, Handler] = {}
+        self._narrowed: dict[str, Topics] = {}
+        self._held: dict[str, frozenset[str]] = {}
         self._hooks: list[Hook] = []
         self._lost: list[Callable[[], None]] = []
         broker.session = self
 
-    def subscribe(self, topic_filter: str, handler: Handler) -> None:
+    def subscribe(
+        self, topic_filter: str, handler: Handler, *, narrowed_to: Topics | None = None
+    ) -> None:
         self._handlers[topic_filter] = handler
+        if narrowed_to is not None:
+            self._narrowed[topic_filter] = narrowed_to
 
     def on_connected(self, hook: Hook) -> None:
         self._hooks.append(hook)
@@ -68,9 +74,10 @@ class RoughSession:
     async def ask_retained_again(self, topic_filter: str) -> None:
         if not self.is_up:
             raise NotConnected("down")
-        root = topic_filter.removesuffix("+")
+        narrowed_to = self._narrowed.get(topic_filter, lambda: (topic_filter,))
+        self._held[topic_filter] = frozenset(narrowed_to())
         for topic, payload in list(self._broker.retained.items()):
-            if topic == topic_filter or (root != topic_filter and topic.startswith(root)):
+            if topic in self._held[topic_filter]:
                 self.hear(topic, payload, retained=True)
 
     async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
@@ -97,6 +104,5 @@ class RoughSession:
     def hear(self, topic: str, payload: bytes, *, retained: bool) -> None:
         message = Incoming(topic, payload, retained, None, None, None)
         for topic_filter, handler in self._handlers.items():
-            root = topic_filter.removesuffix("+")
-            if topic == topic_filter or (root != topic_filter and topic.startswith(root)):
+            if topic in self._held.get(topic_filter, ()):
                 handler(message)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from agent.commands import Commands
 from broker.messages import Incoming
-from broker.session import Handler, Hook
+from broker.session import Handler, Hook, Topics
 from signaling.fleet_commands import CommandResult, RingTest
 from signaling.identifiers import DeviceId
 from signaling.topics import command_topic
@@ -19,7 +19,10 @@ class Wire:
         self.handlers: dict[str, Handler] = {}
         self.answers: asyncio.Queue[CommandResult] = asyncio.Queue()
 
-    def subscribe(self, topic_filter: str, handler: Handler) -> None:
+    def subscribe(
+        self, topic_filter: str, handler: Handler, *, narrowed_to: Topics | None = None
+    ) -> None:
+        assert narrowed_to is None
         self.handlers[topic_filter] = handler
 
     def on_connected(self, hook: Hook) -> None:
