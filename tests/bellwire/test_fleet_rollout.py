@@ -6,14 +6,16 @@ from datetime import UTC, datetime
 
 import pytest
 
+from bellwire.fleet_view import rollout_lines
 from broker.receiving import ReceivingSession
 from broker.rollout_guard import guard_rollouts
-from signaling.fleet_topics import OPERATORS_ECHO, REPORTED_OF_ALL
+from signaling.fleet_topics import DEFAULT_LAYER, OPERATORS_ECHO, REPORTED_OF_ALL, group_layer
 from signaling.identifiers import DeviceId
 from signaling.presence import Presence, presence_document
 from signaling.topics import presence_topic
 from tests.bellwire.fleet_stage import FleetStage, everybody, runs
 from tests.broker.running import raw_client, soon
+from tests.config.fleet_parts import layer
 
 
 async def doors(stage: FleetStage, count: int) -> list[str]:
@@ -201,3 +203,11 @@ async def test_device_whose_own_file_makes_no_sense_here_is_unknown_and_stops_no
     states = {name: row["state"] for name, row in (await stage.statuses()).items()}
     assert states == {"door": "in step", "odd": "unknown"}
     assert "\x1b" not in (await stage.run("status")).out
+
+
+def test_status_says_of_a_rollout_that_takes_rights_away_that_nobody_takes_it_back() -> None:
+    moved = layer({"groups": ["yard"]}, 4, percent=100, pause_at_errors=1, before={})
+    quiet = layer({"log_level": "error"}, 4, percent=100, pause_at_errors=1, before={})
+    [line] = rollout_lines({DEFAULT_LAYER: moved, group_layer("north"): quiet})
+    assert line.startswith("default revision 4 is for 100 % of its devices")
+    assert "never takes it back, since it takes rights away" in line
