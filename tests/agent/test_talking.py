@@ -1,6 +1,7 @@
 """Two devices that call each other through a real relay, and talk over real WebRTC."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.agent.test_quiet_tones import digits_in, loosely_heard
 from tests.agent.test_sound_card import card_at_work
 from tests.conftest import PATIENCE_S
 from tests.speech import RATE_HZ
+from tests.system.scene import Record
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -117,19 +119,30 @@ async def test_a_code_that_is_typed_is_in_no_recording_of_the_other_ends_loudspe
         talker(talk_http, "station", silence, card=card) as station,
     ):
         call, answered = await connected(typist, station)
-        typed = station.told[id(answered)]
-        call.send_digits("4w7w1w1")
-        for number in range(1, 5):
-            await typed.until(
-                lambda _, number=number: sum(it[0] == "digit" for it in typed.noted) >= number,
-                f"{number} digits",
-            )
-        assert "".join(it[2] for it in typed.noted if it[0] == "digit") == "4711"
+        typed, tries = station.told[id(answered)], 0
+        async with asyncio.timeout(2 * PATIENCE_S):
+            while "".join(it[2] for it in typed.noted if it[0] == "digit")[-4:] != "4711":
+                # On a busy machine a digit may get lost; whoever types then types again.
+                call.send_digits("4w7w1w1")
+                tries += 1
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(8):
+                        await typed.until(has_heard_since(typed, len(typed.noted)), "4711")
         call.disconnect()
         await station.until(answered, "disconnect")
     heard_there = np.concatenate(recording)
     assert digits_in(heard_there) == ""
-    assert len(loosely_heard(heard_there)) <= 1, "at most the beginning of one, on a busy machine"
+    assert len(loosely_heard(heard_there)) <= tries, "of each four at most the beginning of one"
+
+
+def has_heard_since(told: Record, number: int) -> Callable[[Any], bool]:
+    """Whether all four digits of the code have been heard since so much was told."""
+
+    def is_whole(_: object) -> bool:
+        digits = [it[2] for it in told.noted[number:] if it[0] == "digit"]
+        return "".join(digits) == "4711"
+
+    return is_whole
 
 
 def pressed(digit: str) -> Callable[[Any], bool]:
