@@ -156,7 +156,8 @@ async def test_5000_sockets_of_one_address_shut_nobody_out(
         await target.must_answer_within(1, OTHER)
         assert await target.p99_ms() < 4 * quiet + 50
         assert target.resident_mb() - before < 48
-        assert (await target.refusals())["too-many-connections"] > 3000
+        refusals = await target.refusals()  # on a busy machine the first wait in vain meanwhile
+        assert refusals["too-many-connections"] + refusals.get("head-too-slow", 0) > 3000
 
 
 async def test_who_has_a_key_keeps_their_connection_when_strangers_take_all_the_others(
@@ -182,6 +183,19 @@ async def test_who_has_a_key_keeps_their_connection_when_strangers_take_all_the_
         assert "max_connections" in told["detail"]
 
 
+@pytest.mark.parametrize("path", [b"twilio", b"%74wilio"])
+async def test_bodies_that_are_read_before_it_is_known_who_sends_them_do_not_fill_the_door(
+    tmp_path: Path, path: bytes
+) -> None:
+    half = (
+        b"POST /v1/%s/notifications HTTP/1.1\r\nHost: relay\r\nX-API-Key: guessed\r\n"
+        b"Content-Length: 9\r\n\r\n{" % path
+    )
+    async with attacked(tmp_path, max_connections=64) as target:
+        await target.open_many(500, sending=half)
+        await target.must_answer_within(1)
+
+
 async def test_one_address_has_a_bounded_number_of_connections_also_with_a_key(
     tmp_path: Path,
 ) -> None:
@@ -202,8 +216,9 @@ async def test_one_address_has_a_bounded_number_of_connections_also_with_a_key(
         await mine[0].writer.wait_closed()
         async with asyncio.timeout(PATIENCE_S):
             while True:  # until the relay has seen that one is gone
-                mine[8].send(shown % target.key.encode())
-                if (await mine[8].answer()).status_code == 200:
+                again = await target.open()
+                again.send(shown % target.key.encode())
+                if (await again.answer()).status_code == 200:
                     break
 
 
