@@ -237,9 +237,10 @@ class Admission:
             self._known_of[address] += 1
         place.standing = _Standing.KNOWN
 
-    def serve_at_door(self, place: Place, *, may_be: bool) -> Refusal | None:
-        """Lets one request of a connection at the door be answered; or why it is not."""
-        if may_be and len(self._served_at_door) < self._bounds.door:
+    def serve_at_door(self, place: Place, *, health: bool, credentials: bool) -> Refusal | None:
+        """Lets one request of a connection at the door be answered, where it is for the health routes or
+        shows credentials; or why it is not."""
+        if health or (credentials and len(self._served_at_door) < self._bounds.door):
             self._leave_the_door(place)
             self._served_at_door.add(place)
             return None

@@ -73,7 +73,7 @@ class Forger:
         return f"{segment({'alg': 'EdDSA', 'kid': ['x']})}.{segment(self.claims())}.AAAA"
 
     def nested_without_end(self) -> str:
-        return f"{base64url(b'[' * 20_000)}.e30.AAAA"
+        return f"{base64url(b'[' * 11_000)}.e30.AAAA"  # as long as a head may be
 
 
 def base64url(data: bytes) -> str:
