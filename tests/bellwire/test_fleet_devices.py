@@ -143,3 +143,16 @@ async def test_status_check_fails_where_a_door_is_offline_or_was_never_seen(
     async with running_station(await settings_of(stage, "yard")):
         await stage.until(lambda f: f.devices[yard].online and f.devices[yard].reported is not None)
         assert (await stage.run("status", "--check")).code == 0
+
+
+async def test_status_shows_that_another_machine_uses_a_devices_file(stage: FleetStage) -> None:
+    settings = await settings_of(stage, "gate")
+    async with running_station(settings), running_station(settings):
+        await stage.until(
+            lambda fleet: any(
+                device.online and device.telemetry is not None and device.telemetry.faults
+                for device in fleet.devices.values()
+            )
+        )
+        shown = await stage.run("status")
+    assert "device: another machine uses this device's file" in " ".join(shown.out.split())
