@@ -58,6 +58,8 @@ class Actor:
     """When the access token that was shown expires."""
     call_sid: CallSid | None = None
     """The one call that a connect token is for."""
+    by_server: bool = False
+    """Whether a server acts as this identity and device, over a stream that it has opened as them."""
 
     def may_reach(self, call_sid: str | None) -> None:
         """Lets a connect token reach its own call only; None: something that is no call.
@@ -95,7 +97,8 @@ class Actor:
     @property
     def attestation(self) -> Attestation:
         """How sure it is that what is done in an identity's name is done by that identity itself."""
-        return Attestation.PARTIAL if self.is_server else Attestation.FULL
+        by_server = self.is_server or self.by_server
+        return Attestation.PARTIAL if by_server else Attestation.FULL
 
     @property
     def name(self) -> str:

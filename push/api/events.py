@@ -55,7 +55,8 @@ async def _reader(
         raise Forbidden(f"{device} is not a device of {actor.identity}")
     if not any(channel.kind == STREAM for channel in row.channels):
         raise Forbidden(f"{device} has no `websocket` channel: register it with one")
-    return Actor(Identity(row.identity), device, actor.until, actor.call_sid), device
+    identity, by_server = Identity(row.identity), actor.is_server
+    return Actor(identity, device, actor.until, actor.call_sid, by_server), device
 
 
 def _number(cursor: str | None) -> int | None:
