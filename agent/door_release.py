@@ -64,7 +64,7 @@ class DoorDecision:
 @dataclass(frozen=True, slots=True)
 class Party:
     """Another party of the call. `verified`: the relay vouches for who they are: of a caller by its
-    signed word (`caller_info.is_verified`), of somebody whom this device called by their accept."""
+    signed word (`caller_info.is_verified`), of somebody whom this device called by their own accept."""
 
     identity: str
     verified: bool

@@ -255,7 +255,7 @@ class Calls:
         if repeated is not None:
             return repeated, Owed()
         new = invite.request
-        itself = not invite.actor.is_server
+        itself = new.attestation is Attestation.FULL
         denied = self._denied(unit, new.caller, itself=itself)
         reach = find_reach(unit, invite.to, new.caller, invite.parameters, denied)
         reach.must_reach_somebody(new.caller)

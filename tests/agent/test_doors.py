@@ -284,6 +284,23 @@ async def test_digits_out_of_a_room_may_be_those_of_somebody_who_has_just_left(
     assert is_open(post) is opens
 
 
+@pytest.mark.parametrize(
+    ("word", "opens"), [(Attestation.FULL, True), (Attestation.PARTIAL, False)]
+)
+async def test_digits_out_of_a_room_open_only_where_everybody_in_it_has_come_by_their_own_word(
+    post: Post, word: Attestation, *, opens: bool
+) -> None:
+    sid = await called_out(post, accepted(fresh_sid()))
+    post.live.take(
+        settings_of(behaviour={"doors": {"front": {**FRONT_DOOR, "callers": ["lobby", "eve"]}}})
+    )
+    await post.relay.say(accepted(sid, word).model_copy(update={"identity": "eve"}))
+    await post.has_taken_all()
+    for digit in "47#1":
+        post.call(sid)._emit("digit", None, digit)  # as the room's media does
+    assert is_open(post) is opens
+
+
 # Wrong codes
 
 

@@ -1,11 +1,13 @@
 """Who called, and how sure the relay is of it: what invites carry, by who asked for the call."""
 
+import json
 from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
 import jwt
 import pytest
+from websockets.asyncio.client import connect
 
 from push.auth import new_signing_key, open_access_tokens
 from push.store.key_rows import add_signing_key
@@ -14,7 +16,7 @@ from signaling.calls import Attestation
 from signaling.errors import Unauthenticated
 from signaling.events import CallerToken, CallReceived
 from tests.push.clock import Clock
-from tests.push.streams import reading
+from tests.push.streams import Stream, reading, register_for_stream, stream_url
 from tests.push.support import Device, Running, assert_problem, fresh, listening
 
 in_module = pytest.mark.asyncio(loop_scope="module")
@@ -81,6 +83,31 @@ async def test_an_invite_says_whether_the_caller_itself_or_a_server_called(
             assert invite["from"] == f"client:{alice}"
         nobody = await invite_by(bob, await running.http.post("/v1/calls", json=body))
         assert "caller_info" not in nobody and "from" not in nobody
+
+
+@in_module
+async def test_a_server_that_opens_a_devices_stream_is_still_a_server_in_all_that_it_asks_there(
+    running: Running,
+) -> None:
+    ann, web, lobby = fresh("ann"), fresh("web"), fresh("lobby")
+    async with listening(running, lobby) as at_lobby:
+        await register_for_stream(running, web, ann)
+        sid = (await at_lobby.ask({"operation": "invite", "to": [ann]}))["call"]["call_sid"]
+        key = {"X-API-Key": running.relay.access.api_key}
+        url = stream_url(running, device_id=web)
+        async with connect(url, additional_headers=key) as socket:
+            stream = Stream(web, socket, json.loads(await socket.recv()))
+            accepted = await stream.ask({"operation": "accept", "call_sid": sid})
+            assert accepted["call"]["users"][1]["attestation"] == "B"
+            told = await at_lobby.until("call.user_state_changed", sid)
+            assert (told["state"], told["attestation"]) == ("Accepted", "B")
+            await stream.ask({"operation": "message", "call_sid": sid, "content": {}})
+            assert (await at_lobby.until("call.message", sid))["attestation"] == "B"
+            await stream.ask({"operation": "invite", "to": [lobby]})
+            assert (await at_lobby.until("call.received"))["caller_info"]["attestation"] == "B"
+        async with reading(running, web, ann) as own:
+            await own.ask({"operation": "message", "call_sid": sid, "content": {}})
+            assert (await at_lobby.until("call.message", sid))["attestation"] == "A"
 
 
 @in_module

@@ -1,13 +1,15 @@
 """Whose word it is that moved a user: its own, or a server's in its name."""
 
+import json
 from dataclasses import replace
 
 import pytest
+from pydantic import TypeAdapter
 
 from signaling.answers import CallAnswer
 from signaling.calls import Attestation, Call, Mode, RejectStatus
 from signaling.commands import Accept, Command, Join, Quit, Received, Reject, Say
-from signaling.events import CallCancelled, CallMessage, CallUserStateChanged
+from signaling.events import CallCancelled, CallMessage, CallUserStateChanged, parse_event
 from signaling.rules import apply
 from tests.signaling.calls_in_play import (
     accept,
@@ -113,3 +115,22 @@ def test_a_rejection_that_no_person_made_says_so_and_a_persons_says_nothing() ->
         assert '"automatic":true' in changed.document
     (changed,) = events_of(apply(ringing("bob"), reject("bob")), CallUserStateChanged)
     assert "automatic" not in changed.document
+
+
+def test_a_call_that_a_relay_of_the_version_before_kept_is_nobodys_own_word() -> None:
+    documents = TypeAdapter(Call)
+    kept = documents.dump_python(open_call(), mode="json")
+    for user in kept["users"]:
+        del user["own_attestation"]
+    call = documents.validate_python(kept)
+    assert user_of(call, "bob").own_attestation is None
+    assert CallAnswer.of(call).users[1].attestation is None
+
+
+def test_an_event_of_a_relay_of_the_version_before_is_nobodys_own_word() -> None:
+    (changed,) = events_of(apply(ringing("bob"), accept("bob")), CallUserStateChanged)
+    old = json.loads(changed.document)
+    old.pop("main_device")
+    read = parse_event(json.dumps(old))
+    assert isinstance(read, CallUserStateChanged)
+    assert (read.attestation, read.main_device, read.automatic) == (None, None, None)
