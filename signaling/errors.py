@@ -333,8 +333,8 @@ class OperationRefused(Refusal):
 
 
 class TooManyRequests(Refusal):
-    """A flood: more is asked for one app or device than it may be; `retry_after_s` says when to ask
-    again."""
+    """A flood: more is asked for one app or device, or by one device, than may be; `retry_after_s` says
+    when to ask again."""
 
     slug = "too-many-requests"
     title = "Too many requests"
