@@ -14,7 +14,7 @@ from tests.conftest import register_station
 from tests.docs.documents import ROOT, Block, blocks
 
 PAGE = ROOT / "docs/http.md"
-_CHANGING = re.compile(r"_sid|_at|token|password|url")
+_CHANGING = re.compile(r"_sid|_at|token|password|url|client_id")
 
 
 def curl(line: str, variables: dict[str, str]) -> httpx.Request:
