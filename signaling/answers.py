@@ -165,7 +165,8 @@ class IceServersAnswer(_Answer):
 
 class BrokerAccess(_Answer):
     """How a device reaches the broker, and the only client id that it may connect with. The password is
-    shown once, when it is made. A relay of before 0.3 says no `client_id`, and takes any."""
+    shown once, when it is made. A relay of the version before says no
+    `client_id`, and takes any."""
 
     url: str
     username: str

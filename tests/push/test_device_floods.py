@@ -27,6 +27,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 KEYS = {"operation": "keys"}
 ASKED = 20
+DEVICES = 40
 SLOWEST_S = 3.0
 """A second's patience on a machine that runs other tests besides; without the limits it is longer
 than all of this, or no answer comes."""
@@ -148,3 +149,26 @@ async def test_a_stream_that_floods_is_read_more_slowly_and_loses_nothing(scene:
         took_s = time.perf_counter() - began
     assert took_s > 1.5  # 200 at once, and then 40 a second
     assert slowest < SLOWEST_S
+
+
+async def test_many_devices_that_all_ask_at_once_are_all_answered(scene: Scene) -> None:
+    """As much at once as the broker keeps for one session."""
+    document = json.dumps(KEYS | {"filled": "x" * 8_000}).encode()
+    each = 20
+
+    async def ask(name: str) -> int:
+        access = await scene.running.register(name)
+        asked = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        asked.ResponseTopic = response_topic(DeviceId(name))
+        async with broker_client(access, name) as client:
+            await client.subscribe(response_topic(DeviceId(name)), qos=1)
+            await together.wait()
+            for _ in range(each):
+                client._client.publish(request_topic(DeviceId(name)), document, 1, False, asked)
+            answers = [await anext(aiter(client.messages)) for _ in range(each)]
+            return sum(json.loads(bytes(answer.payload))["status"] == 422 for answer in answers)
+
+    together = asyncio.Barrier(DEVICES)
+    names = [fresh("burst") for _ in range(DEVICES)]
+    async with asyncio.timeout(PATIENCE_S):
+        assert await asyncio.gather(*map(ask, names)) == [each] * DEVICES

@@ -13,6 +13,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from broker.address import BrokerAddress
+from tests.broker.running import own_client_id
 from tests.system.scene import Record
 
 
@@ -68,6 +69,7 @@ async def ear(address: BrokerAddress, *topics: str) -> AsyncIterator[Ear]:
         address.port,
         username=address.username,
         password=address.password,
+        identifier=own_client_id(address),
         protocol=aiomqtt.ProtocolVersion.V5,
     )
     async with client, asyncio.TaskGroup() as tasks:
