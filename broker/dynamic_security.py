@@ -11,7 +11,13 @@ from typing import Any
 
 from signaling.fleet_topics import read_by_operators, written_by_operators
 from signaling.identifiers import DeviceId
-from signaling.topics import PRESENCE_SHARED, REQUESTS_SHARED, readable_by, writable_by
+from signaling.topics import (
+    CONFIG_GROUPS,
+    PRESENCE_SHARED,
+    REQUESTS_SHARED,
+    readable_by,
+    writable_by,
+)
 
 Json = dict[str, Any]
 
@@ -47,6 +53,8 @@ def device_acls(device: DeviceId) -> list[Json]:
     """What a device may do: hear and say its own topics, read the configuration, nothing else."""
     return [
         *(allow("subscribeLiteral", topic) for topic in readable_by(device)),
+        # Each group's by itself, too: a device listens to those of its own groups alone.
+        allow("subscribePattern", CONFIG_GROUPS),
         *(allow("publishClientReceive", topic) for topic in readable_by(device)),
         *(allow("publishClientSend", topic) for topic in writable_by(device)),
     ]

@@ -300,21 +300,26 @@ class Session:
             raise NotConnected(f"the broker did not confirm: {error}") from error
 
     async def _subscribe(self, client: Client, topic_filter: str) -> None:
-        topics = self._topics_of(topic_filter)
-        for topic in sorted(topics):
-            codes = await client.subscribe(topic, options=SubscribeOptions(qos=1))
-            if any(getattr(code, "is_failure", False) for code in codes):
-                log.error("broker refused a subscription", topic=topic, client_id=self.client_id)
-        if topic_filter in self._narrowed:
-            # A session that was begun before it was narrowed holds the whole filter.
-            left = self._narrowly_held.get(topic_filter, frozenset({topic_filter})) - topics
-            self._narrowly_held[topic_filter] = topics
-            for topic in sorted(left):
-                await client.unsubscribe(topic)
-
-    def _topics_of(self, topic_filter: str) -> frozenset[str]:
         narrowed_to = self._narrowed.get(topic_filter)
-        return frozenset((topic_filter,) if narrowed_to is None else narrowed_to())
+        if narrowed_to is None:
+            await self._subscribe_all(client, topic_filter)
+            return
+        topics = frozenset(narrowed_to())
+        for topic in sorted(topics):
+            if not await _is_subscribed(client, topic):
+                # The account's rights are of a version that knew the whole filter alone.
+                topics = frozenset({topic_filter})
+                await self._subscribe_all(client, topic_filter)
+                break
+        # A session that was begun before it was narrowed holds the whole filter.
+        left = self._narrowly_held.get(topic_filter, frozenset({topic_filter})) - topics
+        self._narrowly_held[topic_filter] = topics
+        for topic in sorted(left):
+            await client.unsubscribe(topic)
+
+    async def _subscribe_all(self, client: Client, topic_filter: str) -> None:
+        if not await _is_subscribed(client, topic_filter):
+            log.error("broker refused a subscription", topic=topic_filter, client_id=self.client_id)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Client]:
@@ -392,6 +397,12 @@ class Session:
         return Will(
             self._farewell.topic, self._farewell.payload, qos=1, retain=True, properties=properties
         )
+
+
+async def _is_subscribed(client: Client, topic_filter: str) -> bool:
+    """Subscribes, and says whether the broker has taken it."""
+    codes = await client.subscribe(topic_filter, options=SubscribeOptions(qos=1))
+    return not any(getattr(code, "is_failure", False) for code in codes)
 
 
 def _are_refused(errors: BaseExceptionGroup[BaseException]) -> bool:

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from agent.fleet import Fleet
 from agent.live_settings import LiveSettings
+from broker.dynamic_security import device_acls, device_role_name
 from broker.provision import DynamicSecurity
 from broker.session import NotConnected, Session
 from config.agent import AgentSettings, BrokerSettings
@@ -40,6 +41,37 @@ async def test_gaps_and_a_broker_that_dies_end_in_the_sum_of_the_final_layers(
 ) -> None:
     async with RunningBroker(tmp_path) as broker:
         await suffer(broker, tmp_path, random.Random(seed))  # noqa: S311
+
+
+@pytest.mark.parametrize("rights", ["of this version", "of the version before"])
+async def test_device_hears_the_layers_of_its_own_groups_alone_where_its_rights_let_it(
+    tmp_path: Path, rights: str
+) -> None:
+    async with RunningBroker(tmp_path) as broker:
+        operator = Session(broker.address, "operator", sleep=soon)
+        provisioner = DynamicSecurity(operator)
+        async with held(operator):
+            password = await provisioner.grant(GATE)
+            if rights == "of the version before":
+                acls = [acl for acl in device_acls(GATE) if acl["acltype"] != "subscribePattern"]
+                role = {"rolename": device_role_name(GATE), "acls": acls}
+                await provisioner._run({"command": "modifyRole", **role})
+            address = replace(broker.address, username=GATE, password=password)
+            session = Session(address, mqtt_client_id(GATE, password), sleep=soon)
+            heard: asyncio.Queue[str] = asyncio.Queue()
+            session.subscribe(
+                CONFIG_GROUPS,
+                lambda message: heard.put_nowait(message.topic),
+                narrowed_to=lambda: [CONFIG_GROUPS.replace("+", "mine")],
+            )
+            async with held(session):
+                for group in ("others", "mine"):
+                    await publish(operator, CONFIG_GROUPS.replace("+", group), b"{}")
+                topics = [await heard.get()]
+                if rights == "of the version before":
+                    topics.append(await heard.get())
+                groups = [topic.rpartition("/")[2] for topic in topics]
+    assert groups == (["others", "mine"] if rights == "of the version before" else ["mine"])
 
 
 async def suffer(broker: RunningBroker, tmp_path: Path, chance: random.Random) -> None:
