@@ -37,7 +37,7 @@ class Metrics:
         )
         self.refused = Counter(
             "bellwire_refused_total",
-            "What was refused to bound what one asker can cost the others, by reason",
+            "What was refused since it is too much, or not for who asks, by reason",
             ("reason",),
             registry=self.registry,
         )
