@@ -20,6 +20,7 @@ from bellwire.logs import configure_logs
 from bellwire.relay_client import DataOption, KeyFileOption, RelayOption
 from config.agent import AgentSettings
 from config.relay import RelaySettings, load_relay_settings
+from config.setting_mistakes import mistake_in_words
 from signaling.errors import InvalidInput
 
 _SIGNS = {
@@ -106,7 +107,7 @@ def _push_settings(file: Path | None) -> Iterable[Finding]:
         return [bad(error.detail, "mend the file")]
     except ValidationError as error:
         return [
-            bad(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}", "mend this setting")
+            bad(mistake_in_words(problem, RelaySettings.model_fields), "mend this setting")
             for problem in error.errors(include_url=False, include_input=False)
         ]
     return examine_push(settings) if file is not None or has_push(settings) else []

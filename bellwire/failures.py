@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
+from config.setting_mistakes import mistake_in_words
 from signaling.errors import CallError, Refusal
 
 P = ParamSpec("P")
@@ -48,8 +49,10 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def _text(error: BaseException) -> str:
     if isinstance(error, ValidationError):
+        from config.relay import RelaySettings  # slow to load, and only who is wrong waits for it
+
+        problems = error.errors(include_url=False, include_input=False)
         return "; ".join(
-            f"{'.'.join(map(str, p['loc']))}: {p['msg']}"
-            for p in error.errors(include_url=False, include_input=False)
+            mistake_in_words(problem, RelaySettings.model_fields) for problem in problems
         )
     return str(error)

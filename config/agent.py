@@ -36,6 +36,7 @@ from config.panel import (
     RingerSettings,
     StatusLightSettings,
 )
+from config.setting_mistakes import mistake_in_words
 from config.telemetry import TelemetrySettings
 from signaling.errors import InvalidInput
 from signaling.identifiers import DeviceIdField, GroupNameField, IdentityField
@@ -261,7 +262,7 @@ def load_agent_settings(path: Path, *, on_device: bool = True) -> AgentSettings:
         places = "; ".join(
             _unknown(problem["loc"], found)
             if problem["type"] == "extra_forbidden"
-            else f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}"
+            else mistake_in_words(problem)
             for problem in error.errors(include_input=False, include_url=False)
         )
         raise InvalidInput(f"{path} is not a valid agent configuration: {places}") from error

@@ -10,6 +10,7 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -210,7 +211,7 @@ def load_relay_settings(file: Path | None = None, **flags: Any) -> RelaySettings
 
     Raises:
         pydantic.ValidationError: a value is not what its setting takes, or there is no such setting.
-        InvalidInput: the file cannot be read.
+        InvalidInput: the file, or a list or table in the environment, cannot be read.
     """
 
     class FromFile(RelaySettings):
@@ -222,6 +223,13 @@ def load_relay_settings(file: Path | None = None, **flags: Any) -> RelaySettings
         return FromFile(**{name: value for name, value in flags.items() if value is not None})
     except OSError as error:
         raise InvalidInput(f"{file} cannot be read: {error.strerror or error}") from error
+    except SettingsError as error:
+        # pydantic-settings names the setting in its text alone, and what it could not read not at all.
+        name = next((n for n in RelaySettings.model_fields if f'"{n}"' in str(error)), "")
+        raise InvalidInput(
+            f"BELLWIRE_{name.upper()} in the environment must be JSON: a list is written"
+            ' ["one","another"], a table {"name":"value"}'
+        ) from error
     except ValueError as error:
         if isinstance(error, ValidationError):
             raise

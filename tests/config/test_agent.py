@@ -110,8 +110,21 @@ def test_a_folder_in_the_files_place_is_named(file: Path) -> None:
         ("[broker]", "call_timeout_s = nan\n[broker]", "call_timeout_s: "),
         ("[broker]", 'log_level = "loud"\n[broker]', "log_level: "),
         ("[broker]", 'colour = "red"\n[broker]', "colour: unknown setting `colour` at the top"),
-        ("[broker]", "[panel.answer]\npin = 99\n[broker]", "panel.answer.pin: "),
-        ("[broker]", '[audio]\nring_tone = "dingdong"\n[broker]', "audio.ring_tone: "),
+        (
+            "[broker]",
+            "[panel.answer]\npin = 99\n[broker]",
+            "panel.answer.pin: there is no such pin: ",
+        ),
+        (
+            "[broker]",
+            '[audio]\nring_tone = "dingdong"\n[broker]',
+            "audio.ring_tone: there is no ring",
+        ),
+        (
+            '"door"',
+            '"door"\nremote = ["panel.door.pin"]',
+            "remote: 'panel.door.pin' cannot be opened",
+        ),
         ("[broker]", '[audio]\nring_tone = "/no/ring.wav"\n[broker]', "audio.ring_tone: "),
     ],
 )

@@ -115,6 +115,15 @@ def test_a_file_that_is_missing_or_no_toml_is_refused_with_its_name(file: Path) 
         load_relay_settings(file)
 
 
+def test_a_list_in_the_environment_that_is_no_json_is_refused_with_its_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was blamed on the file `None`."""
+    monkeypatch.setenv("BELLWIRE_EMERGENCY_CALLERS", "porter")
+    with pytest.raises(InvalidInput, match=r'^BELLWIRE_EMERGENCY_CALLERS .* JSON: .*\["one"'):
+        load_relay_settings()
+
+
 def test_a_setting_that_there_is_not_is_refused_by_name(file: Path) -> None:
     file.write_text('listn = "127.0.0.1:1"')
     with pytest.raises(ValidationError) as refused:
