@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from bellwire.fleet_plan import Change, layers_after
 from bellwire.fleet_session import Fleet
 from config.fleet_merge import groups_said
-from config.layer_reach import NOT_THERE, Reach, never_heeded, rights_in, said_anew
+from config.layer_reach import NOT_THERE, ONLY_THE_FILE, Reach, never_heeded, rights_in, said_anew
 from config.rollout_pause import is_for
 from signaling.errors import InvalidInput
 from signaling.fleet_topics import LayerName
@@ -24,7 +24,12 @@ def refuse_wiring(changes: list[Change]) -> None:
         InvalidInput: a change says such a thing.
     """
     for change in changes:
-        for path in never_heeded(change.draft.settings)[:1]:
+        for path, why in never_heeded(change.draft.settings).items():
+            if why != ONLY_THE_FILE:
+                raise InvalidInput(
+                    f"layer {change.name}: {path}: {why}. Devices would skip it; mend the layer's file, then"
+                    " apply again; nothing was written"
+                )
             raise InvalidInput(
                 f"layer {change.name} says {path}, which only a device's own file says: devices would"
                 " skip it. Put it there, take it out of the layer's file, then apply again; nothing was"

@@ -109,16 +109,19 @@ def _refuse_what_only_a_file_says(before: Held, draft: Draft) -> None:
     for settings in (draft.settings, draft.rollout.before):
         own = [name for name in WHO_FIELDS if name in settings]
         anew = said_anew(settings, *known)
+        unheeded = {path: why for path, why in never_heeded(settings).items() if path in anew}
         found = [
             *local_only_in(settings, LOCAL_ONLY_PLACES),
             *own,
-            *(path for path in never_heeded(settings) if path in anew),
+            *(path for path, why in unheeded.items() if why == ONLY_THE_FILE),
         ]
         if found:
             raise InvalidInput(
                 f"{found[0]}: {ONLY_THE_FILE}, no layer; devices would skip it. Say it there, and"
                 " leave it out here; nothing was written"
             )
+        for path, why in unheeded.items():
+            raise InvalidInput(f"{path}: {why}. Devices would skip it; nothing was written")
 
 
 def document_of(layer: Layer) -> bytes:

@@ -141,14 +141,14 @@ def cannot_be_opened(remote: Collection[str], doors: Collection[str]) -> list[st
     return [entry for entry in remote if entry not in rights]
 
 
-def never_heeded(patch: Settings) -> list[str]:
-    """The dotted paths that a layer says and that no device heeds, whatever its file opens."""
-    return [path for path, _ in _heed(patch, _WIDEST).skipped]
+def never_heeded(patch: Settings) -> dict[str, str]:
+    """The dotted paths that a layer says and that no device heeds, whatever its file opens, each with why."""
+    return dict(_heed(patch, _WIDEST).skipped)
 
 
 def rights_in(patch: Settings) -> list[str]:
     """The dotted paths of a layer that a device heeds only where its file opens them."""
-    never = set(never_heeded(patch))
+    never = never_heeded(patch)
     return [path for path, _ in _heed(patch, _NOTHING_OPENED).skipped if path not in never]
 
 

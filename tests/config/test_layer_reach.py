@@ -250,7 +250,7 @@ def test_commands_know_what_no_device_heeds_and_what_a_file_has_to_open() -> Non
             **QUIET,
         },
     }
-    assert never_heeded(patch) == [
+    assert list(never_heeded(patch)) == [
         "remote",
         "panel.door.pin",
         "behaviour.lockout_s",
