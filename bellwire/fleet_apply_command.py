@@ -151,18 +151,26 @@ async def _apply(
         console.print(changes_view(changes), soft_wrap=True)
         if dry_run:
             console.print(effects_view(found), soft_wrap=True)
+            try:
+                _refuse(fleet, changes, found, force=force)
+            except InvalidInput as error:
+                console.print(f"Without --dry-run: {error.detail}", style="red", markup=False)
             _print_json(as_json, changes, found, None)
             return
-        refuse_wiring(changes)
-        refuse_rollout_of_rights(changes, whole=True)
-        if not force:
-            _refuse_bad(found)
-            refuse_shut_rights(fleet, changes, whole=True)
+        _refuse(fleet, changes, found, force=force)
         outcome = await _write(fleet, changes, steps, pause_at_errors, timeout_s, console)
     _print_json(as_json, changes, found, outcome)
     _say_outcome(console, outcome, steps)
     if not outcome.is_good:
         raise typer.Exit(NOT_FOLLOWED)
+
+
+def _refuse(fleet: Fleet, changes: list[Change], found: list[Effect], *, force: bool) -> None:
+    refuse_wiring(changes)
+    refuse_rollout_of_rights(changes, whole=True)
+    if not force:
+        _refuse_bad(found)
+        refuse_shut_rights(fleet, changes, whole=True)
 
 
 def _refuse_bad(found: list[Effect]) -> None:

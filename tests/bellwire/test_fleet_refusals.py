@@ -76,6 +76,17 @@ async def test_wiring_times_and_limits_are_refused_by_path_with_force_too(
     (await stage.run("log", "--group", "cellar")).must_say_in_one_line("has no revisions")
 
 
+async def test_ring_tone_that_there_is_not_is_refused_with_those_that_are(
+    stage: FleetStage,
+) -> None:
+    """A layer may name a ring tone, so it is not told that only the device's own file may."""
+    path = stage.write("groups/attic.toml", '[audio]\nring_tone = "dingdong"\n')
+    for command in (("set", "audio.ring_tone=dingdong", "--group", "attic"), ("apply", path)):
+        ended = await stage.run(*command, "--force")
+        ended.must_say_in_one_line("audio.ring_tone", "no ring tone 'dingdong'", "classic, digital")
+        assert "own file" not in ended.err
+
+
 async def test_file_that_says_wiring_is_not_applied_whatever_else_it_says(
     stage: FleetStage,
 ) -> None:
@@ -128,6 +139,9 @@ async def test_right_is_written_where_the_devices_files_open_it_and_not_where_on
         'remote = ["behaviour.doors.front.callers"]',
         "--force",
     )
+    path = stage.write("groups/open.toml", '[behaviour.doors.front]\ncallers = ["eve"]\n')
+    dry = await stage.run("apply", path, "--dry-run")
+    assert "Without --dry-run: device shut-1 would skip behaviour.doors.front.callers" in dry.out
     assert (await stage.run("set", eve, "--group", "open", "--force")).code == 0
     await stage.until(runs("open-1", "group/open", 3))
     assert agent.live.now.behaviour.doors["front"].callers == ("eve",)
