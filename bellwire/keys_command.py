@@ -16,12 +16,13 @@ from bellwire.relay_client import DataOption, KeyFileOption, RelayClient, RelayO
 from config.private_file import write_private
 from signaling.answers import NewApiKeyAnswer
 from signaling.errors import InvalidInput
-from signaling.requests import ApiKeyRequest, RotateKeyRequest
+from signaling.requests import MAX_KEY_LIFE_S, ApiKeyRequest, RotateKeyRequest
 from signaling.scopes import SCOPE_MEANINGS, Scope
 
 keys = typer.Typer(no_args_is_help=True, help="Adds, lists, rotates and revokes API keys.")
 
 _UNITS_S = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 NameArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="What the key is called, such as billing.")
@@ -42,12 +43,18 @@ def seconds_in(text: str) -> int:
     """The seconds that `90d`, `12h`, `30m` or `45s` are.
 
     Raises:
-        InvalidInput: it is none of them.
+        InvalidInput: it is none of them, or longer than a key may be good.
     """
     found = re.fullmatch(r"([1-9][0-9]{0,8})([dhms])", text)
     if found is None:
         raise InvalidInput(f"{text[:40]!r} is no time: write 90d, 12h, 30m or 45s")
-    return int(found[1]) * _UNITS_S[found[2]]
+    seconds = int(found[1]) * _UNITS_S[found[2]]
+    if seconds > MAX_KEY_LIFE_S:
+        longest = f"{MAX_KEY_LIFE_S // _UNITS_S['d']}d"
+        raise InvalidInput(
+            f"{text} is too long: at most {longest}, or leave --expires out for a key without an end"
+        )
+    return seconds
 
 
 @keys.command("add", epilog="Example: `bellwire keys add billing --scope calls --expires 90d`")
@@ -68,6 +75,7 @@ def add(
 
     It is good at every relay within a second. `bellwire keys scopes` says what each scope opens.
     """
+    _check_name(name)
     if out is not None and out.exists():
         fail(f"{out} exists already: remove it, or give another --out FILE")
     _check_folder(out)
@@ -115,6 +123,7 @@ def rotate(
 ) -> None:
     """Makes an API key in place of one, with its name and scopes. The old one is refused at every relay
     within a second. It is good as long as that was made for, unless told otherwise."""
+    _check_name(name)
     _check_folder(out)
     life_s = None if expires is None else seconds_in(expires)
     with RelayClient(find_relay(relay, data, api_key_file)) as client:
@@ -130,6 +139,7 @@ def revoke(
     api_key_file: KeyFileOption = None,
 ) -> None:
     """Ends an API key: it is refused at every relay within a second."""
+    _check_name(name)
     with RelayClient(find_relay(relay, data, api_key_file)) as client:
         client.revoke_key(name)
     Console().print(f"Revoked the API key {name}.")
@@ -143,6 +153,14 @@ def scopes() -> None:
     for scope, meaning in SCOPE_MEANINGS.items():
         table.add_row(scope, meaning)
     Console().print(table)
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        fail(
+            f"{name[:40]!r} is no name of a key: it has 1 to 64 of A-Z a-z 0-9 . _ -, and starts with a"
+            " letter or digit"
+        )
 
 
 def _check_folder(out: Path | None) -> None:

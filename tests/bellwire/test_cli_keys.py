@@ -133,3 +133,16 @@ def test_times_are_written_with_their_unit(text: str, seconds: int) -> None:
 def test_a_time_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput, match="90d, 12h, 30m or 45s"):
         seconds_in(text)
+
+
+def test_a_time_that_no_key_is_good_for_is_refused_with_the_longest() -> None:
+    with pytest.raises(InvalidInput, match=r"at most 3660d, or leave --expires out"):
+        seconds_in("9999d")
+
+
+async def test_a_name_that_no_key_can_have_is_refused_in_words(shared_relay: RelayProcess) -> None:
+    """`revoke ../devices` was a request of another route."""
+    for name in ("bad name", "", "../devices", "a/b"):
+        for command in (("add", "--scope", "calls"), ("rotate",), ("revoke",)):
+            ended = await operate(shared_relay, "keys", command[0], name, *command[1:])
+            ended.must_say_in_one_line("no name of a key", "1 to 64")
