@@ -25,7 +25,10 @@ _ROWS = 100
 """What a person reads; a table of thousands takes seconds to lay out."""
 
 CheckOption = Annotated[
-    bool, typer.Option("--check", help="Exit with 3 if a device is offline, or does not follow.")
+    bool,
+    typer.Option(
+        "--check", help="Exit with 3 if a device is offline, was never seen, or does not follow."
+    ),
 ]
 
 AllOption = Annotated[

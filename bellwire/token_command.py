@@ -36,7 +36,8 @@ token = typer.Typer(
 def issue(
     identity: Annotated[str, typer.Argument(metavar="NAME", help="The identity it is for.")],
     device: Annotated[
-        str | None, typer.Option(metavar="ID", help="The one device that may use it.")
+        str | None,
+        typer.Option(metavar="ID", help="The one device that may use it, once registered."),
     ] = None,
     ttl: Annotated[
         int, typer.Option(min=1, max=MAX_TTL_S, help="Seconds it is valid.")
@@ -86,9 +87,12 @@ def revoke(
     with RelayClient(find_relay(relay, data, api_key_file)) as client:
         answer = client.revoke_tokens(RevokeTokensRequest.model_validate(named))
     if answer.identity is not None:
-        ended = f"the access tokens of {answer.identity}"
+        ended, what = f"the access tokens of {answer.identity}, if there were any", "them"
     elif answer.device_id is not None:
-        ended = f"the access tokens of the device {answer.device_id}"
+        ended, what = (
+            f"the access tokens of the device {answer.device_id}, if there were any",
+            "them",
+        )
     else:
-        ended = f"the access token {answer.jti}"
-    Console(soft_wrap=True).print(f"Ended {ended}: every relay refuses them within a second.")
+        ended, what = f"the access token {answer.jti}", "it"
+    Console(soft_wrap=True).print(f"Ended {ended}: every relay refuses {what} within a second.")
