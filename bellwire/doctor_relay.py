@@ -1,5 +1,7 @@
-"""The doctor's look at a relay: does it answer, is it ready, does it know the operator, do clocks agree."""
+"""The doctor's look at a relay: does it answer, is it ready, who may ring whom, does it know the operator,
+do clocks agree."""
 
+import json
 import os
 import stat
 from collections.abc import Iterator
@@ -20,7 +22,8 @@ _SKEW_S = 5
 
 def examine_relay(relay: str | None, data: Path | None, key_file: Path | None) -> Iterator[Finding]:
     """The relay that the options mean."""
-    yield from _data(data or default_data_folder())
+    folder = data or default_data_folder()
+    yield from _data(folder)
     try:
         access = find_relay(relay, data, key_file)
     except InvalidInput as error:
@@ -38,6 +41,8 @@ def examine_relay(relay: str | None, data: Path | None, key_file: Path | None) -
         yield good(f"a relay answers at {client.url}")
         yield _ready(client.get("/readyz"))
         yield _clock(answer)
+        if _lets_all_ring_all(folder, client.url):
+            yield _all_may_ring_all()
         yield from _operator(client)
 
 
@@ -45,14 +50,28 @@ def examine_call_policy(settings: RelaySettings) -> Iterator[Finding]:
     """Who may ring whom, by a relay's settings."""
     policy = settings.policy
     if policy.lets_all_ring_all:
-        yield warning(
-            "EVERYBODY MAY RING EVERYBODY: this relay has no call policy",
-            'say in [policy] who may ring whom: docs/operations.md, "Who may ring whom"',
-        )
+        yield _all_may_ring_all()
         return
     rules = f"{len(policy.rules)} rule{'' if len(policy.rules) == 1 else 's'}"
     others = "is allowed" if policy.default == "allow" else "is refused"
     yield good(f"a call policy says who may ring whom: {rules}, and what none fits {others}")
+
+
+def _all_may_ring_all() -> Finding:
+    return warning(
+        "EVERYBODY MAY RING EVERYBODY: this relay has no call policy",
+        "say in [policy] of its file, or in BELLWIRE_POLICY, who may ring whom: docs/operations.md,"
+        ' "Who may ring whom"',
+    )
+
+
+def _lets_all_ring_all(folder: Path, url: str) -> bool:
+    """Whether the relay of this URL has said so when it last started with this folder."""
+    try:
+        said = json.loads((folder / "relay.json").read_text())
+        return said["url"].rstrip("/") == url and said["all_may_ring_all"] is True
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return False  # no relay of this folder, or one of the version before
 
 
 def _data(folder: Path) -> Iterator[Finding]:

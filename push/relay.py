@@ -297,7 +297,7 @@ async def _serve(
             tasks.create_task(_guard_rollouts(address, database, metrics, now)),
             tasks.create_task(AbsentDevices(address, database).run()),
             tasks.create_task(_keep_house(database, calls, webhooks, access, settings, disk, now)),
-            tasks.create_task(_announce(settings.data, url, session, ready)),
+            tasks.create_task(_announce(settings, url, session, ready)),
         ]
         if database.shared:
             loops.append(tasks.create_task(_take_over_deadlines(calls)))
@@ -308,11 +308,15 @@ async def _serve(
             task.cancel()
 
 
-async def _announce(data: Path, url: str, session: Session, ready: Callable[[str], None]) -> None:
+async def _announce(
+    settings: RelaySettings, url: str, session: Session, ready: Callable[[str], None]
+) -> None:
     await session.wait_connected()
-    # For the commands on this machine: `bellwire devices`, `call` and `doctor` find the relay here.
-    write_private(data / "relay.json", json.dumps({"url": url}))
-    log.info("relay serves", url=url, data=str(data), broker=session.address.url)
+    # For the commands on this machine: `bellwire devices`, `call` and `doctor` find the relay here, and
+    # doctor what it was told to do, be it in the environment of another process.
+    document = {"url": url, "all_may_ring_all": settings.policy.lets_all_ring_all}
+    write_private(settings.data / "relay.json", json.dumps(document))
+    log.info("relay serves", url=url, data=str(settings.data), broker=session.address.url)
     ready(url)
 
 

@@ -67,6 +67,18 @@ async def test_doctor_finds_nothing_where_all_is_well(
         assert well in ended.out
 
 
+async def test_doctor_says_loudly_that_all_may_ring_all_whatever_told_the_relay(
+    shared_relay: RelayProcess, tmp_path: Path
+) -> None:
+    """A relay under systemd has its settings in the environment, where no file tells of them."""
+    loud = "! EVERYBODY MAY RING EVERYBODY"
+    ended = await bellwire("doctor", "--data", shared_relay.data)
+    assert loud in ended.out and "BELLWIRE_POLICY" in ended.out
+    policy = {"BELLWIRE_POLICY": '{"default": "deny"}'}
+    async with RelayProcess(tmp_path / "relay", environment=policy) as relay:
+        assert loud not in (await bellwire("doctor", "--data", relay.data)).out
+
+
 async def test_doctor_finds_that_no_relay_answers(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("bwk_x")
     (tmp_path / "data").mkdir(mode=0o700)
