@@ -116,9 +116,11 @@ def _refuse_what_only_a_file_says(before: Held, draft: Draft) -> None:
             *(path for path, why in unheeded.items() if why == ONLY_THE_FILE),
         ]
         if found:
+            is_new = any(path == found[0] or path.startswith(f"{found[0]}.") for path in anew)
+            how = "leave it out here" if is_new else f"first `bellwire fleet unset {found[0]}` here"
             raise InvalidInput(
                 f"{found[0]}: {ONLY_THE_FILE}, no layer; devices would skip it. Say it there, and"
-                " leave it out here; nothing was written"
+                f" {how}; nothing was written"
             )
         for path, why in unheeded.items():
             raise InvalidInput(f"{path}: {why}. Devices would skip it; nothing was written")

@@ -113,6 +113,20 @@ async def test_layer_that_says_wiring_already_is_refused_by_apply_and_mended_by_
     assert (now["revision"], now["settings"]["call_timeout_s"]) == (7, 9)
 
 
+async def test_layer_that_another_client_gave_a_secret_says_what_to_unset_first(
+    stage: FleetStage,
+) -> None:
+    """Nothing could be written to it, and nothing said how to go on."""
+    old = document({"remote": ["behaviour.auto_answer"], "panel": {"door": {"pin": 4}}}, 5)
+    async with raw_client(stage.broker.address) as client:
+        await client.publish(layer_topic(group_layer("eve")), old, qos=1, retain=True)
+    for change in (("unset", "panel.door"), ("set", "call_timeout_s=9")):
+        refused = await stage.run(*change, "--group", "eve")
+        refused.must_say_in_one_line("remote: ", "first `bellwire fleet unset remote`")
+    for change in (("unset", "remote"), ("unset", "panel.door"), ("set", "call_timeout_s=9")):
+        assert (await stage.run(*change, "--group", "eve")).code == 0
+
+
 FRONT = {"doors": {"front": {"callers": ["ann"]}}}
 CALLERS = 'behaviour.doors.front.callers=["bob"]'
 
