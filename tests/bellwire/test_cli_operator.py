@@ -10,7 +10,8 @@ import pytest
 
 from agent.call import CallStatus
 from bellwire.relay_process import RelayProcess
-from config.agent import load_agent_settings
+from config.agent import load_agent_settings, settings_given
+from config.layer_reach import Reach
 from tests.bellwire.command import Ended, bellwire
 from tests.conftest import PATIENCE_S, running_station
 
@@ -41,6 +42,10 @@ async def test_device_is_added_rung_by_a_call_listed_and_removed(
     assert file.stat().st_mode & 0o777 == 0o600
     settings = load_agent_settings(file)
     assert settings.panel.call_buttons["lobby"].to == ("lobby",)
+    # Shut: it opens no right to layers, and no door and no microphone to anybody.
+    rights = {"doors": {"front": {"callers": ["eve"]}}, "auto_answer": {"callers": ["eve"]}}
+    reach = Reach(settings_given(settings), settings.remote)
+    assert (settings.remote, reach.heed({"behaviour": rights}).patch) == ((), {})
     assert settings.broker.password.get_secret_value() not in added.out + added.err
 
     async with running_station(settings) as gate:
