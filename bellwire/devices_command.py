@@ -52,7 +52,10 @@ def add(
         ),
     ] = False,
     rotate: Annotated[
-        bool, typer.Option("--rotate", help="Give a device that exists new credentials.")
+        bool,
+        typer.Option(
+            "--rotate", help="Give a device that exists new credentials: [broker] of its file."
+        ),
     ] = False,
     relay: RelayOption = None,
     data: DataOption = None,
@@ -108,6 +111,13 @@ def add(
     console.print(
         f"Next, on the device: [bold]bellwire agent --config {out}[/] (here: add --simulate)"
     )
+    if device_id in known:
+        console.print(
+            "It has the pins of a new device, and no doors. Where the device has a file already, put only"
+            " [broker] of this one into it.",
+            soft_wrap=True,
+            markup=False,
+        )
     if parse_broker_url(settings.broker.url).is_loopback:
         console.print(
             f"Its broker {settings.broker.url} is this machine itself: the file works nowhere else. For"

@@ -83,7 +83,8 @@ async def test_file_that_exists_is_not_overwritten_unless_credentials_are_rotate
     other.must_say_in_one_line("--rotate")
     assert not (tmp_path / "second.toml").exists()
 
-    assert (await add(shared_relay, "door", file, "--rotate")).code == 0
+    rotated = await add(shared_relay, "door", file, "--rotate")
+    assert rotated.code == 0 and "put only [broker] of this one into it" in rotated.out
     settings = load_agent_settings(file)
     assert settings.broker.password != first
     async with running_station(settings):
