@@ -208,7 +208,7 @@ def test_staging_replaces_a_changed_configuration(agent_toml: Path, tmp_path: Pa
     [
         (
             "[panel.answer]\npin = 99\n",
-            "panel.answer.pin: Input should be less than or equal to 27",
+            "panel.answer.pin: there is no such pin: pins are BCM numbers, 0 to 27",
         ),
         ("[pannel.answer]\npin = 4\n", "unknown section [pannel]; did you mean `panel`?"),
         ("[panel]\ncall_timeout_s = 5\n", "`call_timeout_s` in [panel]; it belongs at the top"),
