@@ -88,7 +88,7 @@ class CallRequests:
         actor = await authenticate_by(
             self._services, CALL_SCOPE, shown.authorization, shown.api_key, None
         )
-        let_in(scope)
+        let_in(scope, actor.identity)
         take_turn(self._services, actor)
         if isinstance(route, _Creation):
             actor.may_reach(None)

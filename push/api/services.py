@@ -131,7 +131,7 @@ async def authenticate_any(
     actor = await authenticate_by(
         services, Scope(scope), None, header, None if bearer is None else bearer.credentials
     )
-    let_in(request.scope)
+    let_in(request.scope, actor.identity)
     take_turn(services, actor)
     return actor
 
