@@ -47,6 +47,8 @@ _DAMAGED = (
 )
 _NAMED = 16
 _LOOK_AGAIN_S = 1.0
+_KEEP_AGAIN_S = 10.0
+"""How soon what the disk did not take is tried again."""
 
 OnLockOut = Callable[[LockOut, Call], object]
 
@@ -130,7 +132,7 @@ class Doors:
                     self._keep()
                     await self._counted.wait()
                 else:
-                    await self._sleep(max(left_s, _LOOK_AGAIN_S))
+                    await self._sleep(min(max(left_s, _LOOK_AGAIN_S), _KEEP_AGAIN_S))
                     self._keep()
         finally:
             await asyncio.to_thread(self._wrong_codes.close)

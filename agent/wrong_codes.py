@@ -85,6 +85,7 @@ class WrongCodes:
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_private(file, kept.model_dump_json())
         except OSError as error:
+            self._asked = None  # to be kept by the next that asks, be it the same
             self.fault = (
                 f"wrong door codes are not kept, so that a restart would forgive them ({error}): "
                 f"make room on the disk of {file.parent}, and let the agent write there"

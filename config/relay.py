@@ -136,7 +136,7 @@ class RelaySettings(BaseSettings):
         float,
         Field(
             gt=0,
-            description="requests of one device over MQTT or WebSocket; five times as many at once",
+            description="requests of one device, or by one identity's tokens; five times as many at once",
         ),
     ] = 40.0
     max_body_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024

@@ -1,4 +1,4 @@
-"""How often one device may ask, over MQTT and WebSocket together: token buckets, in this process alone.
+"""How often one device may ask, over MQTT, WebSocket and HTTP together: token buckets, in this process alone.
 
 What is too much is refused in words, and that has a bucket too: an answer for each message of a flood
 would be a flood. Past both a message is thrown away unread, and only counted.
@@ -80,6 +80,19 @@ class DeviceFloods:
         asker.full_at_s = max(asker.full_at_s, now_s) + 1 / self.per_s
         return 0.0
 
+    def admit(self, identity: str, device: str | None) -> None:
+        """Takes a request over HTTP, which is answered in any case, of a device; or of an identity, by a
+        token for any device of its.
+
+        Raises:
+            TooManyRequests: it is one too many.
+        """
+        # No device id has a colon.
+        wait_s = self.wait_s(f"identity:{identity}" if device is None else device)
+        if wait_s:
+            self._refused.inc()
+            raise self._too_many(identity if device is None else f"the device {device}", wait_s)
+
     def refuse(self, device: str, *, wait_s: float = 1.0) -> TooManyRequests | None:
         """Counts a request as refused, and says in what words; None where this device has been told
         often enough."""
@@ -93,8 +106,11 @@ class DeviceFloods:
             return None
         self._refused.inc()
         asker.refusals_full_at_s = max(asker.refusals_full_at_s, now_s) + 1 / _REFUSALS_PER_S
+        return self._too_many(f"the device {device}", wait_s)
+
+    def _too_many(self, asker: str, wait_s: float) -> TooManyRequests:
         return TooManyRequests(
-            f"the device {device} asks too often: at most {self.per_s:g} requests per second",
+            f"{asker} asks too often: at most {self.per_s:g} requests per second",
             round(max(wait_s, 0.1), 1),
         )
 

@@ -69,6 +69,8 @@ class DoorReports:
             Unavailable: the database is away.
         """
         identity, device = actor.acting_as(None, None)
+        if actor.key_hash is not None:
+            raise Forbidden("only the station itself says who is locked out of its door")
         if device is None:
             raise Forbidden("only a device has a door: connect with a token that names its device")
         call = await self._calls.show(CallSid(said.call_sid), actor)

@@ -82,7 +82,7 @@ class EventStream:
             async with asyncio.TaskGroup() as tasks:
                 sending = tasks.create_task(self._send(socket, actor, stream, alarm))
                 try:
-                    await self._receive(socket, actor, stream, alarm)
+                    await self._receive(socket, actor, stream, alarm, sending)
                 finally:
                     sending.cancel()
         except* WebSocketDisconnect:
@@ -126,10 +126,17 @@ class EventStream:
             await alarm.wait(_LOOK_EVERY_S)
 
     async def _receive(
-        self, socket: WebSocket, actor: Actor, stream: OpenStream, alarm: Alarm
+        self,
+        socket: WebSocket,
+        actor: Actor,
+        stream: OpenStream,
+        alarm: Alarm,
+        sending: asyncio.Task[None],
     ) -> None:
         while True:
             text = await _next_text(socket)
+            if sending.done():
+                return  # it is closed: what waits to be read would be kept for nothing
             if len(text) > LIMIT_BYTES:
                 request = StreamRequest(document=text.encode(errors="replace"))
             else:

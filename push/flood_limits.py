@@ -109,14 +109,12 @@ class FloodLimits:
         Raises:
             TooManyRequests: it is too much of the caller, or for an app or a device.
         """
-        is_emergency = caller.identity in self._emergency_callers
-        wanted = [self._of_apps(devices)]
-        if not is_emergency:
-            wanted = [*self._of_devices(devices, caller), *wanted]
+        if caller.identity in self._emergency_callers:
+            return lambda: None  # what is taken without a look leaves others waiting for hours
+        wanted = [*self._of_devices(devices, caller), self._of_apps(devices)]
         with self._lock:
             now_s = self._clock() - self._started
-            if not is_emergency:
-                self._refuse_flood(devices, caller, wanted, now_s)
+            self._refuse_flood(devices, caller, wanted, now_s)
             for buckets, counts in wanted:
                 buckets.take(counts, now_s)
 

@@ -244,6 +244,7 @@ async def _serve(
             calls=calls,
             groups=Groups(database),
             devices=devices,
+            device_floods=device_floods,
             connections=connections,
             event_stream=EventStream(
                 connections, streams, operations, access, device_floods, now=now

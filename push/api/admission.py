@@ -117,13 +117,14 @@ class Place:
         holder: The connection.
     """
 
-    __slots__ = ("address", "admission", "client", "holder", "standing")
+    __slots__ = ("address", "admission", "client", "holder", "identity", "standing")
 
     def __init__(self, admission: "Admission", address: str | None, holder: Holder) -> None:
         self.admission = admission
         self.address = address
         self.holder = holder
         self.client: str | None = None
+        self.identity: str | None = None
         self.standing = _Standing.STRANGER
 
     @property
@@ -131,15 +132,15 @@ class Place:
         """Whether there was no place: one request is answered, if it may be."""
         return self.standing is _Standing.AT_DOOR
 
-    def know(self) -> None:
-        """Says that a good key or token was shown.
+    def know(self, identity: str | None) -> None:
+        """Says that a good key or token was shown; of a token, whose.
 
         Raises:
             Unavailable: it was at the door, and there is no place among those who have shown one.
-            TooManyRequests: its address has all the connections that it may have.
+            TooManyRequests: its address, or the identity, has all the connections that it may have.
         """
         if self.standing is not _Standing.KNOWN:
-            self.admission.know(self)
+            self.admission.know(self, identity)
 
     def leave(self) -> None:
         """Gives the place back."""
@@ -173,6 +174,7 @@ class Admission:
         self._known = 0
         self._strangers_of: Counter[str] = Counter()
         self._known_of: Counter[str] = Counter()
+        self._of_identity: Counter[str] = Counter()
         self._of_client: Counter[str] = Counter()
         self._door: dict[Place, None] = {}  # the longest there first
         self._of_address_at_door: Counter[str] = Counter()
@@ -217,9 +219,11 @@ class Admission:
             self._known -= 1
             if place.address is not None:
                 _less(self._known_of, place.address)
+            if place.identity is not None:
+                _less(self._of_identity, place.identity)
         place.standing = _Standing.GONE
 
-    def know(self, place: Place) -> None:
+    def know(self, place: Place, identity: str | None) -> None:
         """See `Place.know`."""
         at_door = place.standing is _Standing.AT_DOOR
         address = place.address
@@ -228,6 +232,9 @@ class Admission:
             refusal = _all_taken()
         elif address is not None and self._known_of[address] >= self._bounds.of_one:
             refusal = _too_many_of(address)
+        elif identity is not None and self._of_identity[identity] >= self._bounds.of_one:
+            # From many addresses one token would else shut out everybody.
+            refusal = _too_many_of(identity)
         if refusal is not None:
             self.refused("too-many-connections")
             raise refusal
@@ -235,6 +242,9 @@ class Admission:
         self._known += 1
         if address is not None:
             self._known_of[address] += 1
+        if identity is not None:
+            place.identity = identity
+            self._of_identity[identity] += 1
         place.standing = _Standing.KNOWN
 
     def serve_at_door(self, place: Place, *, health: bool, credentials: bool) -> Refusal | None:
@@ -361,16 +371,17 @@ def farewell(refusal: Refusal) -> Response:
     return response
 
 
-def let_in(scope: Any) -> None:  # noqa: ANN401 - an ASGI scope
-    """Says that the connection of this request or WebSocket has shown a good key or token.
+def let_in(scope: Any, identity: str | None) -> None:  # noqa: ANN401 - an ASGI scope
+    """Says that the connection of this request or WebSocket has shown a good key or token; of a token,
+    whose.
 
     Raises:
         Unavailable: there is no place for it.
-        TooManyRequests: its address has all the connections that it may have.
+        TooManyRequests: its address, or the identity, has all the connections that it may have.
     """
     place = scope.get("state", {}).get("place")
     if place is not None:
-        place.know()
+        place.know(identity)
 
 
 def _less(counter: Counter[str], name: str) -> None:
@@ -388,7 +399,7 @@ def _all_taken() -> Unavailable:
 
 def _too_many_of(address: str) -> TooManyRequests:
     return TooManyRequests(
-        f"{address} has as many connections as one address may have (`max_connections_per_address`):"
-        " close those that it does not use, and try again",
+        f"{address} has as many connections as one address or identity may have"
+        " (`max_connections_per_address`): close those that it does not use, and try again",
         _RETRY_AFTER_S,
     )

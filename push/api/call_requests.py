@@ -16,7 +16,13 @@ from starlette.types import Receive, Scope, Send
 from push.api.admission import let_in
 from push.api.call_operations import CALL_OPERATIONS, Asked, CallOperation
 from push.api.problem_responses import problem_response, refusal_response
-from push.api.services import CALL_SCOPE, Services, authenticate_by, settle_device
+from push.api.services import (
+    CALL_SCOPE,
+    Services,
+    authenticate_by,
+    settle_device,
+    take_turn,
+)
 from push.auth import Actor
 from push.calls import Invite
 from push.invites import invite_from_json, invite_from_twiml
@@ -82,7 +88,8 @@ class CallRequests:
         actor = await authenticate_by(
             self._services, CALL_SCOPE, shown.authorization, shown.api_key, None
         )
-        let_in(scope)
+        let_in(scope, actor.identity)
+        take_turn(self._services, actor)
         if isinstance(route, _Creation):
             actor.may_reach(None)
             return await self._create(actor, shown, await _read(receive))

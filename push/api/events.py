@@ -59,7 +59,7 @@ async def _reader(
         socket.headers.get("x-api-key"),
         token,
     )
-    let_in(socket.scope)
+    let_in(socket.scope, actor.identity)
     named = None if asked is None else parse_device_id(asked)
     if actor.device is not None and named not in (None, actor.device):
         raise Forbidden(f"this token is for the device {actor.device}, not for {named}")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import asyncio
     from typing import Any
 
+    from uvicorn._types import ASGIReceiveEvent
     from uvicorn.config import Config
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
     from uvicorn.server import ServerState
@@ -33,6 +34,8 @@ _FRAMING_BYTES = 64 * 1024
 _UNREAD_BYTES = 1024 * 1024
 """How much of a body that nobody reads any more is taken, so that its sender comes to read why."""
 _SLICE_BYTES = 16 * 1024
+_STREAM_PART_BYTES = 1024
+_LAST_WORDS_BYTES = 64 * 1024
 _LINGER_S = 2.0
 _CLOSING_S = 5.0
 
@@ -315,7 +318,8 @@ class GuardedProtocol(OneWriteProtocol):
 
 class GuardedStream(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol, which takes over a connection's place and reads on only as long as
-    what it writes is read."""
+    what it writes is read. What comes at once is taken in small parts, each when the messages of the one
+    before are read: of 6 bytes, which are an empty message, uvicorn makes 400."""
 
     def __init__(
         self,
@@ -330,9 +334,41 @@ class GuardedStream(WebSocketsSansIOProtocol):
         self._admission: Admission = self.place.admission
         self._stalled_since: float | None = None
         self._closing_since: float | None = None
+        self._untaken = bytearray()
+        self._after_close = 0
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol.data_received`."""
+        if self.close_sent:  # all is thrown away until the other side closes too, and read for that
+            self._after_close += len(data)
+            if self._after_close > _LAST_WORDS_BYTES:
+                self._untaken.clear()
+                self.transport.abort()
+                return
+        self._untaken += data
+        self._take_parts()
+
+    async def receive(self) -> "ASGIReceiveEvent":
+        """See `WebSocketsSansIOProtocol.receive`. What was said before the connection was lost comes before
+        that."""
+        message = await super().receive()
+        while message["type"] == "websocket.disconnect" and self._untaken:
+            self.read_paused = False
+            self._take_parts()
+            self.queue.put_nowait(message)
+            message = await super().receive()
+        self._take_parts()
+        return message
+
+    def _take_parts(self) -> None:
+        while self._untaken and not self.read_paused:
+            part = bytes(self._untaken[:_STREAM_PART_BYTES])
+            del self._untaken[:_STREAM_PART_BYTES]
+            super().data_received(part)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol.connection_lost`."""
+        del self._untaken[_LAST_WORDS_BYTES:]
         super().connection_lost(exc)
         self.place.leave()
 

@@ -21,6 +21,7 @@ from push.calls import Calls
 from push.channels.webhook import WebhookChannel
 from push.connections import Connections
 from push.data_disk import DataDisk
+from push.device_floods import DeviceFloods
 from push.device_metrics import DeviceMetrics
 from push.devices import Devices
 from push.event_stream import EventStream
@@ -49,6 +50,7 @@ class Services:
         calls: Calls,
         groups: Groups,
         devices: Devices,
+        device_floods: DeviceFloods,
         connections: Connections,
         event_stream: EventStream,
         access: Access,
@@ -70,6 +72,7 @@ class Services:
         self.calls = calls
         self.groups = groups
         self.devices = devices
+        self.device_floods = device_floods
         self.connections = connections
         self.event_stream = event_stream
         self.access = access
@@ -122,13 +125,25 @@ async def authenticate_any(
     Raises:
         Unauthenticated: no credentials were shown, or no good ones.
         Forbidden: the API key lacks the scope.
+        TooManyRequests: as `take_turn`.
     """
     (scope,) = needed.scopes
     actor = await authenticate_by(
         services, Scope(scope), None, header, None if bearer is None else bearer.credentials
     )
-    let_in(request.scope)
+    let_in(request.scope, actor.identity)
+    take_turn(services, actor)
     return actor
+
+
+def take_turn(services: Services, actor: Actor) -> None:
+    """Counts a request of who shows an access token: an app holds one, as a device its connection.
+
+    Raises:
+        TooManyRequests: it is one too many.
+    """
+    if actor.token is not None and actor.identity is not None:
+        services.device_floods.admit(actor.identity, actor.device)
 
 
 CALL_SCOPE = Scope.CALLS

@@ -30,13 +30,13 @@ class WhoAsksFirst:
         if _has_body_and_needs_credentials(scope):
             headers = dict(scope["headers"])
             try:
-                await identify(
+                actor = await identify(
                     self._services,
                     _text(headers.get(b"authorization")),
                     _text(headers.get(b"x-api-key")),
                     None,
                 )
-                let_in(scope)
+                let_in(scope, actor.identity)
             except Refusal as refusal:
                 await refusal_response(refusal)(scope, receive, send)
                 return

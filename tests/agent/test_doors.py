@@ -347,6 +347,22 @@ async def test_who_types_a_wrong_code_is_answered_once_it_is_on_disk(
         assert (await asyncio.to_thread(counts_on, tmp_path)).found == {"lobby": 1}
 
 
+async def test_what_a_full_disk_did_not_take_is_kept_once_there_is_room(
+    exchange: Exchange, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    counts = await asyncio.to_thread(counts_on, state)
+    state.write_text("a file where the folder should be")
+    async with post_at(exchange, kept=counts, doors={"front": FRONT_DOOR}) as post:
+        types(post, await answered(post), "0000")
+        await result(post)
+        (fault,) = post.doors.faults()
+        assert "make room" in fault.reason
+        state.unlink()
+        await post.time.advance(11)
+    assert (await asyncio.to_thread(counts_on, state)).found == {"lobby": 1}
+
+
 async def test_what_has_been_paid_for_is_forgiven_on_disk_too(
     exchange: Exchange, tmp_path: Path
 ) -> None:

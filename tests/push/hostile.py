@@ -119,7 +119,7 @@ class Target:
             sample.labels["reason"]: sample.value
             for family in text_string_to_metric_families(page)
             for sample in family.samples
-            if sample.name == "bellwire_refused_total"
+            if sample.name == "bellwire_refused_total" and sample.value
         }
 
     async def must_answer_within(self, seconds: float, source: str = HOME) -> None:

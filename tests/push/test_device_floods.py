@@ -20,7 +20,14 @@ from signaling.topics import presence_topic, reported_topic, request_topic, resp
 from tests.broker.flooding import flood, publish_at_qos_0, rss_mb
 from tests.conftest import PATIENCE_S
 from tests.push.streams import streaming
-from tests.push.support import Device, Running, broker_client, fresh, listening
+from tests.push.support import (
+    Device,
+    Running,
+    assert_problem,
+    broker_client,
+    fresh,
+    listening,
+)
 from tests.system.scene import mosquitto_pid
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -172,3 +179,23 @@ async def test_many_devices_that_all_ask_at_once_are_all_answered(scene: Scene) 
     names = [fresh("burst") for _ in range(DEVICES)]
     async with asyncio.timeout(PATIENCE_S):
         assert await asyncio.gather(*map(ask, names)) == [each] * DEVICES
+
+
+async def test_an_apps_token_that_floods_over_http_is_refused_in_words(scene: Scene) -> None:
+    eve, http = fresh("eve"), scene.running.http
+    await scene.running.register(eve)
+    before = await scene.refused("device-requests")
+    for token in (await scene.running.token(eve, eve), await scene.running.token(eve)):
+        for path, method, otherwise in (
+            ("/v1/calls", "GET", 200),
+            (f"/v1/calls/CA{'0' * 32}/quit", "POST", 404),
+        ):
+            turns = [http.request(method, path, headers=token) for _ in range(500)]
+            answers = await asyncio.gather(*turns)
+            refused = [answer for answer in answers if answer.status_code == 429]
+            assert {answer.status_code for answer in answers} == {otherwise, 429}
+            problem = assert_problem(refused[0], 429, "too-many-requests")
+            assert f"{eve} asks too often: at most 40 requests per second" in problem["detail"]
+            assert refused[0].headers["Retry-After"]
+    assert await slowest_s(scene.neighbours) < SLOWEST_S
+    assert await scene.refused("device-requests") > before

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from websockets.asyncio.client import connect
 
 from signaling.device_operations import LOCK_OUTS_OF_A_CALL
-from tests.push.streams import streaming
+from tests.conftest import PATIENCE_S
+from tests.push.streams import Stream, register_for_stream, stream_url, streaming
 from tests.push.support import Device, Running, fresh, listening, on_both_stores
 from tests.push.webhook_receiver import Backend, backend, target
 
@@ -116,3 +118,20 @@ async def test_a_station_on_a_stream_says_it_alike(running: Running, receiver: B
         assert answer["status"] == 200, answer
     data = (await receiver.next()).verified()["data"]
     assert (data["device_id"], data["call_sid"]) == (station, sid)
+
+
+async def test_a_key_that_reads_a_stations_stream_says_nothing_of_its_door(
+    running: Running, receiver: Backend
+) -> None:
+    station = fresh("station")
+    await register_for_stream(running, station)
+    headers = {"Authorization": f"Bearer {running.relay.access.api_key}"}
+    async with connect(
+        stream_url(running, device_id=station),
+        additional_headers=headers,
+        open_timeout=PATIENCE_S,
+    ) as socket:
+        stream = Stream(station, socket, json.loads(await socket.recv()))
+        refused = await stream.ask(says(await running.called(station)))
+    assert (refused["status"], refused["problem"]["type"]) == (403, "/problems/forbidden")
+    assert receiver.came.empty()

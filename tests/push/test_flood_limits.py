@@ -139,6 +139,7 @@ def test_an_emergency_caller_is_never_refused_and_costs_nobody_a_call(seconds: S
         for _ in range(1000):
             take(limits, doorbell, by=by)
     assert how_many(limits, device("doorbell"), by=own("ann")) == 60
+    assert how_many(limits, device("flat", "app"), by=own("ann")) == 5  # what an app's bucket holds
 
 
 def test_a_flood_under_ever_new_names_leaves_no_more_buckets_than_calls_let_through(

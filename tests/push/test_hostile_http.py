@@ -13,6 +13,7 @@ from push.api.admission import bounds_of
 from push.api.guarded_http import BODY_S, HEAD_BYTES, HEAD_FIELDS, HEAD_S, PIPELINED
 from tests.conftest import PATIENCE_S
 from tests.push.hostile import Raw, Target, attacked
+from tests.push.support import fresh, serving
 
 MB = 1024 * 1024
 HALF_A_HEAD = b"GET /v1/calls HTTP/1.1\r\nHost: relay\r\nX-Slow: "
@@ -230,6 +231,34 @@ async def test_one_address_has_a_bounded_number_of_connections_also_with_a_key(
                 again.send(shown % target.key.encode())
                 if (await again.answer()).status_code == 200:
                     break
+
+
+async def test_one_identity_has_a_bounded_number_of_connections_from_many_addresses(
+    tmp_path: Path,
+) -> None:
+    settings = {
+        "trusted_proxies": NO_PROXIES,
+        "max_connections": 64,
+        "max_connections_per_address": 16,
+    }
+    async with attacked(tmp_path, **settings) as target:
+        async with serving(target.relay) as running:
+            eve = fresh("eve")
+            await running.register(eve)
+            token = (await running.token(eve, eve))["Authorization"]
+        answers = []
+        for host in range(2, 8):
+            for _ in range(16):
+                raw = await target.open(f"127.0.0.{host}")
+                head = (
+                    f"GET /v1/ice-servers HTTP/1.1\r\nHost: relay\r\nAuthorization: {token}\r\n\r\n"
+                )
+                raw.send(head.encode())
+                answers.append(await raw.answer())
+        assert sum(answer.status_code == 200 for answer in answers) == 16
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert f"{eve} has as many connections" in refused.json()["detail"]
+        await target.must_answer_within(PATIENCE_S, "127.0.0.99")
 
 
 async def test_a_proxys_clients_are_counted_one_by_one_and_nobody_else_can_name_theirs(

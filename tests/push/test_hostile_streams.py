@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import pytest
 
 from tests.conftest import PATIENCE_S
 from tests.push.hostile import Raw, Target, attacked
+from tests.push.streams import register_for_stream, streaming
 from tests.push.support import fresh, serving
 
 MASKED_PING = b"\x89\xfd\0\0\0\0" + b"p" * 125
 """The longest that a ping may be; masked by zeros."""
+EMPTY_MESSAGE = b"\x81\x80\0\0\0\0"
 
 
 @pytest.fixture
@@ -72,3 +75,32 @@ async def test_a_stream_with_a_token_is_opened_when_strangers_hold_every_place(
     none = await handshaken(target, b"")
     await none.refused(503, "unavailable")
     assert (await target.get("/readyz")).status_code == 200
+
+
+async def test_streams_full_of_empty_messages_cost_no_memory(target: Target) -> None:
+    """Each takes the place of the one before, and whoever opened them keeps them all."""
+    query = b"?token=" + await token(target)
+    before = target.resident_mb()
+    for _ in range(20):
+        raw = await handshaken(target, query)
+        assert (await raw.answer()).status_code == 101
+        raw.send(EMPTY_MESSAGE * 80_000)
+        await asyncio.sleep(0.05)
+    assert target.resident_mb() - before < 40  # without bounds, 8 MB for each
+    await target.must_answer_within(PATIENCE_S)
+
+
+async def test_what_a_device_said_before_it_was_lost_is_done(target: Target) -> None:
+    web, called = fresh("web"), fresh("called")
+    async with serving(target.relay) as running:
+        await register_for_stream(running, called)
+        async with streaming(running, web) as stream:
+            invite = {"operation": "invite", "to": [called], "request_id": "last words"}
+            messages = [{"ack": stream.cursor}] * 60 + [{**invite, "extended_data": "x" * 2000}]
+            for message in messages:
+                await stream.socket.send(json.dumps(message))
+            stream.socket.transport.close()
+        calls = []
+        async with asyncio.timeout(PATIENCE_S):
+            while not calls:
+                calls = (await running.http.get("/v1/calls")).json()["calls"]
