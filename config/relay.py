@@ -148,7 +148,11 @@ class RelaySettings(BaseSettings):
         ),
     ] = 4096
     max_connections_per_address: Annotated[
-        int, Field(ge=1, description="of one address, or of one client behind `trusted_proxies`")
+        int,
+        Field(
+            ge=1,
+            description="of one address, one identity, or one client behind `trusted_proxies`",
+        ),
     ] = 512
     trusted_proxies: Annotated[
         tuple[ProxyNetwork, ...],
