@@ -43,8 +43,9 @@ _BREATH_S = 1.0
 _COSTLY_S = 0.1
 _REST = 4
 """How long judging rests, by what it cost, where that was much: it takes turns with the sound."""
-_REPORT_LIMIT_BYTES = 192 * 1024
-"""The relay's broker cuts off who sends more than 256 KiB at once."""
+_REPORT_LIMIT_BYTES = 76 * 1024
+"""The relay's broker cuts off who sends more than 80 KiB at once, topic and all."""
+_ERRORS_IN_SHORT = 8
 _VANISHED = (
     "the broker has lost this layer, and nobody has removed it: it stays in force; write it again, or"
     " one without settings to be rid of it"
@@ -366,10 +367,14 @@ def _newest(events: list[Event]) -> list[Event]:
 
 
 def _that_fits(document: Reported) -> bytes:
-    """The report as it is published: of one that is too long, what is wrong and no settings."""
+    """The report as it is published: of one that is too long, what is wrong and no settings; of that, if
+    it must be, the first."""
+    without_settings: dict[str, object] = {"effective": {}, "sources": {}, "local": {}}
+    in_short = {"errors": document.errors[:_ERRORS_IN_SHORT], "skipped": (), "locked": ()}
     payload = document.model_dump_json().encode()
-    if len(payload) > _REPORT_LIMIT_BYTES:
-        nothing: dict[str, object] = {"effective": {}, "sources": {}, "local": {}}
-        log.warning("report is too long and goes without its settings", bytes=len(payload))
-        payload = document.model_copy(update=nothing).model_dump_json().encode()
+    for left_out in (without_settings, without_settings | in_short):
+        if len(payload) <= _REPORT_LIMIT_BYTES:
+            break
+        log.warning("report is too long and goes without a part of it", bytes=len(payload))
+        payload = document.model_copy(update=left_out).model_dump_json().encode()
     return payload

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from agent.fleet import Fleet
+from agent.fleet import Fleet, _that_fits
 from agent.live_settings import LiveSettings
 from bench.simulated_agent import SimulatedAgent
 from config.agent import AgentSettings, BrokerSettings
@@ -178,6 +178,29 @@ async def test_layers_of_groups_that_a_device_is_not_in_cost_it_no_memory(tmp_pa
             )
             await until(gate, lambda: gate.live.now.call_timeout_s == 9)
             assert rss_mb() - before < 40, "parsed, they are 200 MB"
+
+
+def test_report_with_as_much_wrong_as_can_be_is_one_that_the_broker_passes() -> None:
+    wrong = LayerProblem(layer="group/" + "g" * 64, revision=1, path="p" * 256, reason="r" * 512)
+    settings = {f"key-{number}": "x" * 200 for number in range(200)}
+    report = Reported(
+        device_id=GATE,
+        software="bellwire",
+        at=datetime.now(UTC),
+        hash="0" * 64,
+        effective=settings,
+        sources=dict.fromkeys(settings, "default"),
+        revisions={"default": 1},
+        local=settings,
+        locked=tuple(f"{number}" + "l" * 250 for number in range(64)),
+        errors=(wrong,) * 48,
+        skipped=(wrong,) * 64,
+        state="refused",
+    )
+    sent = Reported.model_validate_json(_that_fits(report))
+    assert len(_that_fits(report)) < 80 * 1024 - 256
+    assert sent.errors
+    assert sent.hash == report.hash
 
 
 def rss_mb() -> float:
