@@ -36,7 +36,7 @@ def test_each_rule_asks_for_metrics_that_a_relay_has_by_labels_that_they_have() 
 
 def test_each_rule_says_what_is_wrong_and_what_to_do() -> None:
     names = [rule["alert"] for rule in rules()]
-    assert len(names) == len(set(names)) == 9
+    assert len(names) == len(set(names)) == 10
     for rule in rules():
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert rule["annotations"].keys() == {"summary", "action"}, rule["alert"]
