@@ -54,7 +54,8 @@ class DoorReports:
     ) -> None:
         self._database = database
         self._calls = calls
-        self._metrics = metrics
+        # Shown from the start, at 0: an alarm sees the first one, too.
+        self._locked_out = metrics.refused.labels(LOCKED_OUT)
         self._now = now
         self._on_event = on_event
         self._told: OrderedDict[str, None] = OrderedDict()
@@ -82,7 +83,7 @@ class DoorReports:
             return
         await self._database.write(lambda connection: self._owe(connection, event))
         self._remember(event.id)
-        self._metrics.refused.labels(LOCKED_OUT).inc()
+        self._locked_out.inc()
         log.warning(
             "door locked out",
             device_id=device,
