@@ -48,6 +48,7 @@ class Town:
             limits=httpx.Limits(max_keepalive_connections=0),
         )
         self._tokens: dict[tuple[str, str | None], str] = {}
+        self._registered: set[tuple[str, str]] = set()
         self._sessions: dict[tuple[str, str], mqtt.Client] = {}
 
     def close(self) -> None:
@@ -107,6 +108,10 @@ class Town:
 
     # Devices.
 
+    def may_have_token(self, who: str, device: str | None) -> bool:
+        """Whether there can be a token of somebody, and of this device: one lives with its device."""
+        return device is None or (who, device) in self._registered
+
     def register(self, who: str, device: str, *kinds: str) -> dict[str, Any]:
         body = {
             "identity": self.real(who),
@@ -115,12 +120,15 @@ class Town:
         }
         answer = self.ask("PUT", f"/v1/devices/{self.device(who, device)}", json=body)
         assert answer.is_success, answer.text
+        self._registered.add((who, device))
         registered: dict[str, Any] = answer.json()
         return registered
 
     def unregister(self, who: str, device: str) -> None:
         answer = self.ask("DELETE", f"/v1/devices/{self.device(who, device)}")
         assert answer.status_code == 204, answer.text
+        self._registered.discard((who, device))
+        self._tokens.pop((who, device), None)
 
     def connect(self, who: str, device: str) -> None:
         """Brings a device online, with its last will, until the relay knows."""

@@ -48,7 +48,9 @@ class ClockedRelay:
             database=None if database is None else SecretStr(database),
             not_received_after_s=NOT_RECEIVED_AFTER_S,
             idempotency_keep_s=10**8,  # longer than the clock is ever moved
-            device_invites_per_s=10**6,  # which floods in real time, and the model knows none
+            # These flood in real time, and the model knows none.
+            device_invites_per_s=10**6,
+            device_requests_per_s=10**6,
         )
         self._loop = _Loop()
         self._stop = asyncio.Event()

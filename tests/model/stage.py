@@ -83,6 +83,13 @@ class Stage(RuleBasedStateMachine):
             self.town.unregister(name, "phone")
         self._reach[name] = why_not
 
+    def token_of(self, who: str | None, device: str | None) -> tuple[str, str | None] | None:
+        """Whose token asks, if somebody can have one; else a server asks in their name."""
+        if who is None:
+            return None
+        self.why_not(who)
+        return (who, device) if self.town.may_have_token(who, device) else None
+
     # Making calls.
 
     def makes(
@@ -97,7 +104,7 @@ class Stage(RuleBasedStateMachine):
     ) -> None:
         """Makes a call, if it can be made."""
         body = {"mode": "common", "call_type": "audio", "custom_parameters": {}, **more}
-        by = (caller, device) if caller is not None and by_token else None
+        by = self.token_of(caller, device) if by_token else None
         if isinstance(to, dict):
             wanted = [one for one in self.groups.get(to["group"], []) if one != caller]
             body["to"] = {"group": self.town.real(to["group"])}
@@ -147,7 +154,7 @@ class Stage(RuleBasedStateMachine):
         **body: Any,  # noqa: ANN401 - JSON
     ) -> None:
         """Does an operation, and can do it again."""
-        by = (who, device) if who is not None and by_token else None
+        by = self.token_of(who, device) if by_token else None
         if who is not None and by is None:
             body["identity"] = self.town.real(who)
             if device is not None:
