@@ -138,7 +138,8 @@ class TwilioNotifications:
         if not devices:
             raise NotFound(f"{notification.identity} has no device with an apns or fcm channel")
         expires_at_ms = to_ms(self._now()) + notification.life_s * 1000
-        caller = Caller(notification.keys.get("twi_from", "")[:_NAME_LIMIT])
+        # As identities are named elsewhere; a telephone number stays what it is.
+        caller = Caller(notification.keys.get("twi_from", "")[:_NAME_LIMIT].removeprefix("client:"))
         with self._floods.taken([] if notification.is_cancel else devices, caller):
             deliveries = list(_deliveries(notification, devices, expires_at_ms))
             owe(connection, deliveries, self._outbox.leased_until_ms)

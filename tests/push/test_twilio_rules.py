@@ -214,7 +214,9 @@ async def test_a_flood_of_calls_is_refused_and_cancels_and_repeats_are_not(
     for document in (first, keys("bob"), keys("bob")):
         assert await scene.post(document) == Forwarded(1)
     owed = len(await scene.owed())
-    with pytest.raises(TooManyRequests, match="a device of bob is called too often") as flood:
+    with pytest.raises(
+        TooManyRequests, match="a device of bob is called by alice too often"
+    ) as flood:
         await scene.post(keys("bob"))
     assert flood.value.retry_after_s == pytest.approx(10, abs=0.5)
     assert len(await scene.owed()) == owed
