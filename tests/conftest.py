@@ -3,6 +3,7 @@
 
 import asyncio
 import itertools
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,6 +32,13 @@ device whose next look for a lost broker is as far away as it can be."""
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run the long tests too")
+
+
+def pytest_configure() -> None:
+    # A shell has what it starts in the background ignore SIGINT, and this is inherited; a handler is
+    # not. So the run goes on ignoring it, while the commands under test hear it as in the foreground.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: None)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
