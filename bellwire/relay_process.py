@@ -8,16 +8,28 @@ import os
 import socket
 import sys
 import tempfile
-from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Mapping
+from asyncio.subprocess import DEVNULL
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Protocol, Self
 
 from bellwire.relay_client import RelayAccess, find_relay
 from signaling.errors import Unavailable
 
 _START_TIMEOUT_S = 30.0
+
+
+class Process(Protocol):
+    """What is needed of a process that runs, as `asyncio.subprocess.Process` has it."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None: ...
+    async def wait(self) -> int: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
 
 
 class RelayProcess:
@@ -78,7 +90,9 @@ class RelayProcess:
         ):
             notified.setblocking(False)
             notified.bind(f"{folder}/notify")
-            self._process = await self._spawn(f"{folder}/notify")
+            environment = {**os.environ, **self._environment, "NOTIFY_SOCKET": f"{folder}/notify"}
+            with self.log_path.open("ab") as log:
+                self._process = await self.spawn(self._arguments, environment, log)
             await self._wait_ready(self._process, notified)
 
     async def stop(self) -> None:
@@ -95,19 +109,22 @@ class RelayProcess:
             await self._process.wait()
         self._process = None
 
-    async def _spawn(self, notify_socket: str) -> Process:
-        with self.log_path.open("ab") as log:
-            return await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "bellwire",
-                *self._arguments,
-                stdin=DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **self._environment, "NOTIFY_SOCKET": notify_socket},
-                start_new_session=True,  # Ctrl-C is for whoever started it, who stops it in order
-            )
+    async def spawn(
+        self, arguments: Sequence[str], environment: Mapping[str, str], log: BinaryIO
+    ) -> Process:
+        """Starts `bellwire` with these arguments, which says all into this log. In a session of its own:
+        Ctrl-C is for whoever started it, who stops it in order."""
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "bellwire",
+            *arguments,
+            stdin=DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
 
     async def _wait_ready(self, process: Process, notified: socket.socket) -> None:
         ready = asyncio.ensure_future(_hear_ready(notified))

@@ -41,7 +41,9 @@ def duration_s(text: str) -> float:
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Within it SIGTERM does what Ctrl-C does, and either lets what runs clean up, then ends the
-    process without a traceback."""
+    process without a traceback. So too where a shell, as it does in the background, had it ignore
+    SIGINT: it would otherwise hear neither."""
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         yield
@@ -49,3 +51,4 @@ def stoppable() -> Iterator[None]:
         raise SystemExit(_INTERRUPTED) from None
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupt)

@@ -18,12 +18,12 @@ from agent.call import CallRecord, CallStatus
 from agent.main import Agent
 from agent.sound_card import SoundCard
 from bellwire.relay_client import RelayClient
-from bellwire.relay_process import RelayProcess
 from bellwire.simulated_station import SimulatedStation
 from bench.postgres_cluster import postgres_cluster
 from config.agent import AgentSettings, BrokerSettings, default_panel
 from config.last_good import LastGood
 from signaling.requests import ChannelRequest, DeviceRequest
+from tests.forking import ForkedRelay
 
 PATIENCE_S = 45.0
 """How long a test waits for an event before it fails: long enough for a busy machine, and for a
@@ -80,21 +80,21 @@ def new_postgres_database(postgres: str) -> Callable[[], str]:
 
 
 @pytest.fixture
-async def relay(tmp_path: Path) -> AsyncIterator[RelayProcess]:
+async def relay(tmp_path: Path) -> AsyncIterator[ForkedRelay]:
     """A relay with a mosquitto of its own, on a port of its own, for one test."""
-    async with RelayProcess(tmp_path / "relay") as running:
+    async with ForkedRelay(tmp_path / "relay") as running:
         yield running
 
 
 @pytest.fixture
-def client(relay: RelayProcess) -> Iterator[RelayClient]:
+def client(relay: ForkedRelay) -> Iterator[RelayClient]:
     """The operator's client of the relay. It blocks: in async tests use `asyncio.to_thread`."""
     with RelayClient(relay.access) as connected:
         yield connected
 
 
 @pytest.fixture
-async def http(relay: RelayProcess) -> AsyncIterator[httpx.AsyncClient]:
+async def http(relay: ForkedRelay) -> AsyncIterator[httpx.AsyncClient]:
     """Plain HTTP to the relay, with the operator's API key."""
     access = relay.access
     headers = {"Authorization": f"Bearer {access.api_key}"}

@@ -6,13 +6,13 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from bellwire.relay_process import RelayProcess
 from broker.provision import DynamicSecurity
 from broker.session import Session
 from tests.agent.desk import Desk, Exchange, desk_at
 from tests.agent.talking import DESK, FRONT, Talker, talker
 from tests.broker.running import RunningBroker, held, soon
 from tests.conftest import PATIENCE_S
+from tests.forking import ForkedRelay
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -39,7 +39,7 @@ async def far_desk(exchange: Exchange) -> AsyncIterator[Desk]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def talk_http(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[httpx.AsyncClient]:
-    async with RelayProcess(tmp_path_factory.mktemp("talking") / "relay") as relay:
+    async with ForkedRelay(tmp_path_factory.mktemp("talking") / "relay") as relay:
         headers = {"Authorization": f"Bearer {relay.access.api_key}"}
         async with httpx.AsyncClient(
             base_url=relay.access.url, headers=headers, timeout=PATIENCE_S

@@ -13,9 +13,9 @@ import numpy as np
 import pytest_asyncio
 
 from agent.call import Call
-from bellwire.relay_process import RelayProcess
 from tests.agent.talking import FRONT, Talker, connected, talker
 from tests.conftest import PATIENCE_S
+from tests.forking import ForkedRelay
 from tests.hardware.conftest import VirtualTime
 from tests.speech import RATE_HZ
 from tests.system.mqtt_ear import Ear, address_of_own_broker, ear
@@ -27,7 +27,7 @@ RELAY = "relay"
 
 @pytest_asyncio.fixture
 async def quality_http(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    async with RelayProcess(tmp_path / RELAY) as relay:
+    async with ForkedRelay(tmp_path / RELAY) as relay:
         headers = {"Authorization": f"Bearer {relay.access.api_key}"}
         async with httpx.AsyncClient(
             base_url=relay.access.url, headers=headers, timeout=PATIENCE_S

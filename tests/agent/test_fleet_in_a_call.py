@@ -89,9 +89,9 @@ def longest_gap(blocks: list[Block]) -> int:
 
 @pytest.fixture
 async def http(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    from bellwire.relay_process import RelayProcess
+    from tests.forking import ForkedRelay
 
-    async with RelayProcess(tmp_path / "relay") as relay:
+    async with ForkedRelay(tmp_path / "relay") as relay:
         headers = {"Authorization": f"Bearer {relay.access.api_key}"}
         async with httpx.AsyncClient(
             base_url=relay.access.url, headers=headers, timeout=PATIENCE_S

@@ -15,7 +15,6 @@ from agent.call import Call, CallStatus
 from agent.doors import Doors
 from agent.live_settings import LiveSettings
 from agent.media_news import MediaTiming
-from bellwire.relay_process import RelayProcess
 from config.agent import ConfigurableSettings
 from hardware.door import DoorRelease
 from hardware.panel import Panel
@@ -23,6 +22,7 @@ from hardware.simulated import SimulatedPins
 from tests.agent.post import settings_of
 from tests.agent.talking import QUICK, Talker, heard, talker
 from tests.conftest import PATIENCE_S, register_station
+from tests.forking import ForkedRelay
 from tests.janus import SECRET, RunningJanus, janus, needs_janus
 from tests.speech import RATE_HZ, Sound, fraction_heard, say
 from tests.system.scene import Record
@@ -131,7 +131,7 @@ async def all_hear_in_room(listeners: Sequence[Talker], speech: Sound) -> None:
 @asynccontextmanager
 async def relay_at(data: Path, **settings: str) -> AsyncIterator[httpx.AsyncClient]:
     environment = {f"BELLWIRE_{name.upper()}": value for name, value in settings.items()}
-    async with RelayProcess(data, environment=environment) as relay:
+    async with ForkedRelay(data, environment=environment) as relay:
         headers = {"Authorization": f"Bearer {relay.access.api_key}"}
         async with httpx.AsyncClient(
             base_url=relay.access.url, headers=headers, timeout=PATIENCE_S

@@ -2,12 +2,12 @@
 
 import asyncio
 import os
-import sys
-from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Mapping
 from dataclasses import dataclass
+from tempfile import TemporaryFile
 
 from tests.conftest import PATIENCE_S
+from tests.forking import forked
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,20 @@ def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
 
 async def bellwire(*arguments: object, more: Mapping[str, str] | None = None) -> Ended:
     """Runs a command to its end, with nothing to read."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bellwire", *map(str, arguments)),
-        stdin=DEVNULL,
-        stdout=PIPE,
-        stderr=PIPE,
-        env=environment(more),
-    )
-    try:
-        async with asyncio.timeout(2 * PATIENCE_S):
-            out, err = await process.communicate()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        raise
-    assert process.returncode is not None
-    return Ended(process.returncode, out.decode(), err.decode())
+    with TemporaryFile() as out, TemporaryFile() as err:
+        process = await forked(
+            [*map(str, arguments)],
+            environment=environment(more),
+            stdout=out.fileno(),
+            stderr=err.fileno(),
+        )
+        try:
+            async with asyncio.timeout(2 * PATIENCE_S):
+                code = await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            raise
+        out.seek(0)
+        err.seek(0)
+        return Ended(code, out.read().decode(), err.read().decode())

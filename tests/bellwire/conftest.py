@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from bellwire.relay_process import RelayProcess
 from tests.bellwire.fleet_stage import FleetStage, fleet_stage
+from tests.forking import ForkedRelay
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared_relay(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RelayProcess]:
+async def shared_relay(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ForkedRelay]:
     folder: Path = tmp_path_factory.mktemp("shared")
-    async with RelayProcess(folder / "relay") as running:
+    async with ForkedRelay(folder / "relay") as running:
         yield running
 
 

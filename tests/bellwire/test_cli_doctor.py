@@ -14,18 +14,18 @@ import pytest
 import pytest_asyncio
 from pydantic import SecretStr
 
-from bellwire.relay_process import RelayProcess
 from config.agent import AgentSettings, BrokerSettings, agent_file
 from config.private_file import write_private
 from tests.bellwire.command import Ended, bellwire
 from tests.conftest import PATIENCE_S, register_station
+from tests.forking import ForkedRelay
 from tests.system.mosquitto import running_mosquitto
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def settings(shared_relay: RelayProcess) -> AsyncIterator[AgentSettings]:
+async def settings(shared_relay: ForkedRelay) -> AsyncIterator[AgentSettings]:
     """Those of a device of the relay."""
     access = shared_relay.access
     headers = {"Authorization": f"Bearer {access.api_key}"}
@@ -56,7 +56,7 @@ def must_find(ended: Ended, what: str, mend: str) -> None:
 
 
 async def test_doctor_finds_nothing_where_all_is_well(
-    shared_relay: RelayProcess, settings: AgentSettings, tmp_path: Path
+    shared_relay: ForkedRelay, settings: AgentSettings, tmp_path: Path
 ) -> None:
     file = written(settings, tmp_path / "gate.toml")
     ended = await bellwire("doctor", "--data", shared_relay.data, "--config", file)
@@ -68,14 +68,14 @@ async def test_doctor_finds_nothing_where_all_is_well(
 
 
 async def test_doctor_says_loudly_that_all_may_ring_all_whatever_told_the_relay(
-    shared_relay: RelayProcess, tmp_path: Path
+    shared_relay: ForkedRelay, tmp_path: Path
 ) -> None:
     """A relay under systemd has its settings in the environment, where no file tells of them."""
     loud = "! EVERYBODY MAY RING EVERYBODY"
     ended = await bellwire("doctor", "--data", shared_relay.data)
     assert loud in ended.out and "BELLWIRE_POLICY" in ended.out
     policy = {"BELLWIRE_POLICY": '{"default": "deny"}'}
-    async with RelayProcess(tmp_path / "relay", environment=policy) as relay:
+    async with ForkedRelay(tmp_path / "relay", environment=policy) as relay:
         assert loud not in (await bellwire("doctor", "--data", relay.data)).out
 
 
@@ -89,7 +89,7 @@ async def test_doctor_finds_that_no_relay_answers(tmp_path: Path) -> None:
     must_find(ended, "no relay answers at http://127.0.0.1:1", "bellwire relay")
 
 
-async def test_doctor_finds_a_wrong_api_key(shared_relay: RelayProcess, tmp_path: Path) -> None:
+async def test_doctor_finds_a_wrong_api_key(shared_relay: ForkedRelay, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("bwk_of-another-relay")
     ended = await bellwire(
         "doctor", "--data", shared_relay.data, "--api-key-file", tmp_path / "key"
@@ -100,7 +100,7 @@ async def test_doctor_finds_a_wrong_api_key(shared_relay: RelayProcess, tmp_path
 
 @pytest.mark.parametrize("name", ["", "api-key", "relay.db"])
 async def test_doctor_finds_files_that_others_may_read(
-    shared_relay: RelayProcess, name: str
+    shared_relay: ForkedRelay, name: str
 ) -> None:
     path = shared_relay.data / name
     mode = path.stat().st_mode
@@ -114,7 +114,7 @@ async def test_doctor_finds_files_that_others_may_read(
 
 async def test_doctor_finds_that_the_relay_has_lost_its_broker(tmp_path: Path) -> None:
     async with running_mosquitto(tmp_path / "broker") as broker:
-        relay = RelayProcess(
+        relay = ForkedRelay(
             tmp_path / "relay", arguments=broker.arguments, environment=broker.environment
         )
         async with relay:
@@ -190,7 +190,7 @@ async def test_doctor_finds_an_agent_file_that_is_missing_broken_or_open_to_all(
 
 
 async def test_doctor_finds_wrong_credentials_an_unreachable_broker_and_rights_too_wide(
-    shared_relay: RelayProcess, settings: AgentSettings, tmp_path: Path
+    shared_relay: ForkedRelay, settings: AgentSettings, tmp_path: Path
 ) -> None:
     login = json.loads((shared_relay.data / "broker" / "login.json").read_text())
     of_relay = {"username": login["username"], "password": SecretStr(login["password"])}

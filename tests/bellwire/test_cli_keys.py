@@ -9,24 +9,24 @@ import httpx
 import pytest
 
 from bellwire.keys_command import seconds_in
-from bellwire.relay_process import RelayProcess
 from signaling.errors import InvalidInput
 from tests.bellwire.command import Ended, bellwire
 from tests.conftest import PATIENCE_S
+from tests.forking import ForkedRelay
 
 
-async def operate(relay: RelayProcess, *arguments: object) -> Ended:
+async def operate(relay: ForkedRelay, *arguments: object) -> Ended:
     return await bellwire(*arguments, "--data", relay.data)
 
 
-async def status_of(relay: RelayProcess, credentials: str, path: str = "/v1/devices") -> int:
+async def status_of(relay: ForkedRelay, credentials: str, path: str = "/v1/devices") -> int:
     headers = {"Authorization": f"Bearer {credentials}"}
     async with httpx.AsyncClient(base_url=relay.access.url, timeout=PATIENCE_S) as http:
         return (await http.get(path, headers=headers)).status_code
 
 
 async def test_a_key_is_made_used_listed_rotated_and_revoked(
-    shared_relay: RelayProcess, tmp_path: Path
+    shared_relay: ForkedRelay, tmp_path: Path
 ) -> None:
     file = tmp_path / "billing.key"
     scopes = ("--scope", "devices", "--scope", "calls")
@@ -66,14 +66,14 @@ async def test_a_key_is_made_used_listed_rotated_and_revoked(
     (await operate(shared_relay, "keys", "revoke", "billing")).must_say_in_one_line("keys list")
 
 
-async def test_a_key_is_printed_alone_where_no_file_is_named(shared_relay: RelayProcess) -> None:
+async def test_a_key_is_printed_alone_where_no_file_is_named(shared_relay: ForkedRelay) -> None:
     made = await operate(shared_relay, "keys", "add", "printed", "--scope", "metrics")
     assert re.fullmatch(r"bwk_[\w-]{43}\n", made.out)
     assert await status_of(shared_relay, made.out.strip(), "/metrics/devices") == 200
 
 
 async def test_a_relays_own_key_that_has_leaked_is_rotated_in_place(tmp_path: Path) -> None:
-    async with RelayProcess(tmp_path / "relay") as relay:
+    async with ForkedRelay(tmp_path / "relay") as relay:
         file = relay.data / "api-key"
         leaked = file.read_text().strip()
         listed = json.loads((await operate(relay, "keys", "list", "--json")).out)
@@ -91,7 +91,7 @@ async def test_a_relays_own_key_that_has_leaked_is_rotated_in_place(tmp_path: Pa
         assert (await operate(relay, "devices", "list")).code == 0
 
 
-async def test_a_key_that_nobody_could_see_is_not_made(shared_relay: RelayProcess) -> None:
+async def test_a_key_that_nobody_could_see_is_not_made(shared_relay: ForkedRelay) -> None:
     nowhere = "/nonexistent/key"
     made = await operate(shared_relay, "keys", "add", "x", "--scope", "calls", "--out", nowhere)
     made.must_say_in_one_line("no folder")
@@ -103,7 +103,7 @@ async def test_a_key_that_nobody_could_see_is_not_made(shared_relay: RelayProces
     assert (await operate(shared_relay, "keys", "list")).code == 0, "the old key is good"
 
 
-async def test_tokens_are_revoked_and_the_next_are_good(shared_relay: RelayProcess) -> None:
+async def test_tokens_are_revoked_and_the_next_are_good(shared_relay: ForkedRelay) -> None:
     async def issued(*more: str) -> str:
         return (await operate(shared_relay, "token", "issue", "alice", *more)).out.strip()
 
@@ -140,7 +140,7 @@ def test_a_time_that_no_key_is_good_for_is_refused_with_the_longest() -> None:
         seconds_in("9999d")
 
 
-async def test_a_name_that_no_key_can_have_is_refused_in_words(shared_relay: RelayProcess) -> None:
+async def test_a_name_that_no_key_can_have_is_refused_in_words(shared_relay: ForkedRelay) -> None:
     """`revoke ../devices` was a request of another route."""
     for name in ("bad name", "", "../devices", "a/b"):
         for command in (("add", "--scope", "calls"), ("rotate",), ("revoke",)):

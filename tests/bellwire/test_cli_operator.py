@@ -9,11 +9,11 @@ import httpx
 import pytest
 
 from agent.call import CallStatus
-from bellwire.relay_process import RelayProcess
 from config.agent import load_agent_settings, settings_given
 from config.layer_reach import Reach
 from tests.bellwire.command import Ended, bellwire
 from tests.conftest import PATIENCE_S, running_station
+from tests.forking import ForkedRelay
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -24,16 +24,16 @@ TWIML = """<?xml version="1.0"?>
 """
 
 
-async def operate(relay: RelayProcess, *arguments: object) -> Ended:
+async def operate(relay: ForkedRelay, *arguments: object) -> Ended:
     return await bellwire(*arguments, "--data", relay.data)
 
 
-async def add(relay: RelayProcess, name: str, out: Path, *more: str) -> Ended:
+async def add(relay: ForkedRelay, name: str, out: Path, *more: str) -> Ended:
     return await operate(relay, "devices", "add", name, "--identity", name, "--out", out, *more)
 
 
 async def test_device_is_added_rung_by_a_call_listed_and_removed(
-    shared_relay: RelayProcess, tmp_path: Path
+    shared_relay: ForkedRelay, tmp_path: Path
 ) -> None:
     file = tmp_path / "gate.toml"
     added = await add(shared_relay, "gate", file, "--calls", "lobby")
@@ -69,7 +69,7 @@ async def test_device_is_added_rung_by_a_call_listed_and_removed(
 
 
 async def test_file_that_exists_is_not_overwritten_unless_credentials_are_rotated(
-    shared_relay: RelayProcess, tmp_path: Path
+    shared_relay: ForkedRelay, tmp_path: Path
 ) -> None:
     file = tmp_path / "door.toml"
     file.write_text("precious")
@@ -92,7 +92,7 @@ async def test_file_that_exists_is_not_overwritten_unless_credentials_are_rotate
 
 
 async def test_device_is_not_registered_where_its_file_or_its_broker_is_wrong(
-    shared_relay: RelayProcess, tmp_path: Path
+    shared_relay: ForkedRelay, tmp_path: Path
 ) -> None:
     """It was registered first: the file that could not be written took the password with it."""
     file = tmp_path / "hut.toml"
@@ -117,14 +117,14 @@ async def test_a_relay_that_names_devices_a_broker_without_tls_registers_none(
     tmp_path: Path,
 ) -> None:
     names = {"BELLWIRE_DEVICE_BROKER": "mqtt://192.0.2.7"}
-    async with RelayProcess(tmp_path / "relay", environment=names) as relay:
+    async with ForkedRelay(tmp_path / "relay", environment=names) as relay:
         refused = await add(relay, "hut", tmp_path / "hut.toml")
         refused.must_say_in_one_line("mqtt://192.0.2.7", "has no TLS", "--insecure")
         assert "No devices yet" in (await operate(relay, "devices", "list")).out
 
 
 async def test_call_from_twiml_is_watched_to_its_end(
-    shared_relay: RelayProcess, tmp_path: Path
+    shared_relay: ForkedRelay, tmp_path: Path
 ) -> None:
     document = tmp_path / "invite.xml"
     document.write_text(TWIML)
@@ -141,13 +141,13 @@ async def test_call_from_twiml_is_watched_to_its_end(
     assert "ended" in watched.out
 
 
-async def test_call_to_nobody_known_says_what_to_do(shared_relay: RelayProcess) -> None:
+async def test_call_to_nobody_known_says_what_to_do(shared_relay: ForkedRelay) -> None:
     ended = await operate(shared_relay, "call", "nobody-at-all")
     ended.must_say_in_one_line("device", "register")
 
 
 async def test_token_is_printed_alone_and_lets_an_app_act_as_its_identity(
-    shared_relay: RelayProcess,
+    shared_relay: ForkedRelay,
 ) -> None:
     plain = await operate(shared_relay, "token", "alice", "--ttl", "60")
     assert plain.code == 0
@@ -166,7 +166,7 @@ async def test_token_is_printed_alone_and_lets_an_app_act_as_its_identity(
     ids=" ".join,
 )
 async def test_wrong_api_key_is_refused_in_one_line_that_does_not_show_it(
-    shared_relay: RelayProcess, tmp_path: Path, command: tuple[str, ...]
+    shared_relay: ForkedRelay, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     key = tmp_path / "key"
     key.write_text("bwk_of-another-relay\n")

@@ -12,20 +12,20 @@ from agent.call import CallStatus
 from bellwire.diagnosis import Verdict
 from bellwire.push_reasons import APNS, FCM
 from bellwire.push_view import ChannelReport, report_channel
-from bellwire.relay_process import RelayProcess
 from signaling.answers import ChannelAnswer, DeliveryAnswer, DeliveryState
 from signaling.calls import UserState
 from tests.bellwire.command import Ended, bellwire
 from tests.conftest import PATIENCE_S, register_station, running_station
+from tests.forking import ForkedRelay
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def push_test(relay: RelayProcess, device: str, *more: object) -> Ended:
+async def push_test(relay: ForkedRelay, device: str, *more: object) -> Ended:
     return await bellwire("push", "test", "--device", device, "--data", relay.data, *more)
 
 
-def http_of(relay: RelayProcess) -> httpx.AsyncClient:
+def http_of(relay: ForkedRelay) -> httpx.AsyncClient:
     headers = {"Authorization": f"Bearer {relay.access.api_key}"}
     return httpx.AsyncClient(base_url=relay.access.url, headers=headers, timeout=PATIENCE_S)
 
@@ -37,7 +37,7 @@ async def state_of_newest_call(http: httpx.AsyncClient, identity: str) -> str:
 
 
 async def test_device_that_is_connected_rings_until_the_test_is_over(
-    shared_relay: RelayProcess,
+    shared_relay: ForkedRelay,
 ) -> None:
     async with http_of(shared_relay) as http:
         settings = await register_station(http, "door")
@@ -53,7 +53,7 @@ async def test_device_that_is_connected_rings_until_the_test_is_over(
 
 
 async def test_call_that_a_device_answers_meanwhile_is_ended_too(
-    shared_relay: RelayProcess,
+    shared_relay: ForkedRelay,
 ) -> None:
     async with http_of(shared_relay) as http:
         settings = await register_station(http, "hall")
@@ -67,7 +67,7 @@ async def test_call_that_a_device_answers_meanwhile_is_ended_too(
 
 
 async def test_device_that_is_away_is_said_to_be_with_what_to_do_and_exit_code_1(
-    shared_relay: RelayProcess,
+    shared_relay: ForkedRelay,
 ) -> None:
     async with http_of(shared_relay) as http:
         await register_station(http, "attic")
@@ -82,7 +82,7 @@ async def test_device_that_is_away_is_said_to_be_with_what_to_do_and_exit_code_1
 
 
 async def test_push_app_that_the_settings_no_longer_hold_is_named(
-    shared_relay: RelayProcess,
+    shared_relay: ForkedRelay,
 ) -> None:
     async with http_of(shared_relay) as http:
         body = {"identity": "alice", "channels": [{"kind": "websocket"}]}
@@ -109,7 +109,7 @@ async def test_push_app_that_the_settings_no_longer_hold_is_named(
 
 
 async def test_device_that_is_not_there_or_has_no_channels_is_refused_in_one_line(
-    shared_relay: RelayProcess,
+    shared_relay: ForkedRelay,
 ) -> None:
     (await push_test(shared_relay, "nobody")).must_say_in_one_line("there is no device nobody")
     async with http_of(shared_relay) as http:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from bellwire.relay_process import RelayProcess
 from broker.embedded import EmbeddedBroker
 from broker.loopback_ports import free_port, holder_of, is_free, outgoing_ports
 from tests.conftest import PATIENCE_S
+from tests.forking import ForkedRelay
 from tests.push.support import serving
 
 
@@ -71,7 +71,7 @@ def test_a_port_that_files_may_name_stays(tmp_path: Path, username: str) -> None
 async def test_a_relay_whose_brokers_port_is_held_says_by_what_and_serves_once_it_is_free(
     tmp_path: Path,
 ) -> None:
-    relay = RelayProcess(tmp_path / "relay")
+    relay = ForkedRelay(tmp_path / "relay")
     async with relay, serving(relay) as running:
         await running.register("desk")
     server, client, port = taken_by_a_connection()

@@ -17,11 +17,11 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
-from bellwire.relay_process import RelayProcess
 from broker.loopback_ports import free_port
 from push.api.guarded_http import HEAD_BYTES
 from tests.conftest import PATIENCE_S
 from tests.deploy.test_deploy import DEPLOY, certificate
+from tests.forking import ForkedRelay
 from tests.push.support import Running, fresh, serving
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin")
@@ -117,7 +117,7 @@ class Front:
 
 
 @asynccontextmanager
-async def in_front(kind: str, folder: Path, relay: RelayProcess) -> AsyncIterator[Front]:
+async def in_front(kind: str, folder: Path, relay: ForkedRelay) -> AsyncIterator[Front]:
     command = {"nginx": nginx_command, "caddy": caddy_command}[kind]
     certificate(folder / "certs")
     port = free_port()
@@ -156,7 +156,7 @@ async def front(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         "BELLWIRE_TRUSTED_PROXIES": '["127.0.0.1"]',
         "BELLWIRE_MAX_CONNECTIONS_PER_ADDRESS": "2",
     }
-    relay = RelayProcess(tmp_path / "relay", environment=environment)
+    relay = ForkedRelay(tmp_path / "relay", environment=environment)
     folder = tmp_path / "proxy"
     folder.mkdir()
     async with relay, in_front(request.param, folder, relay) as opened:

@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx
 
-from bellwire.relay_process import RelayProcess
 from tests.conftest import register_station
 from tests.docs.documents import ROOT, Block, blocks
+from tests.forking import ForkedRelay
 
 PAGE = ROOT / "docs/http.md"
 _CHANGING = re.compile(r"_sid|_at|token|password|url|^key$|^client_id$")
@@ -66,7 +66,7 @@ def is_alike(shown: Any, answered: Any, name: str = "") -> bool:  # noqa: ANN401
 
 
 async def test_relay_answers_the_curl_examples_as_the_page_shows(
-    relay: RelayProcess, http: httpx.AsyncClient
+    relay: ForkedRelay, http: httpx.AsyncClient
 ) -> None:
     await register_station(http, "desk-1", identity="desk")
     variables = {"RELAY": relay.access.url, "KEY": relay.access.api_key}
@@ -95,7 +95,7 @@ async def test_relay_answers_the_curl_examples_as_the_page_shows(
 
 
 async def test_body_of_another_content_type_is_refused_as_the_page_says(
-    relay: RelayProcess,
+    relay: ForkedRelay,
 ) -> None:
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     headers = {"X-API-Key": relay.access.api_key}

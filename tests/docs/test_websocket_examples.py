@@ -19,9 +19,9 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from bellwire.relay_process import RelayProcess
 from tests.conftest import PATIENCE_S
 from tests.docs.documents import ROOT, blocks
+from tests.forking import ForkedRelay
 
 PAGE = ROOT / "docs/websocket.md"
 NODE = shutil.which("node")
@@ -78,7 +78,7 @@ async def _pass_on(reader: StreamReader, writer: StreamWriter) -> None:
 
 
 @asynccontextmanager
-async def network_to(relay: RelayProcess) -> AsyncIterator[Network]:
+async def network_to(relay: ForkedRelay) -> AsyncIterator[Network]:
     network = Network(relay.access.url)
     server = await asyncio.start_server(network.serve, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
@@ -133,7 +133,7 @@ async def call(http: httpx.AsyncClient, *to: str) -> str:
     return sid
 
 
-async def plays(command: list[str], relay: RelayProcess, http: httpx.AsyncClient) -> None:
+async def plays(command: list[str], relay: ForkedRelay, http: httpx.AsyncClient) -> None:
     """An example accepts a call and misses nothing of what happens while its network is cut. When
     its device opens another stream, or is removed, it comes to its end."""
     token = await register(http, "desk-web", "desk")
@@ -179,7 +179,7 @@ async def comes_to_its_end(process: Process) -> None:
 
 
 async def test_python_example_accepts_calls_and_loses_none_with_its_connection(
-    relay: RelayProcess, http: httpx.AsyncClient, tmp_path: Path
+    relay: ForkedRelay, http: httpx.AsyncClient, tmp_path: Path
 ) -> None:
     script = tmp_path / "phone.py"
     script.write_text(example("python"))
@@ -188,7 +188,7 @@ async def test_python_example_accepts_calls_and_loses_none_with_its_connection(
 
 @pytest.mark.skipif(NODE is None, reason="there is no Node.js here to run it with")
 async def test_browser_example_accepts_calls_and_loses_none_with_its_connection(
-    relay: RelayProcess, http: httpx.AsyncClient, tmp_path: Path
+    relay: ForkedRelay, http: httpx.AsyncClient, tmp_path: Path
 ) -> None:
     script = tmp_path / "phone.mjs"
     script.write_text(example("js") + HARNESS)
@@ -196,7 +196,7 @@ async def test_browser_example_accepts_calls_and_loses_none_with_its_connection(
 
 
 async def test_stream_is_refused_before_the_upgrade_as_the_page_says(
-    relay: RelayProcess, http: httpx.AsyncClient
+    relay: ForkedRelay, http: httpx.AsyncClient
 ) -> None:
     desk, lobby = await register(http, "desk-web", "desk"), await register(http, "lobby-1", "lobby")
     await http.put("/v1/devices/desk-1", json={"identity": "desk", "channels": [{"kind": "mqtt"}]})
@@ -219,7 +219,7 @@ async def test_stream_is_refused_before_the_upgrade_as_the_page_says(
     assert list(dict.fromkeys(refused)) == [(int(status), kind) for status, kind in rows]
 
 
-async def refusal(relay: RelayProcess, query: str) -> Any:  # noqa: ANN401 - JSON
+async def refusal(relay: ForkedRelay, query: str) -> Any:  # noqa: ANN401 - JSON
     url = relay.access.url.replace("http", "ws", 1)
     with pytest.raises(InvalidStatus) as refused:
         async with connect(f"{url}/v1/events?{query}", open_timeout=PATIENCE_S):

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from bellwire.relay_process import RelayProcess
 from push.store.database import Database
 from push.store.opening import open_database
 from push.store.sqlite import SqliteDatabase
+from tests.forking import ForkedRelay
 from tests.push.clock import Clock
 from tests.push.support import Running, serving
 from tests.push.webhook_receiver import Backend, backend
@@ -42,7 +42,7 @@ async def running(
     data = tmp_path_factory.mktemp("relay") / "data"
     environment = settings if store is None else {**settings, "BELLWIRE_DATABASE": store}
     async with (
-        RelayProcess(data, environment=environment) as relay,
+        ForkedRelay(data, environment=environment) as relay,
         serving(relay, store) as here,
     ):
         yield here

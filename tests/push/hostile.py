@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from bellwire.relay_process import RelayProcess
 from tests.conftest import PATIENCE_S
+from tests.forking import ForkedRelay
 from tests.push.support import PROBLEM_TYPE, assert_problem
 
 USUAL_OPEN_FILES = 1024
@@ -68,7 +68,7 @@ class Raw:
 class Target:
     """A relay under attack."""
 
-    def __init__(self, relay: RelayProcess) -> None:
+    def __init__(self, relay: ForkedRelay) -> None:
         self.relay = relay
         self.url = httpx.URL(relay.access.url)
         self.key = relay.access.api_key
@@ -162,7 +162,7 @@ async def attacked(folder: Path, **settings: Any) -> AsyncIterator[Target]:  # n
     }
     resource.setrlimit(resource.RLIMIT_NOFILE, (USUAL_OPEN_FILES, hard))  # as a login shell has it
     try:
-        async with RelayProcess(folder / "relay", environment=environment) as relay:
+        async with ForkedRelay(folder / "relay", environment=environment) as relay:
             target = Target(relay)
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             try:

@@ -20,10 +20,10 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from psycopg import sql
 
-from bellwire.relay_process import RelayProcess
 from signaling.identifiers import DeviceId
 from signaling.topics import call_topic, request_topic, response_topic
 from tests.conftest import PATIENCE_S
+from tests.forking import ForkedRelay
 
 on_both_stores = pytest.mark.parametrize("store", ["sqlite", "postgres"], indirect=True)
 """For tests on `running` or `database`: the same on SQLite and on PostgreSQL."""
@@ -42,7 +42,7 @@ class Running:
     """A relay at work, the operator's HTTP client of it, and the URL of its database where that is
     not its own SQLite."""
 
-    relay: RelayProcess
+    relay: ForkedRelay
     http: httpx.AsyncClient
     database: str | None = None
 
@@ -136,7 +136,7 @@ def _rows_of(connection: psycopg.Connection[tuple[object, ...]], table: str) -> 
 
 
 @asynccontextmanager
-async def serving(relay: RelayProcess, database: str | None = None) -> AsyncIterator[Running]:
+async def serving(relay: ForkedRelay, database: str | None = None) -> AsyncIterator[Running]:
     """A relay that runs, with a client; `database` is its URL where it is not its own SQLite."""
     access = relay.access
     headers = {"Authorization": f"Bearer {access.api_key}"}

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from bellwire.relay_process import RelayProcess
 from broker.embedded import embedded_address
 from broker.session import Session
 from push.store.connection_rows import ConnectionRow, absent_devices, put_connection
@@ -18,6 +17,7 @@ from signaling.presence import Presence, parse_presence, presence_document
 from signaling.topics import PRESENCE_OF_ALL, presence_topic
 from tests.broker.running import held, raw_client, soon
 from tests.conftest import PATIENCE_S, register_station, running_station
+from tests.forking import ForkedRelay
 from tests.push.support import listening, serving
 from tests.system.scene import Record
 
@@ -25,7 +25,7 @@ from tests.system.scene import Record
 class Watcher:
     """Hears presence as an operator does: by one wildcard."""
 
-    def __init__(self, relay: RelayProcess) -> None:
+    def __init__(self, relay: ForkedRelay) -> None:
         self.heard = Record()
         self.session = Session(embedded_address(relay.data / "broker"), "watcher", sleep=soon)
         self.session.subscribe(
@@ -43,7 +43,7 @@ class Watcher:
 
 
 @asynccontextmanager
-async def watching(relay: RelayProcess) -> AsyncIterator[Watcher]:
+async def watching(relay: ForkedRelay) -> AsyncIterator[Watcher]:
     watcher = Watcher(relay)
     async with held(watcher.session):
         yield watcher
@@ -52,7 +52,7 @@ async def watching(relay: RelayProcess) -> AsyncIterator[Watcher]:
 async def test_a_device_that_never_came_is_retained_as_registered_until_it_comes(
     tmp_path: Path,
 ) -> None:
-    async with RelayProcess(tmp_path / "relay") as relay, serving(relay) as running:
+    async with ForkedRelay(tmp_path / "relay") as relay, serving(relay) as running:
         settings = await register_station(running.http, "gate")
         async with watching(relay) as watcher:
             presence = await watcher.until("gate")
@@ -67,7 +67,7 @@ async def test_a_start_retains_what_the_broker_lacks_and_leaves_alone_what_it_ha
     tmp_path: Path,
 ) -> None:
     """Devices of older versions, a broker that lost its disk, and one that is there."""
-    async with RelayProcess(tmp_path / "relay") as relay:
+    async with ForkedRelay(tmp_path / "relay") as relay:
         async with serving(relay) as running:
             never = await register_station(running.http, "never")
             was = await register_station(running.http, "was")
@@ -91,7 +91,7 @@ async def test_a_start_retains_what_the_broker_lacks_and_leaves_alone_what_it_ha
         assert never.device_id == "never"
 
 
-async def noted_as_gone(relay: RelayProcess, device: str) -> None:
+async def noted_as_gone(relay: ForkedRelay, device: str) -> None:
     """Waits until the relay has noted that a device is not there: it had a moment to be back."""
 
     def is_noted() -> bool:
@@ -108,13 +108,13 @@ async def noted_as_gone(relay: RelayProcess, device: str) -> None:
             await asyncio.sleep(0.05)
 
 
-def moved(relay: RelayProcess, broker: Any) -> Any:  # noqa: ANN401 - the same, by its port
+def moved(relay: ForkedRelay, broker: Any) -> Any:  # noqa: ANN401 - the same, by its port
     return broker.model_copy(update={"url": embedded_address(relay.data / "broker").url})
 
 
 async def test_that_a_device_was_registered_ends_no_call_of_its_identity(tmp_path: Path) -> None:
     async with (
-        RelayProcess(tmp_path / "relay") as relay,
+        ForkedRelay(tmp_path / "relay") as relay,
         serving(relay) as running,
         listening(running, "desk") as desk,
         watching(relay) as watcher,

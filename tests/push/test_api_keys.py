@@ -16,7 +16,6 @@ from alembic.config import Config
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from bellwire.relay_process import RelayProcess
 from push.access import open_access
 from push.api.app import build_app
 from push.api_keys import ApiKeys, open_api_keys
@@ -33,6 +32,7 @@ from signaling.errors import Conflict, NotFound, Unauthenticated, Unavailable
 from signaling.identifiers import DeviceId, Identity
 from signaling.scopes import SCOPE_MEANINGS, Scope
 from tests.conftest import PATIENCE_S
+from tests.forking import ForkedRelay
 from tests.push.clock import Clock
 from tests.push.streams import register_for_stream, stream_url, streaming
 from tests.push.support import Running, assert_problem, fresh, serving
@@ -413,7 +413,7 @@ async def test_a_relay_of_the_version_before_is_upgraded_in_place(tmp_path: Path
     signing = new_signing_key()
     _database_of_before(data / "relay.db", hashlib.sha256(key.encode()).hexdigest(), signing)
     now = datetime.now(UTC)
-    async with RelayProcess(data) as relay, serving(relay) as running:
+    async with ForkedRelay(data) as relay, serving(relay) as running:
         # As the version before issues them: with no number in them.
         database = await asyncio.to_thread(open_database, None, data)
         tokens = AccessTokens(database, [signing], "bellwire", lambda: now)

@@ -7,10 +7,10 @@ import httpx
 
 from bellwire.diagnosis import Verdict
 from bellwire.doctor_relay import examine_relay
-from bellwire.relay_process import RelayProcess
 from push.data_disk import DataDisk, look_at_disk
 from tests.bellwire.command import bellwire
 from tests.conftest import PATIENCE_S
+from tests.forking import ForkedRelay
 from tests.push.support import Running, assert_problem, serving
 from tests.small_disk import small_disk
 
@@ -31,7 +31,7 @@ async def test_a_relay_whose_disk_has_filled_is_not_ready_until_there_is_room(
 ) -> None:
     """`/readyz` and doctor said that all was well, and every call was refused."""
     with small_disk(tmp_path / "disk", 16) as disk:
-        relay = RelayProcess(disk.folder / "data")
+        relay = ForkedRelay(disk.folder / "data")
         relay.log_path = tmp_path / "relay.log"  # not on that disk
         async with relay, serving(relay) as running:
             assert await running.register("desk")

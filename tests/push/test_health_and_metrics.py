@@ -9,9 +9,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from bellwire.relay_process import RelayProcess
 from broker.embedded import EmbeddedBroker
 from tests.conftest import PATIENCE_S
+from tests.forking import ForkedRelay
 from tests.push.support import Running, assert_problem, fresh, listening, serving
 
 of_module = pytest.mark.asyncio(loop_scope="module")
@@ -151,7 +151,7 @@ async def test_a_relay_without_its_broker_is_alive_but_not_ready_until_it_is_bac
         "BELLWIRE_BROKER_USERNAME": address.username,
         "BELLWIRE_BROKER_PASSWORD": address.password,
     }
-    relay = RelayProcess(
+    relay = ForkedRelay(
         tmp_path / "data", arguments=("--broker", address.url), environment=environment
     )
     async with asyncio.TaskGroup() as tasks:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from bellwire.relay_process import RelayProcess
 from config.push_apps import WebhookTarget
 from signaling.errors import Unavailable
 from tests.conftest import PATIENCE_S
+from tests.forking import ForkedRelay
 from tests.push.support import Running, assert_problem, fresh
 from tests.push.webhook_receiver import Backend, backend, status, target
 
@@ -162,4 +162,4 @@ async def test_a_relay_does_not_start_with_a_webhook_that_cannot_be(tmp_path: Pa
     document = {"billing": json.loads(good.model_dump_json()) | {"url": "https://10.0.0.1/"}}
     environment = {"BELLWIRE_WEBHOOKS": json.dumps(document)}
     with pytest.raises(Unavailable, match=r"webhooks\.billing\.url"):
-        await RelayProcess(tmp_path / "data", environment=environment).start()
+        await ForkedRelay(tmp_path / "data", environment=environment).start()

@@ -18,10 +18,10 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from websockets.asyncio.client import ClientConnection, connect
 
-from bellwire.relay_process import RelayProcess
 from signaling.identifiers import DeviceId
 from signaling.topics import call_topic, request_topic, response_topic
 from tests.conftest import PATIENCE_S
+from tests.forking import ForkedRelay
 from tests.system.mosquitto import Mosquitto, running_mosquitto
 
 _ASK_AGAIN_S = 2.0
@@ -38,7 +38,7 @@ class Relays:
     """Relays that share what they know. A request goes to one that is there, and is asked again of
     another where that one dies before it answers."""
 
-    def __init__(self, processes: list[RelayProcess], http: httpx.AsyncClient) -> None:
+    def __init__(self, processes: list[ForkedRelay], http: httpx.AsyncClient) -> None:
         self.processes = processes
         self.kills = 0
         self._http = http
@@ -127,7 +127,7 @@ async def many_relays(folder: Path, database: str, count: int) -> AsyncIterator[
     async with AsyncExitStack() as opened:
         broker: Mosquitto = await opened.enter_async_context(running_mosquitto(folder / "broker"))
         processes = [
-            RelayProcess(
+            ForkedRelay(
                 folder / f"relay-{number}",
                 arguments=(*broker.arguments, "--database", database),
                 environment={**broker.environment, **UNLIMITED},

@@ -15,11 +15,11 @@ from typing import Any
 import httpx
 
 from agent.call import CallRecord, CallStatus
-from bellwire.relay_process import RelayProcess
 from broker.messages import Incoming
 from signaling.errors import Unavailable
 from signaling.events import CallEnded, CallEvent
 from tests.conftest import PATIENCE_S, Station, register_station, running_station
+from tests.forking import ForkedRelay
 from tests.system.mosquitto import Mosquitto
 
 RINGS_S = 120
@@ -114,7 +114,7 @@ class Diary:
 class Scene:
     """A relay and stations, and what the relay acknowledged."""
 
-    def __init__(self, relay: RelayProcess, http: httpx.AsyncClient) -> None:
+    def __init__(self, relay: ForkedRelay, http: httpx.AsyncClient) -> None:
         self.relay = relay
         self.kills = 0
         self.stations: dict[str, Diary] = {}
@@ -244,7 +244,7 @@ async def scene(
 ) -> AsyncIterator[Scene]:
     """A relay, a lobby whose first button calls the desk, a desk, and other stations. The relay has
     a broker of its own unless one is given."""
-    process = RelayProcess(
+    process = ForkedRelay(
         folder / "relay",
         arguments=() if broker is None else broker.arguments,
         environment=None if broker is None else broker.environment,

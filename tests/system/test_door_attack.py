@@ -11,7 +11,6 @@ import httpx
 import numpy as np
 
 from agent.call import Call
-from bellwire.relay_process import RelayProcess
 from config.agent import AgentSettings, agent_file
 from config.behaviour import BehaviourSettings
 from config.panel import PanelSettings
@@ -20,6 +19,7 @@ from signaling.identifiers import DeviceId
 from signaling.topics import presence_topic, telemetry_topic
 from tests.agent.talking import Talker, talker
 from tests.conftest import PATIENCE_S, register_station
+from tests.forking import ForkedRelay
 from tests.push.webhook_receiver import backend, target
 from tests.speech import RATE_HZ
 from tests.system.mqtt_ear import address_of_own_broker, ear
@@ -83,7 +83,7 @@ async def test_guesses_of_a_short_code_count_over_calls_and_kills_and_the_backen
         wants = target(tmp_path, receiver.url, events=["door.locked_out"]).model_dump_json()
         hooks = {"BELLWIRE_WEBHOOKS": json.dumps({"guard": json.loads(wants)})}
         async with (
-            RelayProcess(tmp_path / "relay", environment=hooks) as relay,
+            ForkedRelay(tmp_path / "relay", environment=hooks) as relay,
             httpx.AsyncClient(
                 base_url=relay.access.url,
                 headers={"Authorization": f"Bearer {relay.access.api_key}"},

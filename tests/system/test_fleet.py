@@ -12,11 +12,11 @@ from typing import Any
 import httpx
 import pytest
 
-from bellwire.relay_process import RelayProcess
 from config.agent import agent_file
 from config.private_file import write_private
 from tests.bellwire.command import bellwire, environment
 from tests.conftest import PATIENCE_S, register_station
+from tests.forking import ForkedRelay
 from tests.system.mosquitto import Mosquitto, running_mosquitto
 from tests.system.scene import Record
 from tests.system.test_agent_process import agent_process
@@ -102,7 +102,7 @@ async def terminal(tmp_path: Path, broker: Mosquitto) -> AsyncIterator[Terminal]
 
 async def registered(folder: Path, broker: Mosquitto) -> list[Path]:
     """Has a relay let three devices in and makes an operator's file; the relay stops then."""
-    async with RelayProcess(
+    async with ForkedRelay(
         folder / "relay", arguments=broker.arguments, environment=broker.environment
     ) as relay:
         headers = {"Authorization": f"Bearer {relay.access.api_key}"}
@@ -181,7 +181,7 @@ async def test_rollout_that_devices_refuse_pauses_itself_with_a_watch_that_guard
     assert (rollout["percent"], rollout["paused_at"]) == (0, 100)
     assert "3 refuse it, such as gate-1: call_timeout_s" in rollout["comment"]
 
-    async with RelayProcess(
+    async with ForkedRelay(
         terminal.folder / "relay", arguments=broker.arguments, environment=broker.environment
     ):
         assert (await terminal.run(*apply, "--percent", 100))["written"] == {"default": 3}

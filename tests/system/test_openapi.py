@@ -23,9 +23,9 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from bellwire.relay_client import RelayAccess
-from bellwire.relay_process import RelayProcess
 from push.api.app import build_app
 from tests.conftest import PATIENCE_S
+from tests.forking import ForkedRelay
 
 DOCUMENT = build_app().openapi()
 
@@ -76,7 +76,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    relay = RelayProcess(tmp_path_factory.mktemp("relay") / "data")
+    relay = ForkedRelay(tmp_path_factory.mktemp("relay") / "data")
     with asyncio.Runner() as runner:
         runner.run(relay.start())
         access = relay.access

@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from bellwire.relay_process import RelayProcess
 from tests.bellwire.command import bellwire
 from tests.conftest import PATIENCE_S
+from tests.forking import ForkedRelay
 from tests.push.apns_server import Authority, Pushed, Reply, apns_server, write_team_key
 from tests.push.fcm_server import FcmServer, Push
 
@@ -27,7 +27,7 @@ IPHONE_TOKEN = "ab" * 32
 class Mobiles:
     """Alice has an iPhone and an Android; a relay can push to both."""
 
-    relay: RelayProcess
+    relay: ForkedRelay
     authority: Authority
     google: FcmServer
     apple_port: int
@@ -92,7 +92,7 @@ async def mobiles(tmp_path: Path) -> AsyncIterator[Mobiles]:
             "BELLWIRE_APNS": json.dumps({IOS: ios}),
             "BELLWIRE_FCM": json.dumps({ANDROID: android}),
         }
-        relay = RelayProcess(tmp_path / "relay", environment=environment)
+        relay = ForkedRelay(tmp_path / "relay", environment=environment)
         await stack.enter_async_context(relay)
         here = Mobiles(relay, authority, google, port)
         for device, kind, app, token in (

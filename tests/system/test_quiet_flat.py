@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from agent.call import CallStatus
-from bellwire.relay_process import RelayProcess
 from config.agent import AgentSettings
 from tests.conftest import PATIENCE_S, register_station, running_station
+from tests.forking import ForkedRelay
 from tests.push.support import Running, listening
 
 QUIET = {"do_not_disturb": {"enabled": True, "treatment": "reject"}}
@@ -30,7 +30,7 @@ async def station_of(
 
 @pytest.mark.parametrize(("who", "calls"), [("the flat itself", 2), ("a person", 1)])
 async def test_a_quiet_flats_rejection_is_forwarded_and_a_persons_is_not(
-    relay: RelayProcess, http: httpx.AsyncClient, who: str, calls: int
+    relay: ForkedRelay, http: httpx.AsyncClient, who: str, calls: int
 ) -> None:
     button = {"flat": {"pin": 17, "to": "flat", "forward_to": ["porter"]}}
     behaviour = QUIET if who == "the flat itself" else {}

@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from bellwire.relay_process import RelayProcess
 from config.agent import AgentSettings
 from tests.conftest import PATIENCE_S, Station, register_station, running_station
+from tests.forking import ForkedRelay
 from tests.push.support import Device, Running, listening
 
 DOOR = {"pin": 25, "open_s": 60}
@@ -70,7 +70,7 @@ class House:
 
 
 @pytest.fixture
-async def house(relay: RelayProcess, http: httpx.AsyncClient) -> AsyncIterator[House]:
+async def house(relay: ForkedRelay, http: httpx.AsyncClient) -> AsyncIterator[House]:
     running = Running(relay, http)
     made = (await register_station(http, "lobby", calls=("ann",))).model_dump(exclude_unset=True)
     made["panel"] = {**made["panel"], "door": DOOR}

@@ -1,0 +1,213 @@
+"""Processes that run the `bellwire` command, forked of one that has imported it: a relay is at work
+after a sixth of the CPU time. Each is a process as any other, with its pid, environment and output.
+
+What is read at import is read once for all of them. Where it is the start itself that is tested, the
+command is run as people run it: `tests/bellwire/test_cli_relay.py`.
+"""
+
+import asyncio
+import atexit
+import contextlib
+import functools
+import gc
+import json
+import os
+import resource
+import runpy
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from bellwire.relay_process import RelayProcess
+
+_IMPORTED = (
+    "bellwire.main",
+    "bellwire.agent_command",
+    "bellwire.call_command",
+    "bellwire.devices_command",
+    "bellwire.doctor_group",
+    "bellwire.fleet_command",
+    "bellwire.keys_command",
+    "bellwire.push_command",
+    "bellwire.relay_command",
+    "bellwire.token_command",
+    "push.relay",
+    "uvloop",
+)
+"""Nothing that starts a thread, as NumPy does: a process with threads cannot be forked."""
+
+_MESSAGE_BYTES = 128 * 1024
+_ROOT = Path(__file__).parents[1]
+
+
+class ForkedProcess:
+    """One of them, in the words of `asyncio.subprocess.Process`."""
+
+    def __init__(self, pid: int, report: socket.socket) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._report = report
+        self._ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(report, self._hear_end)
+
+    async def wait(self) -> int:
+        """Waits for its end; returns its exit code, or the negative number of the signal."""
+        await self._ended.wait()
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _hear_end(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._report)
+        self.returncode = int(self._report.recv(64) or -signal.SIGKILL)
+        self._report.close()
+        self._ended.set()
+
+
+async def forked(
+    arguments: Sequence[str], *, environment: Mapping[str, str], stdout: int, stderr: int
+) -> ForkedProcess:
+    """Starts `bellwire` with these arguments, in a session of its own, with nothing to read.
+
+    Args:
+        arguments: What stands after `bellwire`.
+        environment: All its variables.
+        stdout: The descriptor that it prints to.
+        stderr: The same for what it says.
+    """
+    wanted = {
+        "arguments": list(arguments),
+        "environment": dict(environment),
+        "folder": str(Path.cwd()),
+        "open_files": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "cores": sorted(os.sched_getaffinity(0)),
+    }
+    report, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        descriptors = [stdout, stderr, theirs.fileno()]
+        socket.send_fds(_forker(), [json.dumps(wanted).encode()], descriptors)
+    report.setblocking(False)
+    pid = await asyncio.get_running_loop().sock_recv(report, 64)
+    return ForkedProcess(int(pid), report)
+
+
+class ForkedRelay(RelayProcess):
+    """A relay that is started so."""
+
+    async def spawn(
+        self, arguments: Sequence[str], environment: Mapping[str, str], log: BinaryIO
+    ) -> ForkedProcess:
+        return await forked(
+            arguments, environment=environment, stdout=log.fileno(), stderr=log.fileno()
+        )
+
+
+@functools.cache
+def _forker() -> socket.socket:
+    """The way to the one that is forked, started at the first need of a test process."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "tests.forking", str(theirs.fileno())],
+            cwd=_ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, "COLUMNS": "300", "NO_COLOR": "1"},
+            start_new_session=True,
+        )
+
+    def end() -> None:
+        ours.close()
+        process.wait()
+
+    atexit.register(end)
+    return ours
+
+
+def _serve(control: socket.socket) -> dict[str, Any] | None:
+    """Forks whenever it is told to. Returns in each process that it forks what that is to do, and in
+    itself, once nobody can tell it any more, nothing."""
+    selector = selectors.DefaultSelector()
+    selector.register(control, selectors.EVENT_READ)
+    forked_ones: dict[int, tuple[int, socket.socket]] = {}
+    while True:
+        for key, _ in selector.select():
+            if key.fd != control.fileno():
+                selector.unregister(key.fd)
+                pid, report = forked_ones.pop(key.fd)
+                os.close(key.fd)
+                _, status = os.waitpid(pid, 0)
+                _tell(report, os.waitstatus_to_exitcode(status))
+                report.close()
+                continue
+            message, descriptors, _, _ = socket.recv_fds(control, _MESSAGE_BYTES, 3)
+            if not message:
+                return None
+            out, err, reported = descriptors
+            report = socket.socket(fileno=reported)
+            pid = os.fork()
+            if pid == 0:
+                selector.close()
+                control.close()
+                report.close()
+                for pidfd, (_, other) in forked_ones.items():
+                    os.close(pidfd)
+                    other.close()
+                os.dup2(out, 1)
+                os.dup2(err, 2)
+                os.close(out)
+                os.close(err)
+                wanted: dict[str, Any] = json.loads(message)
+                return wanted
+            os.close(out)
+            os.close(err)
+            _tell(report, pid)
+            pidfd = os.pidfd_open(pid)
+            forked_ones[pidfd] = pid, report
+            selector.register(pidfd, selectors.EVENT_READ)
+
+
+def _tell(report: socket.socket, number: int) -> None:
+    with contextlib.suppress(OSError):  # whoever asked for it may have ended
+        report.send(str(number).encode())
+
+
+def _become(wanted: Mapping[str, Any]) -> None:
+    os.setsid()
+    os.chdir(wanted["folder"])
+    os.environ.clear()
+    os.environ.update(wanted["environment"])
+    resource.setrlimit(resource.RLIMIT_NOFILE, tuple(wanted["open_files"]))
+    os.sched_setaffinity(0, wanted["cores"])
+    sys.argv = ["bellwire", *wanted["arguments"]]
+    runpy.run_module("bellwire", run_name="__main__", alter_sys=True)
+
+
+def main() -> None:
+    for name in _IMPORTED:
+        import_module(name)
+    gc.collect()
+    gc.freeze()
+    wanted = _serve(socket.socket(fileno=int(sys.argv[1])))
+    if wanted is not None:
+        _become(wanted)
+
+
+if __name__ == "__main__":
+    main()
