@@ -142,7 +142,7 @@ def _forker() -> socket.socket:
 
 def _serve(control: socket.socket) -> dict[str, Any] | None:
     """Forks whenever it is told to. Returns in each process that it forks what that is to do, and in
-    itself, once nobody can tell it any more, nothing."""
+    itself nothing, once nobody can tell it any more."""
     selector = selectors.DefaultSelector()
     selector.register(control, selectors.EVENT_READ)
     forked_ones: dict[int, tuple[int, socket.socket]] = {}
@@ -158,6 +158,8 @@ def _serve(control: socket.socket) -> dict[str, Any] | None:
                 continue
             message, descriptors, _, _ = socket.recv_fds(control, _MESSAGE_BYTES, 3)
             if not message:
+                for pid, _ in forked_ones.values():
+                    os.kill(pid, signal.SIGTERM)  # the tests were killed before they could do so
                 return None
             out, err, reported = descriptors
             report = socket.socket(fileno=reported)
