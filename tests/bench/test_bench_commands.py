@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import shlex
 import signal
 import sys
 from asyncio.subprocess import PIPE
+from importlib import import_module
 
 import pytest
 
@@ -25,13 +27,27 @@ SMALL = {
     ),
 }
 
+IN_THE_BACKGROUND = """sh -c 'trap "" INT; exec "$@"' sh"""
+"""As a shell starts what it runs there: SIGINT is ignored."""
 
-async def started(name: str, *arguments: str) -> asyncio.subprocess.Process:
-    command = (sys.executable, "-m", f"bench.{name}", *arguments)
+
+async def started(name: str, *arguments: str, within: str = "") -> asyncio.subprocess.Process:
+    """It at work, `within` a command that runs it."""
+    command = (*shlex.split(within), sys.executable, "-m", f"bench.{name}", *arguments)
     return await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ring_latency",
+        "fleet_changes",
+        *(
+            pytest.param(name, marks=pytest.mark.full)
+            for name in ("calls_throughput", "push_throughput")
+        ),
+    ],
+)
 async def test_prints_what_others_read(name: str) -> None:
     arguments, keys = SMALL[name]
     process = await started(name, *arguments)
@@ -42,10 +58,20 @@ async def test_prints_what_others_read(name: str) -> None:
     assert all(figures[key] > 0 for key in keys), figures
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("name", ["push_throughput", "fleet_changes"])
-async def test_ends_in_order_when_it_is_told_to(name: str, number: signal.Signals) -> None:
-    process = await started(name)
+@pytest.mark.parametrize(
+    ("name", "number", "within"),
+    [
+        ("push_throughput", signal.SIGINT, ""),
+        ("push_throughput", signal.SIGTERM, ""),
+        ("fleet_changes", signal.SIGINT, ""),
+        ("fleet_changes", signal.SIGTERM, ""),
+        ("push_throughput", signal.SIGTERM, IN_THE_BACKGROUND),
+    ],
+)
+async def test_ends_in_order_when_it_is_told_to(
+    name: str, number: signal.Signals, within: str
+) -> None:
+    process = await started(name, within=within)
     assert process.stderr is not None
     await process.stderr.readline()  # It has begun.
     process.send_signal(number)
@@ -63,11 +89,17 @@ async def test_ends_in_order_when_it_is_told_to(name: str, number: signal.Signal
         ("push_throughput", ("--seconds", "soon"), "more than 0"),
     ],
 )
-async def test_says_what_an_argument_is_to_be(
-    name: str, arguments: tuple[str, ...], expected: str
+def test_says_what_an_argument_is_to_be(
+    name: str,
+    arguments: tuple[str, ...],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    process = await started(name, *arguments)
-    _, said = await process.communicate()
-    assert process.returncode == 2
-    assert f"{arguments[0]}: " in said.decode()
-    assert expected in said.decode()
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        import_module(f"bench.{name}").main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert f"{arguments[0]}: " in said
+    assert expected in said
