@@ -55,7 +55,7 @@ def view(relay: ClockedRelay) -> Iterator[Engine]:
 def test_relay_is_what_the_model_says_whatever_anybody_does_in_any_order(
     relay: ClockedRelay, view: Engine, full: bool
 ) -> None:
-    wanted = 10_000 if full else 400
+    wanted = 10_000 if full else 200
     played: Counter[str] = Counter()
 
     class Town(RandomTown):

@@ -143,7 +143,7 @@ def test_relay_answers_as_its_openapi_document_says(served: Served, label: str, 
     sids = [served.call_sid("common"), served.call_sid("advanced")]
 
     @settings(
-        max_examples=400 if full else 25,
+        max_examples=400 if full else 10,
         deadline=None,
         database=None,
         phases=[Phase.generate],
