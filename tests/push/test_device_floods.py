@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import httpx
 import pytest
 import pytest_asyncio
 from paho.mqtt.packettypes import PacketTypes
@@ -205,9 +206,12 @@ async def test_an_apps_token_that_floods_over_http_is_refused_in_words(scene: Sc
             ("/v1/calls", "GET", 200),
             (f"/v1/calls/CA{'0' * 32}/quit", "POST", 404),
         ):
-            turns = [http.request(method, path, headers=token) for _ in range(500)]
-            answers = await asyncio.gather(*turns)
-            refused = [answer for answer in answers if answer.status_code == 429]
+            refused: list[httpx.Response] = []
+            async with asyncio.timeout(PATIENCE_S):
+                while not refused:  # a busy machine may be too slow to ask too often
+                    turns = [http.request(method, path, headers=token) for _ in range(500)]
+                    answers = await asyncio.gather(*turns)
+                    refused = [answer for answer in answers if answer.status_code == 429]
             assert {answer.status_code for answer in answers} == {otherwise, 429}
             problem = assert_problem(refused[0], 429, "too-many-requests")
             assert f"{eve} asks too often: at most 40 requests per second" in problem["detail"]

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import threading
+import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -47,7 +48,9 @@ async def google(tmp_path: Path) -> AsyncIterator[FcmServer]:
 
 async def test_the_request_is_this_and_nothing_more(google: FcmServer) -> None:
     async with running_channel(google) as channel:
+        began = time.monotonic()
         assert await channel.send(to("phone"), 30.9) == "projects/relay-test/messages/1-1"
+        took_s = time.monotonic() - began
     push = await google.next_push()
     headers = dict(push.headers)
     assert len(headers) == len(push.headers)
@@ -63,8 +66,11 @@ async def test_the_request_is_this_and_nothing_more(google: FcmServer) -> None:
         "x-goog-api-format-version": "2",
         "x-firebase-client": f"fire-admin-python/{firebase_admin.__version__}",
     }
+    ttl = re.search(rb'"ttl":"(\d+)s"', push.body)
+    assert ttl is not None
+    assert int(30.9 - took_s) <= int(ttl[1]) <= 30, "what is left of it when it is sent"
     message = {
-        "android": {"collapse_key": CALL_SID, "priority": "high", "ttl": "30s"},
+        "android": {"collapse_key": CALL_SID, "priority": "high", "ttl": f"{int(ttl[1])}s"},
         "data": DATA,
         "token": "phone",
     }
