@@ -23,7 +23,9 @@ T = TypeVar("T")
 
 _WRITERS = 8
 _READERS = 4
-_ATTEMPTS = 6
+_ATTEMPTS = 12
+"""At worst one gets through at a time of all that collide: more, then, than there are writers."""
+_LONGEST_PAUSE_S = 0.64
 _COLLISIONS = ("40001", "40P01")
 """Serialization failure and deadlock (PostgreSQL, appendix A)."""
 
@@ -158,7 +160,8 @@ class _Workers:
                     raise
                 if stale:
                     continue
-            time.sleep(random.uniform(0, 0.01 * 2 ** (_ATTEMPTS - left)))  # noqa: S311 - jitter, no secret
+            pause_s = min(_LONGEST_PAUSE_S, 0.01 * 2 ** (_ATTEMPTS - left))
+            time.sleep(random.uniform(0, pause_s))  # noqa: S311 - jitter, no secret
         raise AssertionError("unreachable")
 
 

@@ -12,6 +12,7 @@ import pytest_asyncio
 from push.channels.channel import ATTEMPT_S, DeliveryFailed
 from push.channels.fcm import FcmChannel
 from push.outbox import LEASE_S
+from tests.conftest import PATIENCE_S
 from tests.push.fcm_parts import APP, app_at, google_in, running_channel, to
 from tests.push.fcm_server import FcmServer, Push
 
@@ -50,6 +51,12 @@ async def google(one: tuple[FcmServer, FcmChannel]) -> FcmServer:
     google.pushes = asyncio.Queue()
     google.count = 0
     return google
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt may take as long as a busy machine needs; a test of its end says how long itself."""
+    monkeypatch.setattr("push.channels.fcm_app.ATTEMPT_S", PATIENCE_S)
 
 
 @pytest.fixture
