@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import structlog
 
+from push.alarm import Sleep
 from push.metrics import Metrics
 from signaling.errors import TooManyRequests
 
@@ -37,7 +38,7 @@ class DeviceFloods:
 
     Args:
         per_s: Requests per second of one device; five times as many at once.
-        metrics: Counts what is refused, and what is thrown away.
+        metrics: Counts what is refused, what is thrown away, and what has to wait.
         clock: Tells the time, in seconds that only grow.
     """
 
@@ -49,6 +50,8 @@ class DeviceFloods:
         self._clock = clock
         self._refused = metrics.refused.labels("device-requests")
         self._unread = metrics.refused.labels("device-requests-unread")
+        self._presence_unread = metrics.refused.labels("device-presence-unread")
+        self._slowed = metrics.refused.labels("stream-messages-slowed")
         self._askers: dict[str, _Asker] = {}
         self._look_at_size = _FEW
 
@@ -79,6 +82,21 @@ class DeviceFloods:
             return missing_s
         asker.full_at_s = max(asker.full_at_s, now_s) + 1 / self.per_s
         return 0.0
+
+    async def take_turn(self, device: str, sleep: Sleep) -> None:
+        """Takes a message from a device's bucket, and waits until it holds one: whoever sends too often
+        over a connection that only they fill is read more slowly, and what they send waits there. Counts
+        the messages that had to wait."""
+        wait_s = self.wait_s(device)
+        if wait_s:
+            self._slowed.inc()
+        while wait_s:
+            await sleep(wait_s)
+            wait_s = self.wait_s(device)
+
+    def count_presence_unread(self) -> None:
+        """A device's presence was passed over: another came before it was looked at."""
+        self._presence_unread.inc()
 
     def admit(self, identity: str, device: str | None) -> None:
         """Takes a request over HTTP, which is answered in any case, of a device; or of an identity, by a

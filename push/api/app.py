@@ -74,7 +74,7 @@ def served_app(services: Services) -> ASGIApp:
     """What a relay serves: the application, and before it, in their own way, the requests that carry
     the load."""
     app = build_app(services)
-    limited = BodyLimit(CallRequests(services), services.settings.max_body_bytes)
+    limited = BodyLimit(CallRequests(services), services.settings.max_body_bytes, services.metrics)
     calls = ServerErrorMiddleware(Counted(limited, services.metrics), handler=_failed)
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
@@ -115,7 +115,11 @@ def build_app(services: Services | None = None) -> FastAPI:
         app.add_exception_handler(kind, handler)
     if services is not None:
         app.state.services = services
-        app.add_middleware(BodyLimit, limit_bytes=services.settings.max_body_bytes)
+        app.add_middleware(
+            BodyLimit,
+            limit_bytes=services.settings.max_body_bytes,
+            metrics=services.metrics,
+        )
         app.add_middleware(WhoAsksFirst, services=services)
         app.add_middleware(Counted, metrics=services.metrics)
     return app

@@ -128,6 +128,8 @@ async def test_neighbours_are_answered_while_a_device_floods_and_memory_stays_as
     if "requests" in what:
         assert await scene.refused("device-requests") > 0
         assert await scene.refused("device-requests-unread") > 1000
+    else:
+        assert await scene.refused(f"device-{what}-unread") > 1000
 
 
 async def test_whoever_asks_too_often_is_told_so_in_words_and_served_again_later(
@@ -171,6 +173,7 @@ async def test_a_stream_that_floods_is_read_more_slowly_and_loses_nothing(scene:
         took_s = time.perf_counter() - began
     assert took_s > 1.5  # 200 at once, and then 40 a second
     assert slowest < SLOWEST_S
+    assert 0 < await scene.refused("stream-messages-slowed") <= 80
 
 
 async def test_many_devices_that_all_ask_at_once_are_all_answered(scene: Scene) -> None:
