@@ -105,11 +105,22 @@ class DeviceFloods:
         Raises:
             TooManyRequests: it is one too many.
         """
-        # No device id has a colon.
-        wait_s = self.wait_s(f"identity:{identity}" if device is None else device)
+        wait_s = self.wait_s(_asker(identity, device))
         if wait_s:
-            self._refused.inc()
-            raise self._too_many(identity if device is None else f"the device {device}", wait_s)
+            raise self._refused_over_http(identity, device, wait_s)
+
+    def refusal(self, identity: str, device: str | None) -> TooManyRequests | None:
+        """How `admit` would refuse a request now, counted; None where it would not, and then nothing is
+        taken."""
+        asker = self._askers.get(_asker(identity, device))
+        missing_s = 0.0 if asker is None else asker.full_at_s - self._clock() - self._holds_s
+        return self._refused_over_http(identity, device, missing_s) if missing_s > 0 else None
+
+    def _refused_over_http(
+        self, identity: str, device: str | None, wait_s: float
+    ) -> TooManyRequests:
+        self._refused.inc()
+        return self._too_many(identity if device is None else f"the device {device}", wait_s)
 
     def refuse(self, device: str, *, wait_s: float = 1.0) -> TooManyRequests | None:
         """Counts a request as refused, and says in what words; None where this device has been told
@@ -142,6 +153,10 @@ class DeviceFloods:
             > now_s
         }
         self._look_at_size = max(_FEW, 2 * len(self._askers))
+
+
+def _asker(identity: str, device: str | None) -> str:
+    return f"identity:{identity}" if device is None else device  # no device id has a colon
 
 
 def _may_refuse(asker: _Asker, now_s: float) -> bool:

@@ -32,6 +32,7 @@ from push.api import (
 from push.api.body_limit import BodyLimit
 from push.api.call_requests import CallRequests, is_call_request
 from push.api.counted import Counted
+from push.api.floods_first import FloodsFirst
 from push.api.problem_responses import problem_response, refusal_response
 from push.api.services import Services
 from push.api.who_asks_first import WhoAsksFirst
@@ -75,7 +76,8 @@ def served_app(services: Services) -> ASGIApp:
     the load."""
     app = build_app(services)
     limited = BodyLimit(CallRequests(services), services.settings.max_body_bytes, services.metrics)
-    calls = ServerErrorMiddleware(Counted(limited, services.metrics), handler=_failed)
+    first = FloodsFirst(limited, services)
+    calls = ServerErrorMiddleware(Counted(first, services.metrics), handler=_failed)
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         await (calls if is_call_request(scope) else app)(scope, receive, send)
@@ -121,6 +123,7 @@ def build_app(services: Services | None = None) -> FastAPI:
             metrics=services.metrics,
         )
         app.add_middleware(WhoAsksFirst, services=services)
+        app.add_middleware(FloodsFirst, services=services)
         app.add_middleware(Counted, metrics=services.metrics)
     return app
 

@@ -138,7 +138,11 @@ async def test_what_is_half_sent_is_ended_after_10_s_a_head_and_30_s_a_body(targ
         assert (await trickled.answer()).status_code == 408
         await unread.until_closed()
         assert BODY_S <= time.monotonic() - began < BODY_S + 10
-    assert await target.refusals() == {"head-too-slow": 4, "body-too-slow": 4}
+    assert await target.refusals() == {
+        "head-too-slow": 4,
+        "body-too-slow": 4,
+        "body-of-stranger": 1,
+    }
     idle.send(b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n")
     assert (await idle.answer()).status_code == 200, "idle connections are kept for 75 s"
     assert "Traceback" not in target.relay.log_path.read_text()
