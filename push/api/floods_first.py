@@ -14,8 +14,10 @@ from signaling.errors import Refusal, Unavailable
 
 _SIGNED = "/v1/twilio/"
 _HELD_S = 0.5
-"""How late who floods is refused. Whoever asks again as soon as they are answered would else have the
-relay do nothing but refuse; they are told to wait for longer than this anyway."""
+"""How late who floods is refused at least, and at most twice as late. Whoever asks again as soon as they are
+answered would else have the relay do nothing but refuse; they are told to wait a second anyway."""
+_GOLDEN = 0.618034
+"""The multiples of this lie apart from each other, modulo 1: what comes at once is not refused at once."""
 _HELD_AT_ONCE = 4096
 
 
@@ -34,6 +36,7 @@ class FloodsFirst:
         self._services = services
         self._sleep = sleep
         self._held = 0
+        self._number = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request (ASGI)."""
@@ -43,8 +46,9 @@ class FloodsFirst:
             return
         if self._held < _HELD_AT_ONCE:
             self._held += 1
+            self._number += 1
             try:
-                await self._sleep(_HELD_S)
+                await self._sleep(_HELD_S * (1 + self._number * _GOLDEN % 1))
             finally:
                 self._held -= 1
         await refusal_response(refusal)(scope, receive, send)
