@@ -226,6 +226,14 @@ class DoorKeeper:
             return DoorDecision(Outcome.FAILED, wanted)
         return DoorDecision(Outcome.RELEASED, wanted)
 
+    def not_verified(self, parties: Sequence[Party]) -> tuple[str, ...]:
+        """Those of them who are not verified, where a door would let all of them in if they were."""
+        names = {_name(party) for party in parties}
+        doors = self.settings.doors.values()
+        if not any(door.verified_only and names <= {*door.callers} for door in doors):
+            return ()
+        return tuple(sorted({_name(party) for party in parties if not party.verified}))
+
     def forgive(self, at: float) -> None:
         """Forgets the wrong codes that have been paid for: `lockout_s` after the last one."""
         paid_at = at - self.settings.lockout_s

@@ -51,6 +51,7 @@ _KEEP_AGAIN_S = 10.0
 """How soon what the disk did not take is tried again."""
 
 OnLockOut = Callable[[LockOut, Call], object]
+OnNotVerified = Callable[[str, Call], object]
 
 
 class Doors:
@@ -64,6 +65,7 @@ class Doors:
         clock: Tells the time in seconds that only grow.
         is_connected: Whether the relay can be heard.
         on_lock_out: Told of each who has typed too many wrong codes, and in which call.
+        on_not_verified: Told of each whom a door would let in if they were verified, and in which call.
         on_status: Called when `status` has changed.
         sleep: Waits.
     """
@@ -78,6 +80,7 @@ class Doors:
         clock: Callable[[], float] = time.monotonic,
         is_connected: Callable[[], bool] = lambda: True,
         on_lock_out: OnLockOut = lambda _, __: None,
+        on_not_verified: OnNotVerified = lambda _, __: None,
         on_status: Callable[[], object] = lambda: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -86,6 +89,7 @@ class Doors:
         self._clock = clock
         self._is_connected = is_connected
         self._on_lock_out = on_lock_out
+        self._on_not_verified = on_not_verified
         self._on_status = on_status
         self._sleep = sleep
         self._wrong_codes = wrong_codes or WrongCodes(None, "")
@@ -184,7 +188,7 @@ class Doors:
         if decision.outcome is Outcome.UNFINISHED:
             self._keep()
             return
-        self._log(decision, call, parties, by="digits")
+        self._note(decision, call, parties, by="digits")
         is_news = decision.outcome is not Outcome.LOCKED_OUT or last is not Outcome.LOCKED_OUT
         if decision.outcome not in _UNTOLD and is_news:
             self._keep(partial(self._tell, decision, call, parties))
@@ -201,7 +205,7 @@ class Doors:
         else:
             decision = self._keeper.take_message(message.content, party)
         decision = self._carry_out(decision)
-        self._log(decision, call, [party], by="message")
+        self._note(decision, call, [party], by="message")
         self._tell(decision, call, [party])
 
     # What is done
@@ -243,7 +247,7 @@ class Doors:
             return DoorDecision(Outcome.FAILED, decision.door)
         return decision
 
-    def _log(
+    def _note(
         self, decision: DoorDecision, call: Call, parties: Sequence[Party], *, by: str
     ) -> None:
         log.info(
@@ -255,6 +259,9 @@ class Doors:
             verified=all(party.verified for party in parties),
             call_sid=call.sid,
         )
+        if decision.outcome is Outcome.NOT_ALLOWED:
+            for who in self._keeper.not_verified(parties):
+                self._on_not_verified(who, call)
 
     def _tell(self, decision: DoorDecision, call: Call, parties: Sequence[Party]) -> None:
         try:

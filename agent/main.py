@@ -14,13 +14,13 @@ from agent.conduct import Conduct
 from agent.device import Device
 from agent.device_copies import DeviceCopies
 from agent.dialling import Dialling
+from agent.door_reports import DoorReports
 from agent.doors import Doors
 from agent.fleet import Fleet
 from agent.health import HealthReports
 from agent.heap import Collector
 from agent.link import Link, RequestRefused
 from agent.live_settings import LiveSettings
-from agent.lock_out_reports import LockOutReports
 from agent.media.engine import IceServer, MediaEngine
 from agent.phone import Phone
 from agent.rewiring import panel_of
@@ -102,14 +102,15 @@ class Agent:
         self.dialling = Dialling(self.live, self.device)
         self.phone = Phone(self.device, self.panel, self.conduct, self.dialling, card)
         self.phone.watch(lambda _: self.live.settle())
-        self.lock_outs = LockOutReports(self.link)
+        self.door_reports = DoorReports(self.link)
         self.doors = Doors(
             self.live,
             self.device,
             self.panel,
             wrong_codes=wrong_codes,
             is_connected=lambda: self.link.connected,
-            on_lock_out=self.lock_outs.add,
+            on_lock_out=self.door_reports.add_lock_out,
+            on_not_verified=self.door_reports.add_not_verified,
             on_status=lambda: self.health.report_now(),
         )
         self.health = HealthReports(
@@ -146,7 +147,7 @@ class Agent:
                 parts = (
                     *(self.device, self.conduct, self.dialling, self.phone, self.link),
                     *(self.live, self.fleet, self.health, self.commands),
-                    *(self.doors, self.lock_outs),
+                    *(self.doors, self.door_reports),
                 )
                 for part in parts:
                     tasks.create_task(part.run())

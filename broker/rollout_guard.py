@@ -38,6 +38,9 @@ _NO_ERRORS = b'"errors":[]'
 """In what an agent reports: nearly all of a fleet, which then need not be parsed."""
 _REPORT_LIMIT_BYTES = 256 * 1024
 
+_UNREAD = "device-reports-unread"
+"""Why a report is not looked at: its device has sent another since."""
+
 Registered = Callable[[Collection[DeviceId]], Awaitable[Collection[DeviceId]]]
 """Which of these devices are registered; raises Unavailable where that is not known now."""
 
@@ -158,12 +161,21 @@ async def guard_rollouts(
     *,
     author: str,
     now: Callable[[], datetime],
-    count_ignored: Callable[[str], None] = lambda _: None,
+    count_refused: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Guards all rollouts over a session of its own, which has an echo topic, until cancelled."""
+    """Guards all rollouts over a session of its own, which has an echo topic, until cancelled.
+
+    Args:
+        session: To the broker.
+        registered: Which devices are registered.
+        author: Who takes rollouts back, as layers name their authors.
+        now: Tells the time.
+        count_refused: Told the reason of each refusal: those of `RolloutGuard`, and
+            `device-reports-unread` for each report that was passed over.
+    """
     register = LayerRegister(session, author, now=now)
-    guard = RolloutGuard(register, registered, count_ignored=count_ignored)
-    reports = _Reports(guard)
+    guard = RolloutGuard(register, registered, count_ignored=count_refused)
+    reports = _Reports(guard, count_refused)
     known: set[DeviceId] = set()
 
     def note(message: Incoming) -> None:
@@ -190,12 +202,15 @@ async def guard_rollouts(
 class _Reports:
     """What devices report, on its way to the guard: of each the last, however often it comes."""
 
-    def __init__(self, guard: RolloutGuard) -> None:
+    def __init__(self, guard: RolloutGuard, count_refused: Callable[[str], None]) -> None:
         self._guard = guard
+        self._count_refused = count_refused
         self._last: dict[str, bytes] = {}
         self._news = asyncio.Event()
 
     def take(self, message: Incoming) -> None:
+        if message.topic in self._last:
+            self._count_refused(_UNREAD)
         self._last[message.topic] = b"" if _NO_ERRORS in message.payload else message.payload
         self._news.set()
 

@@ -1,6 +1,7 @@
 """Who is asking, and the access tokens of identities (EdDSA JWTs). And what the same keys sign of who
 calls."""
 
+import hashlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from signaling.tokens import AUDIENCE, CALLER_AUDIENCE, AccessTokenClaims, Jwk
 
 _CONNECT_TOKEN_EXTRA_S = 3600
 _RELOAD_EVERY = timedelta(seconds=1)
+_REMEMBERED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,9 @@ class AccessTokens:
         header = {"alg": "EdDSA", "kid": self._signing_kid, "typ": "JWT"}
         self._header = base64url_encode(to_json(header))
         self._public = _public_keys(keys)
+        self._verified: dict[bytes, Actor] = {}
+        """Tokens, by their hash, whose signature was found good: to verify one takes longer than to refuse
+        a request."""
 
     def connect_token(
         self, identity: Identity, device: DeviceId, call_sid: CallSid, until: datetime
@@ -225,16 +230,32 @@ class AccessTokens:
         Raises:
             Unauthenticated: it is forged, expired, or not for this relay. Which, its text says.
         """
+        actor = self.verified(token)
+        if actor is not None:
+            return actor
         claims = await self.read(token)
         if claims.exp <= self._now().timestamp():
             raise Unauthenticated("the access token has expired: ask your backend for a new one")
-        return Actor(
+        if len(self._verified) >= _REMEMBERED:
+            self._verified.clear()
+        self._verified[_hash(token)] = actor = Actor(
             Identity(claims.sub),
             None if claims.device_id is None else DeviceId(claims.device_id),
             datetime.fromtimestamp(claims.exp, UTC),
             None if claims.call_sid is None else CallSid(claims.call_sid),
             ShownToken(claims.jti, claims.iat * 1000, claims.exp * 1000, claims.rev),
         )
+        return actor
+
+    def verified(self, token: str) -> Actor | None:
+        """Whom a token stands for that `check` has found good lately; None where it must look again.
+        Whether it was revoked since, `Access` knows."""
+        shown = _hash(token)
+        actor = self._verified.get(shown)
+        if actor is not None and actor.until is not None and actor.until <= self._now():
+            del self._verified[shown]
+            return None
+        return actor
 
     async def read(self, token: str) -> AccessTokenClaims:
         """What a token of this relay claims, be it expired.
@@ -259,13 +280,17 @@ class AccessTokens:
 
     async def _key(self, kid: str) -> Ed25519PublicKey:
         if kid not in self._public and self._reloaded.due():
-            self._public = _public_keys(await self._database.read(signing_key_rows))
+            await self._read_keys()
         return self._public[kid]
+
+    async def _read_keys(self) -> None:
+        self._public = _public_keys(await self._database.read(signing_key_rows))
+        self._verified.clear()  # a key may be gone
 
     async def key_set(self) -> KeySetAnswer:
         """The public keys, with those that another relay may have made since."""
         if self._read_again.due():
-            self._public = _public_keys(await self._database.read(signing_key_rows))
+            await self._read_keys()
         return KeySetAnswer(
             keys=tuple(
                 Jwk(kid=kid, x=base64url_encode(key.public_bytes_raw()).decode())
@@ -295,6 +320,10 @@ def new_signing_key() -> SigningKeyRow:
         Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
     )
     return SigningKeyRow(kid=secrets.token_hex(8), private_key=private.decode())
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode(errors="replace")).digest()
 
 
 def _public_keys(keys: list[SigningKeyRow]) -> dict[str, Ed25519PublicKey]:

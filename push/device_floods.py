@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import structlog
 
+from push.alarm import Sleep
 from push.metrics import Metrics
 from signaling.errors import TooManyRequests
 
@@ -37,7 +38,7 @@ class DeviceFloods:
 
     Args:
         per_s: Requests per second of one device; five times as many at once.
-        metrics: Counts what is refused, and what is thrown away.
+        metrics: Counts what is refused, what is thrown away, and what has to wait.
         clock: Tells the time, in seconds that only grow.
     """
 
@@ -49,6 +50,8 @@ class DeviceFloods:
         self._clock = clock
         self._refused = metrics.refused.labels("device-requests")
         self._unread = metrics.refused.labels("device-requests-unread")
+        self._presence_unread = metrics.refused.labels("device-presence-unread")
+        self._slowed = metrics.refused.labels("stream-messages-slowed")
         self._askers: dict[str, _Asker] = {}
         self._look_at_size = _FEW
 
@@ -80,6 +83,21 @@ class DeviceFloods:
         asker.full_at_s = max(asker.full_at_s, now_s) + 1 / self.per_s
         return 0.0
 
+    async def take_turn(self, device: str, sleep: Sleep) -> None:
+        """Takes a message from a device's bucket, and waits until it holds one: whoever sends too often
+        over a connection that only they fill is read more slowly, and what they send waits there. Counts
+        the messages that had to wait."""
+        wait_s = self.wait_s(device)
+        if wait_s:
+            self._slowed.inc()
+        while wait_s:
+            await sleep(wait_s)
+            wait_s = self.wait_s(device)
+
+    def count_presence_unread(self) -> None:
+        """A device's presence was passed over: another came before it was looked at."""
+        self._presence_unread.inc()
+
     def admit(self, identity: str, device: str | None) -> None:
         """Takes a request over HTTP, which is answered in any case, of a device; or of an identity, by a
         token for any device of its.
@@ -87,11 +105,22 @@ class DeviceFloods:
         Raises:
             TooManyRequests: it is one too many.
         """
-        # No device id has a colon.
-        wait_s = self.wait_s(f"identity:{identity}" if device is None else device)
+        wait_s = self.wait_s(_asker(identity, device))
         if wait_s:
-            self._refused.inc()
-            raise self._too_many(identity if device is None else f"the device {device}", wait_s)
+            raise self._refused_over_http(identity, device, wait_s)
+
+    def refusal(self, identity: str, device: str | None) -> TooManyRequests | None:
+        """How `admit` would refuse a request now, counted; None where it would not, and then nothing is
+        taken."""
+        asker = self._askers.get(_asker(identity, device))
+        missing_s = 0.0 if asker is None else asker.full_at_s - self._clock() - self._holds_s
+        return self._refused_over_http(identity, device, missing_s) if missing_s > 0 else None
+
+    def _refused_over_http(
+        self, identity: str, device: str | None, wait_s: float
+    ) -> TooManyRequests:
+        self._refused.inc()
+        return self._too_many(identity if device is None else f"the device {device}", wait_s)
 
     def refuse(self, device: str, *, wait_s: float = 1.0) -> TooManyRequests | None:
         """Counts a request as refused, and says in what words; None where this device has been told
@@ -124,6 +153,10 @@ class DeviceFloods:
             > now_s
         }
         self._look_at_size = max(_FEW, 2 * len(self._askers))
+
+
+def _asker(identity: str, device: str | None) -> str:
+    return f"identity:{identity}" if device is None else device  # no device id has a colon
 
 
 def _may_refuse(asker: _Asker, now_s: float) -> bool:

@@ -33,6 +33,7 @@ from signaling.device_operations import (
     DeviceAccept,
     DeviceCancel,
     DeviceDoorLockedOut,
+    DeviceDoorNotVerified,
     DeviceEnd,
     DeviceFeedback,
     DeviceIceServers,
@@ -69,7 +70,7 @@ class DeviceOperations:
         tokens: Holds the relay's public keys.
         ice_servers: Tells the servers to connect calls by.
         rooms: Lets users into the rooms of their calls.
-        door_reports: Tells backends what stations say of their doors.
+        door_reports: Counts what stations say of their doors, and tells backends.
         check_after_s: Seconds until an invite whose delivery is checked counts as not yet received.
     """
 
@@ -143,6 +144,9 @@ class DeviceOperations:
                 return DeviceResponse(status=200, sdp=sdp)
             case DeviceDoorLockedOut():
                 await self._door_reports.report(operation, actor)
+                return DeviceResponse(status=200)
+            case DeviceDoorNotVerified():
+                await self._door_reports.report_not_verified(operation, actor)
                 return DeviceResponse(status=200)
             case DeviceList():
                 return await self._list(operation, actor)

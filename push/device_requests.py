@@ -91,6 +91,8 @@ class DeviceRequests:
         )
         self._room = asyncio.Semaphore(_AT_ONCE)
         self._presence: dict[str, Incoming] = {}
+        self._unread_presence: set[str] = set()
+        """The topics of which the last has yet to be looked at."""
         self._gone: dict[DeviceId, datetime | None] = {}
         """Since when the devices have gone that have a moment to be back; None for one that is."""
         session.receive(REQUESTS_SHARED, self._take_request, admit=self._is_heard)
@@ -123,7 +125,10 @@ class DeviceRequests:
         if self._tasks is None or not message.payload:
             return
         is_served = message.topic in self._presence
+        if message.topic in self._unread_presence:
+            self._floods.count_presence_unread()
         self._presence[message.topic] = message
+        self._unread_presence.add(message.topic)
         if not is_served:
             self._tasks.create_task(self._serve_presence_of(message.topic))
 
@@ -177,12 +182,14 @@ class DeviceRequests:
         try:
             while True:
                 message = self._presence[topic]
+                self._unread_presence.discard(topic)
                 await self._serve_presence(message)
                 if self._presence[topic] is message:
                     return
                 await self._sleep(_FLICKER_S)
         finally:
             del self._presence[topic]
+            self._unread_presence.discard(topic)
 
     async def _serve_presence(self, message: Incoming) -> None:
         try:

@@ -1,7 +1,7 @@
-"""What stations say of their doors: told to backends as events, and counted.
+"""What stations say of their doors: counted, and lock-outs told to backends as events.
 
 A station speaks for itself alone: which device and identity it is says its connection, and it must be
-in the call that it names. A call has few lock-outs, each told once, however often it is said.
+in the call that it names. A call has few lock-outs; each is told once, however often it is said.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from push.metrics import Metrics
 from push.store.call_rows import to_ms
 from push.store.database import Database
 from push.store.outbox_rows import owe
-from signaling.device_operations import DeviceDoorLockedOut
+from signaling.device_operations import DeviceDoorLockedOut, DeviceDoorNotVerified
 from signaling.errors import Forbidden, InvalidInput
 from signaling.events import DoorLockedOut
 from signaling.identifiers import CallSid, DeviceId, Identity
@@ -27,7 +27,8 @@ from signaling.identifiers import CallSid, DeviceId, Identity
 log = structlog.get_logger(__name__)
 
 LOCKED_OUT = "door-locked-out"
-"""The reason of `bellwire_refused_total`."""
+NOT_VERIFIED = "door-not-verified"
+"""The reasons of `bellwire_refused_total`."""
 
 _REMEMBERED = 4096
 
@@ -38,7 +39,7 @@ class DoorReports:
     Args:
         database: The relay's.
         calls: Say who is in a call.
-        metrics: Counts the lock-outs.
+        metrics: Counts them.
         now: Tells the time.
         on_event: Makes what is owed to webhooks; None where there are none.
     """
@@ -56,6 +57,7 @@ class DoorReports:
         self._calls = calls
         # Shown from the start, at 0: an alarm sees the first one, too.
         self._locked_out = metrics.refused.labels(LOCKED_OUT)
+        self._not_verified = metrics.refused.labels(NOT_VERIFIED)
         self._now = now
         self._on_event = on_event
         self._told: OrderedDict[str, None] = OrderedDict()
@@ -69,15 +71,7 @@ class DoorReports:
             InvalidInput: who is said to be locked out is not in the call, or the station itself.
             Unavailable: the database is away.
         """
-        identity, device = actor.acting_as(None, None)
-        if actor.key_hash is not None:
-            raise Forbidden("only the station itself says who is locked out of its door")
-        if device is None:
-            raise Forbidden("only a device has a door: connect with a token that names its device")
-        call = await self._calls.show(CallSid(said.call_sid), actor)
-        caller = None if said.caller is None else Identity(said.caller)
-        if caller is not None and (caller == identity or call.user(caller) is None):
-            raise InvalidInput(f"{caller[:40]!r} is no other user of this call: name one who is")
+        identity, device, caller = await self._who_says_it(said, actor)
         event = self._event(said, identity, device)
         if event.id in self._told:
             return
@@ -93,6 +87,42 @@ class DoorReports:
             doors=event.doors,
             wrong_codes=event.wrong_codes,
         )
+
+    async def report_not_verified(self, said: DeviceDoorNotVerified, actor: Actor) -> None:
+        """Counts a door that stayed shut for want of attestation, once for each of whom it is said in a
+        call.
+
+        Raises:
+            Forbidden, CallNotFound, InvalidInput, Unavailable: as `report`.
+        """
+        identity, device, caller = await self._who_says_it(said, actor)
+        named = f"{device}\n{said.call_sid}\n{caller}"
+        if named in self._told:
+            return
+        self._remember(named)
+        self._not_verified.inc()
+        log.warning(
+            "door not opened, since who asked is not verified",
+            device_id=device,
+            identity=identity,
+            call_sid=said.call_sid,
+            caller=caller,
+        )
+
+    async def _who_says_it(
+        self, said: DeviceDoorLockedOut | DeviceDoorNotVerified, actor: Actor
+    ) -> tuple[Identity, DeviceId, Identity | None]:
+        """The identity and device of the station, and of whom it speaks."""
+        identity, device = actor.acting_as(None, None)
+        if actor.key_hash is not None:
+            raise Forbidden("only the station itself says what happens at its door")
+        if device is None:
+            raise Forbidden("only a device has a door: connect with a token that names its device")
+        call = await self._calls.show(CallSid(said.call_sid), actor)
+        caller = None if said.caller is None else Identity(said.caller)
+        if caller is not None and (caller == identity or call.user(caller) is None):
+            raise InvalidInput(f"{caller[:40]!r} is no other user of this call: name one who is")
+        return identity, device, caller
 
     def _event(
         self, said: DeviceDoorLockedOut, identity: Identity, device: DeviceId

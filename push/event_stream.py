@@ -141,9 +141,7 @@ class EventStream:
                 request = StreamRequest(document=text.encode(errors="replace"))
             else:
                 request = parse_stream_request(text)
-            # Whoever asks too often is read more slowly: what they send waits in their own connection.
-            while wait_s := self._floods.wait_s(stream.device):
-                await self._sleep(wait_s)
+            await self._floods.take_turn(stream.device, self._sleep)
             if request.ack is not None:
                 with suppress(Unavailable):  # the next one covers it
                     await self._connections.acknowledge(stream, request.ack)

@@ -343,7 +343,7 @@ async def _guard_rollouts(
         registered,
         author="bellwire-relay",
         now=now,
-        count_ignored=lambda reason: metrics.refused.labels(reason).inc(),
+        count_refused=metrics.count_refused,
     )
 
 

@@ -161,6 +161,14 @@ class DeviceDoorLockedOut(_OfCall):
     lock_out: Annotated[int, Field(ge=1, le=LOCK_OUTS_OF_A_CALL)] = 1
 
 
+class DeviceDoorNotVerified(_OfCall):
+    """A station says that it has not opened a door for `caller`, whom that door would let in if the relay
+    vouched for them: a server has called, answered or spoken in their name (attestation B)."""
+
+    operation: Literal["door_not_verified"]
+    caller: IdentityField
+
+
 CallOperation = (
     DeviceReceived
     | DeviceAccept
@@ -183,6 +191,7 @@ DeviceOperation = (
     | DeviceIceServers
     | DeviceKeys
     | DeviceDoorLockedOut
+    | DeviceDoorNotVerified
 )
 _OPERATION: TypeAdapter[DeviceOperation] = TypeAdapter(
     Annotated[DeviceOperation, Field(discriminator="operation")]

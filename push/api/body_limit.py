@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from push.metrics import Metrics
 from push.problems import MEDIA_TYPE, problem_of
 from signaling.errors import TooLarge
 
@@ -23,11 +24,18 @@ class _BodyTooLarge(HTTPException):
 
 
 class BodyLimit:
-    """Refuses bodies over `limit_bytes` with 413, by their declared length or once they pass it."""
+    """Refuses bodies over `limit_bytes` with 413, by their declared length or once they pass it.
 
-    def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
+    Args:
+        app: What serves the others.
+        limit_bytes: How long a body may be.
+        metrics: Counts what is refused.
+    """
+
+    def __init__(self, app: ASGIApp, limit_bytes: int, metrics: Metrics) -> None:
         self._app = app
         self._limit = limit_bytes
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request (ASGI)."""
@@ -54,6 +62,7 @@ class BodyLimit:
             await self._refuse(scope, receive, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._metrics.count_refused("body-too-large")
         problem = problem_of(
             TooLarge(f"the body is over the limit of {self._limit} bytes", limit=self._limit)
         )

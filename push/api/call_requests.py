@@ -23,6 +23,7 @@ from push.api.services import (
     settle_device,
     take_turn,
 )
+from push.api.who_asks_first import count_unread_body
 from push.auth import Actor
 from push.calls import Invite
 from push.invites import invite_from_json, invite_from_twiml
@@ -85,9 +86,13 @@ class CallRequests:
         self, route: CallOperation | _Creation, scope: Scope, receive: Receive
     ) -> tuple[int, BaseModel, Headers]:
         shown = _Shown(scope["headers"])
-        actor = await authenticate_by(
-            self._services, CALL_SCOPE, shown.authorization, shown.api_key, None
-        )
+        try:
+            actor = await authenticate_by(
+                self._services, CALL_SCOPE, shown.authorization, shown.api_key, None
+            )
+        except Refusal as refusal:
+            count_unread_body(self._services.metrics, scope, refusal)
+            raise
         let_in(scope, actor.identity)
         take_turn(self._services, actor)
         if isinstance(route, _Creation):

@@ -7,10 +7,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from push.api.admission import let_in
 from push.api.problem_responses import refusal_response
 from push.api.services import Services, identify
-from signaling.errors import Refusal
+from push.metrics import Metrics
+from signaling.errors import Refusal, Unauthenticated
 
 _SIGNED = "/v1/twilio/"
 """Whose credentials are a signature that covers the body."""
+
+_STRANGERS_BODY = "body-of-stranger"
+"""The reason of `bellwire_refused_total`."""
 
 
 class WhoAsksFirst:
@@ -38,6 +42,7 @@ class WhoAsksFirst:
                 )
                 let_in(scope, actor.identity)
             except Refusal as refusal:
+                count_unread_body(self._services.metrics, scope, refusal)
                 await refusal_response(refusal)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
@@ -46,8 +51,16 @@ class WhoAsksFirst:
 def _has_body_and_needs_credentials(scope: Scope) -> bool:
     if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
         return False
-    if scope["path"].startswith(_SIGNED):
-        return False
+    return not scope["path"].startswith(_SIGNED) and _has_body(scope)
+
+
+def count_unread_body(metrics: Metrics, scope: Scope, refusal: Refusal) -> None:
+    """Counts a request that is refused before its body is read, where it has one and is a stranger's."""
+    if isinstance(refusal, Unauthenticated) and _has_body(scope):
+        metrics.count_refused(_STRANGERS_BODY)
+
+
+def _has_body(scope: Scope) -> bool:
     return any(
         name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
         for name, value in scope["headers"]

@@ -14,10 +14,10 @@ from agent.call import Call, CallerInfo, CallStatus
 from agent.conduct import Conduct
 from agent.device import Device
 from agent.dialling import Dialling
+from agent.door_reports import DoorReports
 from agent.doors import Doors
 from agent.link import Link
 from agent.live_settings import LiveSettings
-from agent.lock_out_reports import LockOutReports
 from agent.phone import Phone
 from agent.voice import Tone
 from agent.wrong_codes import WrongCodes
@@ -149,14 +149,15 @@ async def post_at(
         conduct = Conduct(live, device, now=now, sleep=time.sleep)
         dialling = Dialling(live, device, sleep=pause)
         phone = Phone(device, panel, conduct, dialling, speaker)
-        lock_outs = LockOutReports(link)
+        door_reports = DoorReports(link)
         doors = Doors(
             live,
             device,
             panel,
             wrong_codes=kept,
             clock=time.clock,
-            on_lock_out=lock_outs.add,
+            on_lock_out=door_reports.add_lock_out,
+            on_not_verified=door_reports.add_not_verified,
             sleep=time.sleep,
         )
         post = Post(live, device, panel, pins, conduct, phone, doors, relay, time, speaker, known)
@@ -167,7 +168,7 @@ async def post_at(
         async with asyncio.TaskGroup() as tasks:
             parts: tuple[Callable[[], Any], ...] = (
                 *(panel.run, device.run, conduct.run, dialling.run),
-                *(phone.run, link.run, doors.run, lock_outs.run),
+                *(phone.run, link.run, doors.run, door_reports.run),
             )
             working = [tasks.create_task(run()) for run in parts]
             async with asyncio.timeout(PATIENCE_S):

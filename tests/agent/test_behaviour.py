@@ -261,6 +261,20 @@ def test_only_who_is_allowed_opens_a_door_and_verified_only_where_set() -> None:
     assert keypad(Party("bob", verified=True)).press("902468").door == "yard"
 
 
+def test_who_lacks_nothing_but_attestation_is_told_apart_from_who_may_never_open() -> None:
+    doors = {"front": {"callers": ["alice", "bob"], "code": "4711"}}
+    keeper = DoorKeeper(behaving(doors=doors))
+    alice, bob, eve = (Party(name, verified=False) for name in ("alice", "bob", "eve"))
+    assert keeper.not_verified([alice]) == ("alice",)
+    assert keeper.not_verified([alice, Party("bob", verified=True)]) == ("alice",)
+    assert keeper.not_verified([alice, bob]) == ("alice", "bob")
+    assert keeper.not_verified([eve]) == ()
+    assert keeper.not_verified([alice, eve]) == ()
+    assert keeper.not_verified([Party("alice", verified=True)]) == ()
+    open_to_all = {"front": {**doors["front"], "verified_only": False}}
+    assert DoorKeeper(behaving(doors=open_to_all)).not_verified([alice]) == ()
+
+
 def test_a_digit_that_comes_too_late_begins_a_new_code() -> None:
     keys = keypad(doors={"front": DOORS["front"]})
     keys.press("4")

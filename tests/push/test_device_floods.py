@@ -37,6 +37,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 KEYS = {"operation": "keys"}
 ASKED = 20
 DEVICES = 40
+INSISTENT = 32
+REFUSED_LATE_S = 0.5
 ASKS_AGAIN_S = 5.0
 SLOWEST_S = 3.0
 """A second's patience on a machine that runs other tests besides; without the limits it is longer
@@ -129,6 +131,8 @@ async def test_neighbours_are_answered_while_a_device_floods_and_memory_stays_as
     if "requests" in what:
         assert await scene.refused("device-requests") > 0
         assert await scene.refused("device-requests-unread") > 1000
+    else:
+        assert await scene.refused(f"device-{what}-unread") > 1000
 
 
 async def test_whoever_asks_too_often_is_told_so_in_words_and_served_again_later(
@@ -172,6 +176,7 @@ async def test_a_stream_that_floods_is_read_more_slowly_and_loses_nothing(scene:
         took_s = time.perf_counter() - began
     assert took_s > 1.5  # 200 at once, and then 40 a second
     assert slowest < SLOWEST_S
+    assert 0 < await scene.refused("stream-messages-slowed") <= 80
 
 
 async def test_many_devices_that_all_ask_at_once_are_all_answered(scene: Scene) -> None:
@@ -218,3 +223,61 @@ async def test_an_apps_token_that_floods_over_http_is_refused_in_words(scene: Sc
             assert refused[0].headers["Retry-After"]
     assert await nine_of_ten_within_s(scene.neighbours) < SLOWEST_S
     assert await scene.refused("device-requests") > before
+
+
+async def until_refused(
+    http: httpx.AsyncClient, method: str, path: str, token: dict[str, str]
+) -> None:
+    """Has a token ask until it has asked too often."""
+    async with asyncio.timeout(PATIENCE_S):
+        refused = False
+        while not refused:
+            turns = (http.request(method, path, headers=token) for _ in range(100))
+            answers = await asyncio.gather(*turns)
+            refused = any(answer.status_code == 429 for answer in answers)
+
+
+@pytest.mark.parametrize("path", ["/v1/calls", f"/v1/calls/CA{'0' * 32}/quit"])
+async def test_a_token_that_floods_over_http_keeps_the_relay_from_nothing(
+    scene: Scene, path: str
+) -> None:
+    """Each of its connections asks again as soon as it is answered: of the refusals alone there would be
+    thousands a second."""
+    eve, http = fresh("eve"), scene.running.http
+    await scene.running.register(eve)
+    token = await scene.running.token(eve, eve)
+    method = "POST" if path.endswith("/quit") else "GET"
+    await until_refused(http, method, path, token)
+    refused = 0
+    is_over = asyncio.Event()
+
+    async def insist() -> None:
+        nonlocal refused
+        while not is_over.is_set():
+            answer = await http.request(method, path, headers=token)
+            refused += answer.status_code == 429
+
+    began = time.perf_counter()
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(INSISTENT):
+            tasks.create_task(insist())
+        slowest = await nine_of_ten_within_s(scene.neighbours)
+        while time.perf_counter() - began < 3:
+            slowest = max(slowest, await nine_of_ten_within_s(scene.neighbours))
+        is_over.set()
+    took_s = time.perf_counter() - began
+    assert 0 < refused <= INSISTENT * (1 + took_s / REFUSED_LATE_S)
+    assert slowest < SLOWEST_S
+
+
+async def test_a_token_that_floods_is_refused_as_ended_as_soon_as_it_is_revoked(
+    scene: Scene,
+) -> None:
+    eve, http = fresh("eve"), scene.running.http
+    await scene.running.register(eve)
+    for revoked in ({"identity": eve}, {"device_id": eve}):
+        token = await scene.running.token(eve, eve)
+        await until_refused(http, "GET", "/v1/calls?count=1", token)
+        assert (await http.post("/v1/tokens/revoke", json=revoked)).is_success
+        for _ in range(3):
+            assert_problem(await http.get("/v1/calls", headers=token), 401, "unauthenticated")

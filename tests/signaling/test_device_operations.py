@@ -13,6 +13,7 @@ from signaling.device_operations import (
     DeviceAccept,
     DeviceCancel,
     DeviceDoorLockedOut,
+    DeviceDoorNotVerified,
     DeviceEnd,
     DeviceFeedback,
     DeviceIceServers,
@@ -108,6 +109,10 @@ UNDERSTOOD: list[tuple[dict[str, object], DeviceOperation]] = [
          "wrong_codes": 3, "locked_for_s": 300, "lock_out": 2},
         DeviceDoorLockedOut(operation="door_locked_out", call_sid=SID, caller="eve",
                             doors=("front",), wrong_codes=3, locked_for_s=300, lock_out=2),
+    ),
+    (
+        {"operation": "door_not_verified", "caller": "client:eve"},
+        DeviceDoorNotVerified(operation="door_not_verified", call_sid=SID, caller="eve"),
     ),
 ]  # fmt: skip
 OF_NO_CALL = ("invite", "list", "ice_servers", "keys")
