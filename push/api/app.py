@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from push.api import (
+from bellwire.push.api import (
     call_deliveries,
     calls,
     devices,
@@ -29,23 +29,23 @@ from push.api import (
     twilio,
     webhooks,
 )
-from push.api.body_limit import BodyLimit
-from push.api.call_requests import CallRequests, is_call_request
-from push.api.counted import Counted
-from push.api.floods_first import FloodsFirst
-from push.api.problem_responses import problem_response, refusal_response
-from push.api.services import Services
-from push.api.who_asks_first import WhoAsksFirst
-from push.problems import (
+from bellwire.push.api.call_requests import CallRequests, is_call_request
+from bellwire.push.api.floods_first import FloodsFirst, WhoAsksFirst
+from bellwire.push.api.server.body_limit import BodyLimit
+from bellwire.push.api.server.counted import Counted
+from bellwire.push.api.services import Services
+from bellwire.push.problems import (
     MEDIA_TYPE,
     invalid_body,
     problem_of_defect,
     problem_of_validation,
+    problem_response,
     problem_type,
+    refusal_response,
 )
-from signaling.answers import Problem
-from signaling.errors import Refusal
-from signaling.requests import InviteRequest
+from bellwire.signaling.errors import Refusal
+from bellwire.signaling.wire.answers import Problem
+from bellwire.signaling.wire.requests import InviteRequest
 
 log = structlog.get_logger(__name__)
 

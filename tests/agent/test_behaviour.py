@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
-from agent.behaviour import (
+from bellwire.agent.door.release import DoorDecision, DoorKeeper, Outcome, Party
+from bellwire.agent.station.behaviour import (
     Invited,
     InviteDecision,
     decide_invite,
@@ -17,9 +18,8 @@ from agent.behaviour import (
     ring_volume_at,
     within,
 )
-from agent.door_release import DoorDecision, DoorKeeper, Outcome, Party
-from config.behaviour import WEEKDAYS, BehaviourSettings, Hours
-from signaling.calls import RejectStatus
+from bellwire.config.agent.behaviour import WEEKDAYS, BehaviourSettings, Hours
+from bellwire.signaling.calls.calls import RejectStatus
 
 BERLIN = ZoneInfo("Europe/Berlin")
 SATURDAY_NOON = datetime(2026, 11, 21, 12, 0, tzinfo=BERLIN)

@@ -17,11 +17,11 @@ from typing import Self
 import aiomqtt
 from aiomqtt import Client, MqttError, ProtocolVersion
 
-from broker.address import BrokerAddress
-from broker.embedded import EmbeddedBroker
-from broker.messages import Incoming
-from broker.session import Session
-from signaling.identifiers import DeviceId, mqtt_client_id
+from bellwire.broker.embedded import EmbeddedBroker
+from bellwire.broker.session.address import BrokerAddress
+from bellwire.broker.session.messages import Incoming
+from bellwire.broker.session.session import Session
+from bellwire.signaling.identifiers import DeviceId, mqtt_client_id
 from tests.conftest import PATIENCE_S
 from tests.system.scene import mosquitto_pid
 

@@ -16,9 +16,14 @@ import pytest_asyncio
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from broker.address import BrokerAddress, parse_broker_url
-from signaling.identifiers import DeviceId
-from signaling.topics import presence_topic, reported_topic, request_topic, response_topic
+from bellwire.broker.session.address import BrokerAddress, parse_broker_url
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import (
+    presence_topic,
+    reported_topic,
+    request_topic,
+    response_topic,
+)
 from tests.broker.flooding import flood, publish_at_qos_0, rss_mb
 from tests.conftest import PATIENCE_S
 from tests.push.streams import streaming

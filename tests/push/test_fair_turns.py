@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from push.device_floods import DeviceFloods
-from push.fair_turns import FairTurns
-from push.metrics import Metrics
-from signaling.errors import TooManyRequests
+from bellwire.push.devices.fair_turns import FairTurns
+from bellwire.push.devices.rate_limits import DeviceFloods
+from bellwire.push.metrics import Metrics
+from bellwire.signaling.errors import TooManyRequests
 from tests.conftest import PATIENCE_S
 
 Piece = tuple[str, int]

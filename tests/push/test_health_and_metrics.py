@@ -9,7 +9,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from broker.embedded import EmbeddedBroker
+from bellwire.broker.embedded import EmbeddedBroker
 from tests.conftest import PATIENCE_S
 from tests.forking import ForkedRelay
 from tests.push.support import Running, assert_problem, fresh, listening, serving

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from config.relay import RelaySettings
-from push.api.admission import bounds_of
-from push.api.guarded_http import BODY_S, HEAD_BYTES, HEAD_FIELDS, HEAD_S, PIPELINED
+from bellwire.config.relay import RelaySettings
+from bellwire.push.api.server.admission import bounds_of
+from bellwire.push.api.server.guarded_http import BODY_S, HEAD_BYTES, HEAD_FIELDS, HEAD_S, PIPELINED
 from tests.conftest import PATIENCE_S
 from tests.push.hostile import Raw, Target, attacked
 from tests.push.support import assert_problem, fresh, serving

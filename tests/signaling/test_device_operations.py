@@ -7,8 +7,8 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from signaling.calls import Mode, RejectStatus
-from signaling.device_operations import (
+from bellwire.signaling.calls.calls import Mode, RejectStatus
+from bellwire.signaling.wire.device_operations import (
     CallOperation,
     DeviceAccept,
     DeviceCancel,
@@ -32,7 +32,7 @@ from signaling.device_operations import (
     DeviceShow,
     parse_device_operation,
 )
-from signaling.requests import EXTENDED_DATA_MAX_LENGTH, FeedbackIssue, GroupReference
+from bellwire.signaling.wire.requests import EXTENDED_DATA_MAX_LENGTH, FeedbackIssue, GroupReference
 
 SID = "CA0123456789abcdef0123456789abcdef"
 KX = "KX0123456789abcdef0123456789abcdef"

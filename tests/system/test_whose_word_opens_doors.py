@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from config.agent import AgentSettings
+from bellwire.config.agent.settings import AgentSettings
 from tests.conftest import PATIENCE_S, Station, register_station, running_station
 from tests.forking import ForkedRelay
 from tests.push.support import Device, Running, listening
