@@ -44,7 +44,7 @@ from bellwire.signaling.calls.commands import (
     Received,
     Say,
 )
-from bellwire.signaling.calls.rules import Change, apply, check_inviter, create_call
+from bellwire.signaling.calls.rules import apply, check_inviter, create_call
 from bellwire.signaling.errors import CallNotFound, Conflict, Forbidden
 from bellwire.signaling.identifiers import CallSid, DeviceId, Identity, new_call_sid
 from bellwire.signaling.wire.requests import FeedbackFields
@@ -292,7 +292,7 @@ class Calls:
         if isinstance(command, Say):
             return self._say(unit, call, command), None
         if isinstance(command, InviteMore):
-            check_inviter(Change(call, command.at), command)
+            check_inviter(call, command)
             itself = command.attestation is Attestation.FULL
             denied = self._denied(unit, command.identity, itself=itself)
             command, invited = _with_reach(unit, call, command, denied)
