@@ -18,7 +18,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.typing import Subprotocol
 
-from bellwire.push.alarm import Sleep
+from bellwire.config.waiting import Sleep
 from bellwire.signaling.errors import Unavailable
 
 log = structlog.get_logger(__name__)

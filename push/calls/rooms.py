@@ -16,8 +16,8 @@ import structlog
 
 from bellwire.config.ice_servers import read_janus_secret
 from bellwire.config.relay import RelaySettings
+from bellwire.config.waiting import Sleep
 from bellwire.push.access.tokens import Actor
-from bellwire.push.alarm import Sleep
 from bellwire.push.calls.calls import Calls
 from bellwire.push.calls.janus import Handle, Janus, JanusAnswer, JanusRefused
 from bellwire.signaling.calls.calls import Attestation, Call, CallState, UserState

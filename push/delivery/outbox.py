@@ -5,7 +5,6 @@ again in the table and is taken by the sweeper, with backoff and jitter, until i
 """
 
 import asyncio
-import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +14,7 @@ from functools import cache, partial
 import structlog
 from sqlalchemy import Connection
 
-from bellwire.push.alarm import Alarm, Sleep
+from bellwire.config.waiting import Alarm, Sleep, backoff_s
 from bellwire.push.channels.channel import (
     Channel,
     ChannelAtFault,
@@ -292,9 +291,8 @@ def _keep(
 
 def _wait_s(attempts: int, error: DeliveryFailed) -> float:
     """How long to wait after so many failed attempts, and at least as long as the other side asks."""
+    first_s, longest_s = _RETRY_FIRST_S, _RETRY_LONGEST_S
     if isinstance(error, ChannelAtFault):
-        wait_s = _AT_FAULT_S
-    else:
-        wait_s = min(_RETRY_LONGEST_S, _RETRY_FIRST_S * 2 ** min(attempts, 10))
-    jittered_s = random.uniform(0.5, 1.0) * wait_s  # noqa: S311 - jitter, no secret
-    return max(jittered_s, error.retry_after_s or 0.0)
+        first_s = longest_s = _AT_FAULT_S
+    wait_s = backoff_s(attempts, first_s=first_s, longest_s=longest_s, least=0.5)
+    return max(wait_s, error.retry_after_s or 0.0)

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from bellwire.broker.session.messages import Incoming
 from bellwire.broker.session.session import NotConnected, Session
-from bellwire.push.alarm import Alarm
+from bellwire.config.waiting import Alarm
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import STREAMS_GROWN
 

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 import structlog
 from sqlalchemy import Connection
 
-from bellwire.push.alarm import Sleep
+from bellwire.config.waiting import Sleep
 from bellwire.push.calls.calls import Calls, Moved
 from bellwire.push.delivery.deliveries import STREAM, Deliveries, Owed
 from bellwire.push.store.engine.database import Database

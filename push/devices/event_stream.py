@@ -8,9 +8,9 @@ from datetime import datetime
 import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
+from bellwire.config.waiting import Alarm, Sleep
 from bellwire.push.access.revocation import Access
 from bellwire.push.access.tokens import Actor
-from bellwire.push.alarm import Alarm, Sleep
 from bellwire.push.delivery.streams import Streams
 from bellwire.push.devices.connections import Connections, OpenStream
 from bellwire.push.devices.operations import LIMIT_BYTES, DeviceOperations

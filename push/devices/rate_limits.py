@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import structlog
 
-from bellwire.push.alarm import Sleep
+from bellwire.config.waiting import Sleep
 from bellwire.push.metrics import Metrics
 from bellwire.signaling.errors import TooManyRequests
 

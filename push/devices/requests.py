@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from bellwire.broker.session.messages import Incoming
 from bellwire.broker.session.receiving import ReceivingSession
 from bellwire.broker.session.session import BACKOFF_LONGEST_S, NotConnected
+from bellwire.config.waiting import Sleep
 from bellwire.push.access.tokens import Actor
-from bellwire.push.alarm import Sleep
 from bellwire.push.devices.connections import Connections
 from bellwire.push.devices.devices import Devices
 from bellwire.push.devices.fair_turns import FairTurns

@@ -16,7 +16,7 @@ from aioapns.common import APNS_RESPONSE_CODE
 from pydantic_core import to_json
 
 from bellwire.config.relay import ApnsApp
-from bellwire.push.alarm import Sleep
+from bellwire.config.waiting import Sleep
 from bellwire.push.channels.apns.connection import Answer, KeepAlive, Push
 from bellwire.push.channels.apns.connections import Pool
 from bellwire.push.channels.apns.credentials import ProviderToken, TlsSettings, open_key

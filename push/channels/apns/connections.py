@@ -5,7 +5,6 @@ that finds no room waits in line; by its deadline it is answered or has failed.
 """
 
 import asyncio
-import random
 import ssl
 from collections import deque
 from functools import partial
@@ -18,7 +17,7 @@ from aioapns.connection import (
     AuthorizationHeaderProvider,
 )
 
-from bellwire.push.alarm import Sleep
+from bellwire.config.waiting import Sleep, backoff_s
 from bellwire.push.channels.apns.connection import Answer, Connection, KeepAlive, Push
 from bellwire.push.channels.apns.credentials import TlsSettings
 from bellwire.push.channels.apns.reasons import REASONS, Meaning
@@ -221,9 +220,11 @@ class Pool(APNsBaseConnectionPool):
                     failures = 0
                     continue
                 self._note_trouble(connection.lost, connection.goaway_reason)
-            wait_s = min(_RECONNECT_LONGEST_S, _RECONNECT_FIRST_S * 2 ** min(failures, 10))
+            wait_s = backoff_s(
+                failures, first_s=_RECONNECT_FIRST_S, longest_s=_RECONNECT_LONGEST_S, least=0.5
+            )
             failures += 1
-            await self._sleep(random.uniform(0.5, 1.0) * wait_s)  # noqa: S311 - jitter, no secret
+            await self._sleep(wait_s)
 
     async def _watch(self) -> None:
         while True:

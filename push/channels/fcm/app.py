@@ -24,7 +24,7 @@ from google.auth.transport.requests import Request
 from requests.adapters import HTTPAdapter
 
 from bellwire.config.relay import FcmApp
-from bellwire.push.alarm import Sleep
+from bellwire.config.waiting import Sleep
 from bellwire.push.channels.channel import (
     ATTEMPT_S,
     ChannelAtFault,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from bellwire.config.relay import FcmApp
-from bellwire.push.alarm import Sleep
+from bellwire.config.waiting import Sleep
 from bellwire.push.channels.channel import (
     Addressee,
     ChannelAtFault,

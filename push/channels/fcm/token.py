@@ -12,7 +12,7 @@ from firebase_admin.credentials import Base
 from google.auth import exceptions
 from google.auth.transport import Request
 
-from bellwire.push.alarm import Alarm, Sleep
+from bellwire.config.waiting import Alarm, Sleep, backoff_s
 from bellwire.push.channels.channel import ChannelAtFault, DeliveryFailed
 from bellwire.push.channels.fcm.fault import Fault
 
@@ -114,7 +114,9 @@ class FreshToken:
                 self._fault.begins("token", str(trouble))
                 return _AT_FAULT_S
             self._failures += 1
-            return float(min(_RETRY_LONGEST_S, _RETRY_FIRST_S * 2 ** min(self._failures - 1, 10)))
+            return backoff_s(
+                self._failures - 1, first_s=_RETRY_FIRST_S, longest_s=_RETRY_LONGEST_S, least=1.0
+            )
         finally:
             self._is_fetching = False
         self._fault.ends("token")
