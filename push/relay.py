@@ -41,7 +41,7 @@ from bellwire.push.calls.calls import Calls
 from bellwire.push.calls.groups import Groups
 from bellwire.push.calls.ice_servers import open_ice_servers
 from bellwire.push.calls.policy import CallPolicy
-from bellwire.push.calls.rate_limits import FloodLimits
+from bellwire.push.calls.rate_limits import RateLimits
 from bellwire.push.calls.rooms import open_rooms
 from bellwire.push.calls.twilio_notifications import TwilioNotifications, read_auth_token
 from bellwire.push.channels.channel import Channel
@@ -61,7 +61,7 @@ from bellwire.push.devices.door_reports import DoorReports
 from bellwire.push.devices.event_stream import EventStream
 from bellwire.push.devices.metrics import DeviceMetrics
 from bellwire.push.devices.operations import LIMIT_BYTES, DeviceOperations
-from bellwire.push.devices.rate_limits import DeviceFloods
+from bellwire.push.devices.rate_limits import DeviceRateLimits
 from bellwire.push.devices.requests import DeviceRequests
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
@@ -245,14 +245,14 @@ async def _serve(
     deliveries = Deliveries(
         outbox, channels, streams, now=now, webhooks=webhooks, sign_invite=tokens.signed_invite
     )
-    floods = FloodLimits(
+    rate_limits = RateLimits(
         settings.app_invites_per_s,
         settings.device_invites_per_s,
         emergency_callers=settings.emergency_callers,
         on_refused=metrics.count_refused,
     )
     policy = CallPolicy(settings.policy, metrics.count_refused)
-    calls = Calls(database, deliveries, metrics, floods, policy, now=now)
+    calls = Calls(database, deliveries, metrics, rate_limits, policy, now=now)
     devices = Devices(
         database,
         provisioner,
@@ -276,7 +276,7 @@ async def _serve(
         check_after_s=settings.not_received_after_s,
     )
     session.on_connected(lambda: outbox.retry_now("mqtt"))
-    device_floods = DeviceFloods(settings.device_requests_per_s, metrics)
+    device_floods = DeviceRateLimits(settings.device_requests_per_s, metrics)
     requests = DeviceRequests(session, operations, devices, connections, device_floods, now=now)
 
     if not database.shared:
@@ -308,7 +308,7 @@ async def _serve(
             webhooks=webhooks,
             webhook_channel=webhook_channel,
             twilio=TwilioNotifications(
-                database, outbox, channels, files.auth_token, floods, now=now
+                database, outbox, channels, files.auth_token, rate_limits, now=now
             ),
             ice_servers=files.ice_servers,
             rooms=rooms,

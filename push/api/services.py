@@ -29,7 +29,7 @@ from bellwire.push.devices.connections import Connections
 from bellwire.push.devices.devices import Devices
 from bellwire.push.devices.event_stream import EventStream
 from bellwire.push.devices.metrics import DeviceMetrics
-from bellwire.push.devices.rate_limits import DeviceFloods
+from bellwire.push.devices.rate_limits import DeviceRateLimits
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
 from bellwire.signaling.errors import Forbidden, Unauthenticated
@@ -50,7 +50,7 @@ class Services:
         calls: Calls,
         groups: Groups,
         devices: Devices,
-        device_floods: DeviceFloods,
+        device_floods: DeviceRateLimits,
         connections: Connections,
         event_stream: EventStream,
         access: Access,

@@ -16,7 +16,7 @@ from bellwire.config.call_policy import PolicySettings
 from bellwire.push.access.tokens import Actor
 from bellwire.push.calls.deadlines import Deadlines
 from bellwire.push.calls.policy import CallPolicy
-from bellwire.push.calls.rate_limits import Caller, FloodLimits
+from bellwire.push.calls.rate_limits import Caller, RateLimits
 from bellwire.push.calls.reach import Denied, find_reach, nobody
 from bellwire.push.calls.receipts import Receipt, keep_receipt
 from bellwire.push.delivery.deliveries import Deliveries, Owed
@@ -92,13 +92,13 @@ class Calls:
         database: Database,
         deliveries: Deliveries,
         metrics: Metrics,
-        floods: FloodLimits,
+        rate_limits: RateLimits,
         policy: CallPolicy = CallPolicy(PolicySettings()),  # noqa: B008 - it never changes
         *,
         now: Callable[[], datetime],
     ) -> None:
         self._database = database
-        self._floods = floods
+        self._rate_limits = rate_limits
         self._policy = policy
         self._deliveries = deliveries
         self._metrics = metrics
@@ -268,7 +268,7 @@ class Calls:
         outcome = create_call(replace(new, invitees=reach.invitees, unreachable=reach.unreachable))
         call = outcome.call
         rung = [device for device in reach.devices if device.identity != new.caller]
-        unit.if_not_kept(self._floods.take(rung, Caller(new.caller, itself=itself)))
+        unit.if_not_kept(self._rate_limits.take(rung, Caller(new.caller, itself=itself)))
         owed = self._deliveries.owe(unit, call, outcome.notices, reach.devices)
         unit.add_call(call)
         if invite.idempotency_key is not None:
@@ -297,7 +297,7 @@ class Calls:
             denied = self._denied(unit, command.identity, itself=itself)
             command, invited = _with_reach(unit, call, command, denied)
             caller = Caller(command.identity, itself=itself)
-            unit.if_not_kept(self._floods.take(invited, caller))
+            unit.if_not_kept(self._rate_limits.take(invited, caller))
         if isinstance(command, Join):
             self._policy.check_join(unit.connection, call, command)
         moved = self.move(unit, call, command)

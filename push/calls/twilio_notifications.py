@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, urlsplit, urlunsplit
 import structlog
 from sqlalchemy import Connection, exists, or_, select
 
-from bellwire.push.calls.rate_limits import Caller, FloodLimits
+from bellwire.push.calls.rate_limits import Caller, RateLimits
 from bellwire.push.channels.channel import refuse_if_too_large
 from bellwire.push.channels.fcm.channel import compose_data
 from bellwire.push.channels.payload import CANCEL
@@ -78,7 +78,7 @@ class TwilioNotifications:
     Args:
         auth_token: What Twilio signs with; None where none is configured.
         kinds: The kinds of channels that the relay has.
-        floods: How often devices and apps may be rung.
+        rate_limits: How often devices and apps may be rung.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class TwilioNotifications:
         outbox: Outbox,
         kinds: Collection[str],
         auth_token: str | None,
-        floods: FloodLimits,
+        rate_limits: RateLimits,
         *,
         now: Callable[[], datetime],
     ) -> None:
@@ -95,7 +95,7 @@ class TwilioNotifications:
         self._outbox = outbox
         self._kinds = frozenset(_KINDS).intersection(kinds)
         self._auth_token = auth_token
-        self._floods = floods
+        self._rate_limits = rate_limits
         self._now = now
 
     async def forward(self, url: str, signature: str | None, body: bytes) -> Forwarded:
@@ -140,7 +140,7 @@ class TwilioNotifications:
         expires_at_ms = to_ms(self._now()) + notification.life_s * 1000
         # As identities are named elsewhere; a telephone number stays what it is.
         caller = Caller(notification.keys.get("twi_from", "")[:_NAME_LIMIT].removeprefix("client:"))
-        with self._floods.taken([] if notification.is_cancel else devices, caller):
+        with self._rate_limits.taken([] if notification.is_cancel else devices, caller):
             deliveries = list(_deliveries(notification, devices, expires_at_ms))
             owe(connection, deliveries, self._outbox.leased_until_ms)
         return deliveries

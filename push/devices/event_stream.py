@@ -14,7 +14,7 @@ from bellwire.push.access.tokens import Actor
 from bellwire.push.delivery.streams import Streams
 from bellwire.push.devices.connections import Connections, OpenStream
 from bellwire.push.devices.operations import LIMIT_BYTES, DeviceOperations
-from bellwire.push.devices.rate_limits import DeviceFloods
+from bellwire.push.devices.rate_limits import DeviceRateLimits
 from bellwire.signaling.errors import Unavailable
 from bellwire.signaling.wire.stream import (
     STREAM_EXPIRED,
@@ -53,7 +53,7 @@ class EventStream:
         streams: Streams,
         operations: DeviceOperations,
         access: Access,
-        floods: DeviceFloods,
+        floods: DeviceRateLimits,
         *,
         now: Callable[[], datetime],
         sleep: Sleep = asyncio.sleep,

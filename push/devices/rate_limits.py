@@ -33,7 +33,7 @@ class _Asker:
         self.warned_at_s = -_WARN_EVERY_S
 
 
-class DeviceFloods:
+class DeviceRateLimits:
     """Takes requests from the buckets of devices.
 
     Args:

@@ -23,7 +23,7 @@ from bellwire.push.devices.connections import Connections
 from bellwire.push.devices.devices import Devices
 from bellwire.push.devices.fair_turns import FairTurns
 from bellwire.push.devices.operations import DeviceOperations
-from bellwire.push.devices.rate_limits import DeviceFloods
+from bellwire.push.devices.rate_limits import DeviceRateLimits
 from bellwire.push.problems import problem_of
 from bellwire.signaling.errors import (
     InvalidInput,
@@ -69,7 +69,7 @@ class DeviceRequests:
         operations: DeviceOperations,
         devices: Devices,
         connections: Connections,
-        floods: DeviceFloods,
+        floods: DeviceRateLimits,
         *,
         now: Callable[[], datetime],
         sleep: Sleep = asyncio.sleep,

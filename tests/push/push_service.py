@@ -14,7 +14,7 @@ from bellwire.push.access.revocation import Access
 from bellwire.push.access.tokens import Actor
 from bellwire.push.calls.calls import Calls
 from bellwire.push.calls.invites import invite_from_json
-from bellwire.push.calls.rate_limits import FloodLimits
+from bellwire.push.calls.rate_limits import RateLimits
 from bellwire.push.channels.channel import Addressee
 from bellwire.push.delivery.dead_tokens import DeadTokens, OnEvent
 from bellwire.push.delivery.deliveries import Deliveries, report_deliveries
@@ -101,8 +101,8 @@ class PushingRelay:
             on_dead_token=dead_tokens.report,
         )
         deliveries = Deliveries(self.outbox, channels, self.streams, now=clock.now)
-        floods = FloodLimits(1000, 1000)
-        self.calls = Calls(database, deliveries, self.metrics, floods, now=clock.now)
+        rate_limits = RateLimits(1000, 1000)
+        self.calls = Calls(database, deliveries, self.metrics, rate_limits, now=clock.now)
         self.devices = Devices(
             database,
             DynamicSecurity(session),

@@ -14,7 +14,7 @@ from bellwire.broker.session.session import Session
 from bellwire.config.relay import WebhookTarget
 from bellwire.push.access.tokens import Actor
 from bellwire.push.calls.calls import Calls, Invite
-from bellwire.push.calls.rate_limits import FloodLimits
+from bellwire.push.calls.rate_limits import RateLimits
 from bellwire.push.channels.webhook.webhook import WebhookChannel
 from bellwire.push.delivery.deliveries import Deliveries
 from bellwire.push.delivery.outbox import Outbox
@@ -47,8 +47,8 @@ class Scene:
         self.outbox = Outbox(database, channels, self.metrics, now=clock.now, sleep=clock.sleep)
         streams = Streams(Session(BrokerAddress("127.0.0.1", 1), "no-broker"), alone=True)
         deliveries = Deliveries(self.outbox, {}, streams, now=clock.now, webhooks=self.webhooks)
-        floods = FloodLimits(1000, 1000)
-        self.calls = Calls(database, deliveries, self.metrics, floods, now=clock.now)
+        rate_limits = RateLimits(1000, 1000)
+        self.calls = Calls(database, deliveries, self.metrics, rate_limits, now=clock.now)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
