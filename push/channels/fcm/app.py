@@ -11,8 +11,7 @@ import json
 import secrets
 import ssl
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime, timedelta
 
 import firebase_admin
 import httpx
@@ -34,6 +33,7 @@ from bellwire.push.channels.channel import (
 )
 from bellwire.push.channels.fcm.fault import Fault
 from bellwire.push.channels.fcm.token import FreshToken, Token, bounded, fetch_token, said_by
+from bellwire.push.channels.retry_after import read_retry_after
 from bellwire.signaling.errors import InvalidInput
 
 _IDLE_S = 120.0
@@ -247,7 +247,9 @@ class FcmSender:
             return self._at_fault(f"{said}: check project_id of the FCM app {self._name}")
         if 400 <= status < 500 and status not in (408, 429):
             return DeliveryRefused(said)
-        return DeliveryFailed(said, _retry_after_s(response, self._now()))
+        asked = None if response is None else response.headers.get("retry-after")
+        wait_s = read_retry_after(asked, self._now(), longest_s=_LONGEST_RETRY_AFTER_S)
+        return DeliveryFailed(said, wait_s)
 
     def _accepted(self, access: Token) -> None:
         access.is_proven = True
@@ -315,20 +317,6 @@ def _reason(error: FirebaseError) -> str:
     if error.http_response is None:
         return type(error.cause).__name__
     return f"{error.code} {said_by(error)}"
-
-
-def _retry_after_s(response: httpx.Response | None, now: datetime) -> float | None:
-    """Seconds, or a date (RFC 9110 §10.2.3)."""
-    text = "" if response is None else response.headers.get("retry-after", "").strip()
-    if text.isascii() and text.isdigit():
-        wait_s = float(text[:9])
-    else:
-        try:
-            at = parsedate_to_datetime(text)
-        except ValueError:
-            return None
-        wait_s = (at.replace(tzinfo=at.tzinfo or UTC) - now).total_seconds()
-    return min(_LONGEST_RETRY_AFTER_S, max(0.0, wait_s))
 
 
 def _source(name: str, app: FcmApp) -> str:

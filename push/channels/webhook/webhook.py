@@ -11,8 +11,7 @@ import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import datetime
 from importlib.metadata import version
 
 import httpcore
@@ -26,6 +25,7 @@ from bellwire.push.channels.channel import (
     DeliveryFailed,
     DeliveryRefused,
 )
+from bellwire.push.channels.retry_after import read_retry_after
 from bellwire.push.channels.webhook.pinned_connection import (
     AddressRefused,
     LookUp,
@@ -150,8 +150,9 @@ class WebhookChannel:
         owed_s = max(0.0, LIFE_S - left_s)
         wait_s = min(_RETRY_LONGEST_S, max(_RETRY_FIRST_S, 1.5 * owed_s))
         wait_s *= random.uniform(0.9, 1.1)  # noqa: S311 - jitter, no secret
-        if answer.status in (429, 503) and answer.retry_after is not None:
-            wait_s = max(wait_s, _read_retry_after(answer.retry_after, self._now()))
+        if answer.status in (429, 503):
+            asked_s = read_retry_after(answer.retry_after, self._now(), longest_s=left_s)
+            wait_s = max(wait_s, asked_s or 0.0)
         return min(wait_s, left_s)
 
 
@@ -234,17 +235,6 @@ def _header(response: httpcore.Response, name: bytes) -> str | None:
     return next(
         (value.decode("latin-1") for key, value in response.headers if key.lower() == name), None
     )
-
-
-def _read_retry_after(text: str, now: datetime) -> float:
-    """The seconds that `Retry-After` asks for, 0 where it cannot be read (RFC 9110, 10.2.3)."""
-    if text.isascii() and text.isdecimal():
-        return float(text[:9])
-    try:
-        moment = parsedate_to_datetime(text)
-    except ValueError:
-        return 0.0
-    return (moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds()
 
 
 def _first_cause(error: BaseException) -> BaseException:
