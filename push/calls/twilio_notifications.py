@@ -21,9 +21,7 @@ import structlog
 from sqlalchemy import Connection, exists, or_, select
 
 from bellwire.push.calls.rate_limits import Caller, RateLimits
-from bellwire.push.channels.channel import refuse_if_too_large
-from bellwire.push.channels.fcm.channel import compose_data
-from bellwire.push.channels.payload import CANCEL
+from bellwire.push.channels.payload import CANCEL, apns_payload, fcm_data
 from bellwire.push.delivery.outbox import Outbox
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.rows.call_rows import to_ms
@@ -37,15 +35,12 @@ log = structlog.get_logger(__name__)
 
 MAX_BODY_BYTES = 16 * 1024
 MAX_KEYS = 64
-APNS_LIMIT_BYTES = 5120
-"""Apple's limit of a VoIP push."""
 
 _KEY = re.compile(r"twi_[a-z0-9_]{1,60}")
 _KINDS = ("apns", "fcm")
 _LIFE_S = 60
 _LONGEST_LIFE_S = 600
 _NAME_LIMIT = 128
-_WHAT, _SHORTEN = "Twilio's notification", "twi_params"
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,13 +262,8 @@ def _life_s(keys: Mapping[str, str]) -> int:
 
 
 def _payload(kind: str, keys: Mapping[str, str]) -> str:
-    if kind == "fcm":
-        return compose_data(keys, _WHAT, _SHORTEN)
-    body = json.dumps({"aps": {}, **keys}, ensure_ascii=False, separators=(",", ":"))
-    refuse_if_too_large(
-        len(body.encode()), APNS_LIMIT_BYTES, what=_WHAT, kind=kind, shorten=_SHORTEN
-    )
-    return body
+    write = fcm_data if kind == "fcm" else apns_payload
+    return write(keys, "Twilio's notification", "twi_params")
 
 
 def _is_known(connection: Connection, event_id: str) -> bool:

@@ -13,7 +13,6 @@ from uuid import UUID, uuid5
 
 import structlog
 from aioapns.common import APNS_RESPONSE_CODE
-from pydantic_core import to_json
 
 from bellwire.config.relay import ApnsApp
 from bellwire.config.waiting import Sleep
@@ -26,9 +25,8 @@ from bellwire.push.channels.channel import (
     ChannelAtFault,
     DeliveryFailed,
     DeliveryRefused,
-    refuse_if_too_large,
 )
-from bellwire.push.channels.payload import PushPayload
+from bellwire.push.channels.payload import PushPayload, apns_payload
 from bellwire.push.channels.retry_after import read_http_date, read_retry_after
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.rows.outbox_rows import Delivery
@@ -42,9 +40,6 @@ from bellwire.signaling.calls.events import (
 from bellwire.signaling.errors import InvalidInput
 
 log = structlog.get_logger(__name__)
-
-LIMIT_BYTES = 5120
-"""Apple's limit for a VoIP push, in bytes of the body."""
 
 _COLLAPSE_ID_BYTES = 64
 _LONGEST_RETRY_AFTER_S = 3600.0
@@ -123,17 +118,7 @@ class ApnsChannel:
         keys = self._payload.keys(event, to)
         if keys is None:
             return None
-        return self.body(keys, event.event, what_to_shorten(event))
-
-    def body(self, keys: Mapping[str, str], what: str, shorten: str) -> str:
-        """The body of a push with these keys.
-
-        Raises:
-            TooLarge: it is over Apple's limit.
-        """
-        body = to_json({"aps": {}, **keys})
-        refuse_if_too_large(len(body), LIMIT_BYTES, what=what, kind=self.kind, shorten=shorten)
-        return body.decode()
+        return apns_payload(keys, event.event, what_to_shorten(event))
 
     async def send(self, delivery: Delivery, left_s: float) -> str:
         """See `Channel.send`. The apns-id is the same at every attempt."""
