@@ -47,13 +47,13 @@ from bellwire.push.calls.twilio_notifications import TwilioNotifications, read_a
 from bellwire.push.channels.channel import Channel
 from bellwire.push.channels.mqtt import MqttChannel
 from bellwire.push.channels.payload import PushPayload
-from bellwire.push.channels.webhook.webhook import WebhookChannel
+from bellwire.push.channels.webhook.channel import WebhookChannel
+from bellwire.push.channels.websocket import STREAM, StreamReaders
 from bellwire.push.data_disk import DataDisk, look_at_disk
 from bellwire.push.delivery.dead_tokens import DeadTokens
-from bellwire.push.delivery.deliveries import STREAM, Deliveries
 from bellwire.push.delivery.outbox import Outbox
-from bellwire.push.delivery.streams import Streams
-from bellwire.push.delivery.webhooks import Webhooks
+from bellwire.push.delivery.owed import Deliveries
+from bellwire.push.delivery.webhook_events import Webhooks
 from bellwire.push.devices.absent import AbsentDevices
 from bellwire.push.devices.connections import Connections
 from bellwire.push.devices.devices import Devices
@@ -234,7 +234,7 @@ async def _serve(
     tokens = await open_access_tokens(database, settings.issuer, now, lambda: access.revision)
     pushes = await open_push_channels(settings, tokens, metrics, now=now)
     channels: dict[str, Channel] = {"mqtt": MqttChannel(session), **pushes}
-    streams = Streams(session, alone=not database.shared)
+    streams = StreamReaders(session, alone=not database.shared)
     webhooks = Webhooks(settings.webhooks, now=now)
     webhook_channel = files.webhook_channel
     dead_tokens = DeadTokens(database, streams, metrics, now=now, on_event=webhooks.event)

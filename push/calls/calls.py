@@ -19,7 +19,7 @@ from bellwire.push.calls.policy import CallPolicy
 from bellwire.push.calls.rate_limits import Caller, RateLimits
 from bellwire.push.calls.reach import Denied, find_reach, nobody
 from bellwire.push.calls.receipts import Receipt, keep_receipt
-from bellwire.push.delivery.deliveries import Deliveries, Owed
+from bellwire.push.delivery.owed import Deliveries, Owed
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.engine.unit_of_work import CallWork, UnitOfWork

@@ -11,7 +11,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from bellwire.config.waiting import Alarm, Sleep
 from bellwire.push.access.revocation import Access
 from bellwire.push.access.tokens import Actor
-from bellwire.push.delivery.streams import Streams
+from bellwire.push.channels.websocket import StreamReaders
 from bellwire.push.devices.connections import Connections, OpenStream
 from bellwire.push.devices.operations import LIMIT_BYTES, DeviceOperations
 from bellwire.push.devices.rate_limits import DeviceRateLimits
@@ -50,7 +50,7 @@ class EventStream:
     def __init__(
         self,
         connections: Connections,
-        streams: Streams,
+        streams: StreamReaders,
         operations: DeviceOperations,
         access: Access,
         floods: DeviceRateLimits,

@@ -13,9 +13,9 @@ from bellwire.push.calls.ice_servers import IceServers
 from bellwire.push.calls.rate_limits import RateLimits
 from bellwire.push.calls.rooms import Rooms
 from bellwire.push.channels.mqtt import MqttChannel
-from bellwire.push.delivery.deliveries import Deliveries
+from bellwire.push.channels.websocket import StreamReaders
 from bellwire.push.delivery.outbox import Outbox
-from bellwire.push.delivery.streams import Streams
+from bellwire.push.delivery.owed import Deliveries
 from bellwire.push.devices.connections import Connections
 from bellwire.push.devices.devices import Devices
 from bellwire.push.devices.door_reports import DoorReports
@@ -43,7 +43,7 @@ def parts_on(database: Database, clock: Clock, device_invites_per_s: float = 100
     """The parts of a relay on a database, by a clock."""
     metrics = Metrics()
     session = Session(BrokerAddress("127.0.0.1", 1), "no-broker")
-    streams = Streams(session, alone=True)
+    streams = StreamReaders(session, alone=True)
     channels = {"mqtt": MqttChannel(session)}
     outbox = Outbox(database, channels, metrics, now=clock.now, sleep=clock.sleep)
     deliveries = Deliveries(outbox, channels, streams, now=clock.now)
