@@ -16,7 +16,7 @@ from bellwire.signaling.calls.events import (
     CallTimeout,
 )
 from bellwire.signaling.identifiers import CallSid, DeviceId, Identity, wire_address
-from bellwire.signaling.params import encode_params
+from bellwire.signaling.twi_params import encode_params
 
 ConnectToken = Callable[[Identity, DeviceId, CallSid, datetime], str]
 """Makes the token with which a device answers one call, until a while after the invite's end."""

@@ -10,7 +10,7 @@ from aiomqtt import Client
 from bellwire.broker.session.receiving import ReceivingSession
 from bellwire.broker.session.session import BACKOFF_LONGEST_S
 from bellwire.push.access.tokens import Actor
-from bellwire.push.calls.calls import Invite
+from bellwire.push.calls.invites import Invite
 from bellwire.push.devices.rate_limits import DeviceRateLimits
 from bellwire.push.devices.requests import DeviceRequests
 from bellwire.push.metrics import Metrics

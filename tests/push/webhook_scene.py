@@ -13,7 +13,8 @@ from bellwire.broker.session.address import BrokerAddress
 from bellwire.broker.session.session import Session
 from bellwire.config.relay import WebhookTarget
 from bellwire.push.access.tokens import Actor
-from bellwire.push.calls.calls import Calls, Invite
+from bellwire.push.calls.calls import Calls
+from bellwire.push.calls.invites import Invite
 from bellwire.push.calls.rate_limits import RateLimits
 from bellwire.push.channels.webhook.channel import WebhookChannel
 from bellwire.push.channels.websocket import StreamReaders
