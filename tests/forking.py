@@ -64,7 +64,8 @@ class ForkedProcess:
 
     def send_signal(self, number: int) -> None:
         if self.returncode is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # its end is about to be heard of
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -102,8 +103,14 @@ async def forked(
         descriptors = [stdout, stderr, theirs.fileno()]
         socket.send_fds(_forker(), [json.dumps(wanted).encode()], descriptors)
     report.setblocking(False)
-    pid = await asyncio.get_running_loop().sock_recv(report, 64)
-    return ForkedProcess(int(pid), report)
+    told = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(report, 64))
+    try:
+        return ForkedProcess(int(await asyncio.shield(told)), report)
+    except asyncio.CancelledError:
+        unwanted = ForkedProcess(int(await told), report)
+        unwanted.kill()
+        await unwanted.wait()
+        raise
 
 
 class ForkedRelay(RelayProcess):
