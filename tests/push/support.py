@@ -105,6 +105,15 @@ class Running:
         sid: str = answer.json()["call_sid"]
         return sid
 
+    async def end_calls_of(self, identity: str) -> None:
+        """Ends all its calls, so that nobody is told any more of who leaves them or goes offline."""
+        page = (await self.http.get("/v1/calls", params={"identity": identity})).json()
+        for call in page["calls"]:
+            by = {} if call["from"] is None else {"identity": call["from"]}
+            for operation in ("cancel", "end"):  # while it rings, and later
+                if (await self.do(call["call_sid"], operation, **by)).is_success:
+                    break
+
     async def do(self, sid: str, operation: str, **body: Any) -> httpx.Response:  # noqa: ANN401
         """Does an operation with the API key."""
         return await self.http.post(f"/v1/calls/{sid}/{operation}", json=body)

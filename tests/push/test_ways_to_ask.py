@@ -1,6 +1,7 @@
 """Every operation over HTTP, MQTT and a stream: the same documents, the same results."""
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,9 @@ class Scene:
 @pytest_asyncio.fixture(loop_scope="module", params=["http", "mqtt", "stream"])
 async def scene(running: Running, request: pytest.FixtureRequest) -> AsyncIterator[Scene]:
     alice, bob, carol = map(fresh, ("alice", "bob", "carol"))
-    async with listening(running, carol) as at_carol:
+    async with listening(running, carol) as at_carol, AsyncExitStack() as ended:
+        for identity in (alice, carol):
+            ended.push_async_callback(running.end_calls_of, identity)
         if request.param == "http":
             await register_for_stream(running, alice)
             async with listening(running, bob) as hears:
