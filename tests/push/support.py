@@ -29,6 +29,12 @@ from tests.forking import ForkedRelay
 on_both_stores = pytest.mark.parametrize("store", ["sqlite", "postgres"], indirect=True)
 """For tests on `running` or `database`: the same on SQLite and on PostgreSQL."""
 
+on_both_stores_in_full = pytest.mark.parametrize(
+    "store", ["sqlite", pytest.param("postgres", marks=pytest.mark.full)], indirect=True
+)
+"""The same, on PostgreSQL in a `--full` run only: what is asked of the store there, other tests ask of
+PostgreSQL in each run."""
+
 PROBLEM_TYPE = "application/problem+json"
 _numbers = itertools.count(1)
 _FRESH = re.compile(r"[\w-]+-\d+")

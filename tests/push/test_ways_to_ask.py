@@ -9,10 +9,10 @@ import pytest
 import pytest_asyncio
 
 from tests.push.streams import Stream, register_for_stream, streaming
-from tests.push.support import Device, Running, fresh, listening, on_both_stores, states
+from tests.push.support import Device, Running, fresh, listening, on_both_stores_in_full, states
 from tests.push.ways import OverConnection, OverHttp, Way
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores_in_full]
 
 KX = "KX" + "0" * 32
 
