@@ -37,8 +37,6 @@ PostgreSQL in each run."""
 
 PROBLEM_TYPE = "application/problem+json"
 _numbers = itertools.count(1)
-_FRESH = re.compile(r"[\w-]+-\d+")
-"""The names that `fresh` makes."""
 
 
 def fresh(name: str) -> str:
@@ -62,7 +60,7 @@ class Running:
         outbox, but not whether a delivery was ever owed; who is connected; when keys were used; and
         what speaks of a device that is gone."""
         tables = {
-            name: [row for row in rows if self.gone.isdisjoint(_FRESH.findall(row))]
+            name: [row for row in rows if not self._is_of_one_gone(row)]
             for name, rows in self._rows().items()
             if name not in ("outbox", "connections", "key_uses")
         }
@@ -70,6 +68,9 @@ class Running:
             name: (len(kept), hashlib.sha256(repr(sorted(kept)).encode()).hexdigest())
             for name, kept in tables.items()
         }
+
+    def _is_of_one_gone(self, row: str) -> bool:
+        return any(name in row and re.search(rf"{name}(?!\d)", row) for name in self.gone)
 
     async def until_nothing_is_owed(self) -> None:
         """Waits until nothing is owed: what became of deliveries so far stands in the tables."""
