@@ -1,17 +1,20 @@
-"""What this device says and hears on its topics: call events in, requests out, presence always."""
+"""What this device says and hears on its topics: call events in, requests out, presence always.
+
+Which version of Bellwire this agent is.
+"""
 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from importlib.metadata import version
 
 import structlog
 from pydantic import ValidationError
 
-from agent.software import SOFTWARE
-from broker.address import BrokerAddress
-from broker.messages import Incoming
-from broker.session import (
+from bellwire.broker.session.address import BrokerAddress
+from bellwire.broker.session.messages import Incoming
+from bellwire.broker.session.session import (
     Farewell,
     NotConnected,
     PublishRefused,
@@ -19,25 +22,28 @@ from broker.session import (
     Session,
     Sleep,
 )
-from signaling.answers import (
-    CallAnswer,
-    DeviceResponse,
-    IceServersAnswer,
-    KeySetAnswer,
-    Problem,
-)
-from signaling.device_operations import DeviceIceServers, DeviceKeys, DeviceOperation
-from signaling.errors import CallError
-from signaling.events import CallEvent, parse_event
-from signaling.identifiers import DeviceId, mqtt_client_id
-from signaling.presence import Presence, presence_document
-from signaling.topics import (
+from bellwire.signaling.calls.events import CallEvent, parse_event
+from bellwire.signaling.errors import CallError
+from bellwire.signaling.identifiers import DeviceId, mqtt_client_id
+from bellwire.signaling.topics import (
     call_topic,
     insights_topic,
     presence_topic,
     request_topic,
     response_topic,
 )
+from bellwire.signaling.wire.answers import (
+    CallAnswer,
+    DeviceResponse,
+    IceServersAnswer,
+    KeySetAnswer,
+    Problem,
+)
+from bellwire.signaling.wire.device_operations import DeviceIceServers, DeviceKeys, DeviceOperation
+from bellwire.signaling.wire.presence import Presence, presence_document
+
+SOFTWARE = version("bellwire")
+"""Read once: each look searches the whole import path, and importlib keeps what it saw there."""
 
 log = structlog.get_logger(__name__)
 

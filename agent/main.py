@@ -8,31 +8,30 @@ from pathlib import Path
 import structlog
 from gpiozero import Factory
 
-from agent.caller_verification import CallerVerification
-from agent.commands import Commands
-from agent.conduct import Conduct
-from agent.device import Device
-from agent.device_copies import DeviceCopies
-from agent.dialling import Dialling
-from agent.doors import Doors
-from agent.fleet import Fleet
-from agent.health import HealthReports
-from agent.heap import Collector
-from agent.link import Link, RequestRefused
-from agent.live_settings import LiveSettings
-from agent.lock_out_reports import LockOutReports
-from agent.media.engine import IceServer, MediaEngine
-from agent.phone import Phone
-from agent.rewiring import panel_of
-from agent.sound import Sound
-from agent.sound_card import SoundCard
-from agent.wrong_codes import WrongCodes
-from broker.address import parse_broker_url
-from config.agent import AgentSettings, ConfigurableSettings
-from config.last_good import LastGood
-from config.telemetry import CallNow, Fault
-from signaling.errors import CallError
-from signaling.identifiers import DeviceId, Identity
+from bellwire.agent.calls.caller_verification import CallerVerification
+from bellwire.agent.calls.device import Device
+from bellwire.agent.door.doors import Doors
+from bellwire.agent.door.reports import DoorReports
+from bellwire.agent.door.wrong_codes import WrongCodes
+from bellwire.agent.fleet.commands import Commands
+from bellwire.agent.fleet.device_copies import DeviceCopies
+from bellwire.agent.fleet.follower import Fleet
+from bellwire.agent.fleet.health import HealthReports
+from bellwire.agent.fleet.live_settings import LiveSettings
+from bellwire.agent.heap import Collector
+from bellwire.agent.link import Link, RequestRefused
+from bellwire.agent.media.engine.engine import IceServer, MediaEngine
+from bellwire.agent.media.sound import Sound
+from bellwire.agent.media.sound_card import SoundCard
+from bellwire.agent.station.behaviour import Conduct
+from bellwire.agent.station.dialling import Dialling
+from bellwire.agent.station.phone import Phone, panel_of
+from bellwire.broker.session.address import parse_broker_url
+from bellwire.config.agent.settings import AgentSettings, ConfigurableSettings
+from bellwire.config.agent.telemetry import CallNow, Fault
+from bellwire.config.fleet.last_good import LastGood
+from bellwire.signaling.errors import CallError
+from bellwire.signaling.identifiers import DeviceId, Identity
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +48,7 @@ class Agent:
         wrong_codes: The wrong door codes of its last run, and where they are kept.
         card: Its sound card; None where it has none: calls are then opened without sound.
         allow_loopback: Whether the other end may be on this machine, as in a simulation.
-        root: Where the kernel says whether it keeps a pin's level, as `hardware.panel.Panel` takes it.
+        root: Where the kernel says whether it keeps a pin's level, as `hardware.panel.panel.Panel` takes it.
 
     Raises:
         PanelError: a pin of its own file cannot be used.
@@ -102,14 +101,15 @@ class Agent:
         self.dialling = Dialling(self.live, self.device)
         self.phone = Phone(self.device, self.panel, self.conduct, self.dialling, card)
         self.phone.watch(lambda _: self.live.settle())
-        self.lock_outs = LockOutReports(self.link)
+        self.door_reports = DoorReports(self.link)
         self.doors = Doors(
             self.live,
             self.device,
             self.panel,
             wrong_codes=wrong_codes,
             is_connected=lambda: self.link.connected,
-            on_lock_out=self.lock_outs.add,
+            on_lock_out=self.door_reports.add_lock_out,
+            on_not_verified=self.door_reports.add_not_verified,
             on_status=lambda: self.health.report_now(),
         )
         self.health = HealthReports(
@@ -146,7 +146,7 @@ class Agent:
                 parts = (
                     *(self.device, self.conduct, self.dialling, self.phone, self.link),
                     *(self.live, self.fleet, self.health, self.commands),
-                    *(self.doors, self.lock_outs),
+                    *(self.doors, self.door_reports),
                 )
                 for part in parts:
                     tasks.create_task(part.run())
@@ -208,7 +208,7 @@ class Agent:
 
 
 def _engine(allow_loopback: bool) -> MediaEngine:
-    from agent.media import wrtc_engine  # loads libwebrtc
+    from bellwire.agent.media.engine import wrtc_connection as wrtc_engine
 
     return wrtc_engine.WrtcEngine(allow_loopback=allow_loopback)
 

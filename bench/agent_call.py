@@ -12,16 +12,16 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bellwire.demo_stage import register_station
-from bellwire.relay_client import RelayClient
-from bellwire.relay_process import RelayProcess
+from bellwire.cli.demo.stage import register_station
+from bellwire.cli.process.client import RelayClient
+from bellwire.cli.process.relay import RelayProcess
+from bellwire.config.agent.audio import AudioSettings, ProcessingSettings
+from bellwire.config.agent.settings import agent_file
+from bellwire.config.private_file import write_private
+from bellwire.signaling.wire.answers import CallAnswer
 from bench.lossy_network import listening_socket
 from bench.pulse_server import PulseServer, end
 from bench.standing_call import Concealment, StandingCall, namespace_command
-from config.agent import agent_file
-from config.audio import AudioSettings, ProcessingSettings
-from config.private_file import write_private
-from signaling.answers import CallAnswer
 
 _TIMEOUT_S = 60.0
 _PENDING = frozenset({"Inviting", "NotYetReceived"})

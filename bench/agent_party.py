@@ -6,10 +6,10 @@ import json
 import signal
 from collections.abc import Sequence
 
-from agent.media import wrtc_engine
-from agent.media.engine import IceServer, PeerListeners
-from agent.media.wrtc_connection import WrtcConnection
-from bellwire.main import app
+from bellwire.agent.media.engine import wrtc_connection as wrtc_engine
+from bellwire.agent.media.engine.engine import IceServer, PeerListeners
+from bellwire.agent.media.engine.wrtc_connection import WrtcConnection
+from bellwire.cli.main import app
 
 
 class CountedEngine(wrtc_engine.WrtcEngine):

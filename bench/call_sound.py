@@ -25,8 +25,12 @@ from playwright.async_api import Error as PlaywrightError
 from rich.console import Console
 from rich.table import Table
 
-from agent.media.engine import Block
-from bellwire.logs import configure_logs
+from bellwire.agent.media.engine.engine import Block
+from bellwire.cli.process.logs import configure_logs
+from bellwire.config.agent.audio import ProcessingSettings
+from bellwire.hardware.audio.drift import DriftingSource
+from bellwire.hardware.audio.voice_processing import VoiceProcessing
+from bellwire.signaling.errors import Refusal
 from bench.agent_call import agent_stage
 from bench.aiortc_call import aiortc_call
 from bench.audio_quality import speech
@@ -48,10 +52,6 @@ from bench.process_cost import memory_mb
 from bench.pulse_server import PulseServer
 from bench.speech_heard import chance_heard
 from bench.speech_under_loss import UnderLoss, loss_table, measure_under_loss, probe_all
-from config.audio import ProcessingSettings
-from hardware.audio.drift import DriftingSource
-from hardware.audio.voice_processing import VoiceProcessing
-from signaling.errors import Refusal
 
 _IDLE_S = 3.0
 """How long after its start an agent is idle."""

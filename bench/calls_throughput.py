@@ -27,22 +27,22 @@ from pathlib import Path
 from rich.console import Console
 from sqlalchemy import Connection, make_url
 
-from bellwire.relay_client import RelayClient
-from bellwire.relay_process import RelayProcess
+from bellwire.cli.process.client import RelayClient
+from bellwire.cli.process.relay import RelayProcess
+from bellwire.push.store.engine.database import Database
+from bellwire.push.store.engine.opening import open_database
+from bellwire.push.store.rows.call_rows import insert_calls, insert_users, to_ms
+from bellwire.signaling.calls.commands import Invitee, NewCall
+from bellwire.signaling.calls.rules import create_call
+from bellwire.signaling.identifiers import DeviceId, Identity, new_call_sid
+from bellwire.signaling.topics import call_topic
+from bellwire.signaling.wire.requests import ChannelRequest, DeviceRequest
 from bench.bare_database import postgres_calls_per_s, sqlite_calls_per_s
 from bench.command_line import at_least_one, duration_s, stoppable
 from bench.http_connection import HttpConnection
 from bench.measures import Measured, percentile, print_result
 from bench.mqtt_listener import listening
 from bench.postgres_cluster import postgres_cluster
-from push.store.call_rows import insert_calls, insert_users, to_ms
-from push.store.database import Database
-from push.store.opening import open_database
-from signaling.commands import Invitee, NewCall
-from signaling.identifiers import DeviceId, Identity, new_call_sid
-from signaling.requests import ChannelRequest, DeviceRequest
-from signaling.rules import create_call
-from signaling.topics import call_topic
 
 _LANES = (32, 128)
 """Calls at once."""

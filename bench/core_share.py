@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from signaling.errors import Unavailable
+from bellwire.signaling.errors import Unavailable
 
 _MOUNT = Path("/sys/fs/cgroup")
 _PERIOD_US = 10_000

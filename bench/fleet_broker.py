@@ -10,10 +10,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from broker.dynamic_security import allow, client_entry, device_acls, device_role_name
-from broker.embedded import EmbeddedBroker, find_mosquitto
-from config.private_file import write_private
-from signaling.identifiers import DeviceId
+from bellwire.broker.accounts.dynamic_security import (
+    allow,
+    client_entry,
+    device_acls,
+    device_role_name,
+)
+from bellwire.broker.embedded import EmbeddedBroker, find_mosquitto
+from bellwire.config.private_file import write_private
+from bellwire.signaling.identifiers import DeviceId
 
 PASSWORD = "bench"  # noqa: S105 - of accounts that live for one run
 BARE_CHANGE = "bellwire/v1/bench/change"

@@ -3,9 +3,10 @@ MQTT fan-out and reply of the same size on the same broker; and how a fleet come
 broker was restarted.
 
 Each agent is an MQTT session of its own with the agent's own code for layers: merge, validation, report.
-The bare clients are aiomqtt's as :mod:`broker.client` mends it, answer a message with one of a report's
-size, and do nothing else. Rounds alternate. All agents share this machine's cores: what 2,000 devices
-do at once on 2,000 processors is done here one after the other, so that the times are upper bounds.
+The bare clients are aiomqtt's as :mod:`broker.session.client` mends it, answer a message with one of a
+report's size, and do nothing else. Rounds alternate. All agents share this machine's cores: what 2,000
+devices do at once on 2,000 processors is done here one after the other, so that the times are upper
+bounds.
 """
 
 import argparse
@@ -26,18 +27,18 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from rich.console import Console
 from rich.table import Table
 
-from bellwire.fleet_session import running
-from bellwire.logs import configure_logs
+from bellwire.broker.fleet.layer_register import LayerRegister
+from bellwire.broker.session.client import Client, client_of
+from bellwire.broker.session.session import Session
+from bellwire.cli.fleet.session import running
+from bellwire.cli.process.logs import configure_logs
+from bellwire.config.fleet.writing import Draft
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import DEFAULT_LAYER, REPORTED_OF_ALL
 from bench.command_line import at_least_one, stoppable
 from bench.fleet_broker import BARE_CHANGE, BARE_REPLIES, FleetBroker
 from bench.measures import percentile
 from bench.simulated_agent import SimulatedAgent
-from broker.client import Client, client_of
-from broker.layer_register import LayerRegister
-from broker.session import Session
-from config.fleet_writing import Draft
-from signaling.fleet_topics import DEFAULT_LAYER, REPORTED_OF_ALL
-from signaling.identifiers import DeviceId
 
 _PROCESSES = 2
 _ROUND_TIMEOUT_S = 120.0

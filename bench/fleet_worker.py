@@ -11,13 +11,13 @@ import json
 import sys
 import time
 
-from bellwire.logs import configure_logs
+from bellwire.broker.session.address import BrokerAddress
+from bellwire.broker.session.client import client_of
+from bellwire.broker.session.session import Hook
+from bellwire.cli.process.logs import configure_logs
+from bellwire.signaling.identifiers import DeviceId
 from bench.fleet_broker import BARE_CHANGE, BARE_REPLIES, PASSWORD
 from bench.simulated_agent import SimulatedAgent
-from broker.address import BrokerAddress
-from broker.client import client_of
-from broker.session import Hook
-from signaling.identifiers import DeviceId
 
 _CONNECTING_AT_ONCE = 16
 

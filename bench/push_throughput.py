@@ -23,8 +23,10 @@ from pathlib import Path
 import uvloop
 from rich.console import Console
 
-from bellwire.relay_client import RelayClient
-from bellwire.relay_process import RelayProcess
+from bellwire.cli.process.client import RelayClient
+from bellwire.cli.process.relay import RelayProcess
+from bellwire.signaling.errors import Unavailable
+from bellwire.signaling.wire.requests import ChannelRequest, DeviceRequest
 from bench.apns_server import ApnsServer
 from bench.command_line import at_least_one, duration_s, stoppable
 from bench.core_share import core_share
@@ -32,8 +34,6 @@ from bench.http_connection import HttpConnection
 from bench.measures import Measured, percentile, print_result
 from bench.postgres_cluster import postgres_cluster
 from bench.process_cost import cpu_seconds
-from signaling.errors import Unavailable
-from signaling.requests import ChannelRequest, DeviceRequest
 from tests.push.apns_server import Authority, write_team_key
 from tests.system.mosquitto import running_mosquitto
 

@@ -17,19 +17,19 @@ from pathlib import Path
 
 import aiomqtt
 
-from agent.call import CallStatus
-from agent.main import Agent
-from bellwire.demo_stage import register_station
-from bellwire.logs import configure_logs
-from bellwire.relay_client import RelayClient
-from bellwire.relay_process import RelayProcess
-from bellwire.simulated_station import SimulatedStation
+from bellwire.agent.calls.call import CallStatus
+from bellwire.agent.main import Agent
+from bellwire.cli.demo.stage import register_station
+from bellwire.cli.demo.station import SimulatedStation
+from bellwire.cli.process.client import RelayClient
+from bellwire.cli.process.logs import configure_logs
+from bellwire.cli.process.relay import RelayProcess
+from bellwire.signaling.calls.events import CallReceived, event_document
+from bellwire.signaling.identifiers import DeviceId, mqtt_client_id
+from bellwire.signaling.topics import call_topic
 from bench.command_line import at_least_one, stoppable
 from bench.http_connection import HttpConnection
 from bench.measures import percentile, print_result
-from signaling.events import CallReceived, event_document
-from signaling.identifiers import DeviceId, mqtt_client_id
-from signaling.topics import call_topic
 
 _WARM_UP = 20
 _UNLIMITED = {

@@ -6,15 +6,15 @@ from importlib.metadata import version
 
 from pydantic import SecretStr
 
-from agent.commands import Commands
-from agent.fleet import Fleet
-from agent.live_settings import LiveSettings
-from broker.address import BrokerAddress
-from broker.session import Farewell, Session
-from config.agent import AgentSettings, BrokerSettings
-from signaling.identifiers import DeviceId, mqtt_client_id
-from signaling.presence import Presence, presence_document
-from signaling.topics import presence_topic
+from bellwire.agent.fleet.commands import Commands
+from bellwire.agent.fleet.follower import Fleet
+from bellwire.agent.fleet.live_settings import LiveSettings
+from bellwire.broker.session.address import BrokerAddress
+from bellwire.broker.session.session import Farewell, Session
+from bellwire.config.agent.settings import AgentSettings, BrokerSettings
+from bellwire.signaling.identifiers import DeviceId, mqtt_client_id
+from bellwire.signaling.topics import presence_topic
+from bellwire.signaling.wire.presence import Presence, presence_document
 
 
 class SimulatedAgent:

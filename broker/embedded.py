@@ -1,13 +1,19 @@
 """Mosquitto as a child of the relay: its configuration and credentials made once, on loopback,
-started again when it falls, and gone when the relay is, even after `kill -9`."""
+started again when it falls, and gone when the relay is, even after `kill -9`.
+
+A loopback port that stays free: outside the range that the kernel takes the ports of outgoing
+connections from, of which it may give ours to any program while nobody listens. And who holds a port.
+"""
 
 import asyncio
 import json
 import os
 import pwd
+import re
 import resource
 import secrets
 import shutil
+import socket
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -16,12 +22,100 @@ from pathlib import Path
 
 import structlog
 
-from broker.address import BrokerAddress
-from broker.dynamic_security import initial_document
-from broker.loopback_ports import HOST, free_port, holder_of, is_free, outgoing_ports
-from broker.session import backoff_s
-from config.private_file import write_private
-from signaling.errors import InvalidInput, Unavailable
+from bellwire.broker.accounts.dynamic_security import initial_document
+from bellwire.broker.session.address import BrokerAddress
+from bellwire.broker.session.session import backoff_s
+from bellwire.config.private_file import write_private
+from bellwire.signaling.errors import InvalidInput, Unavailable
+
+HOST = "127.0.0.1"
+
+_LOWEST = 18_830
+_HIGHEST = 65_535
+_TRIES = 200
+_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_USUAL_RANGE = range(32_768, 61_000)
+_NOBODYS = "0"
+"""The inode of a connection that no program has any more: TIME-WAIT."""
+_OF_LOOPBACK = frozenset({"0100007F", "00000000", "0" * 32, "0000000000000000FFFF00000100007F"})
+"""127.0.0.1 and all addresses, as the kernel's tables have them."""
+
+
+def outgoing_ports() -> range:
+    """The ports that the kernel gives to outgoing connections."""
+    try:
+        first, last = map(int, _RANGE.read_text().split())
+    except (OSError, ValueError):
+        return _USUAL_RANGE
+    return range(first, last + 1)
+
+
+def free_port() -> int:
+    """A port that nobody holds, and that no outgoing connection is given. One by chance, so that two
+    relays that start at once do not take the same."""
+    outgoing = outgoing_ports()
+    below = range(_LOWEST, outgoing.start)
+    above = range(max(_LOWEST, outgoing.stop), _HIGHEST + 1)
+    choice = below or above
+    for _ in range(_TRIES if choice else 0):
+        port = secrets.choice(choice)
+        if is_free(port):
+            return port
+    with socket.socket() as probe:  # the kernel's own choice: all there are are its
+        probe.bind((HOST, 0))
+        chosen: int = probe.getsockname()[1]
+        return chosen
+
+
+def is_free(port: int) -> bool:
+    """Whether one may listen there now, as mosquitto does."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+            probe.listen(1)
+        except OSError:
+            return False
+        return True
+
+
+def holder_of(port: int) -> str:
+    """The program that holds a port of loopback, in words for a log."""
+    inodes = _inodes_at(port)
+    if inodes == {_NOBODYS}:
+        return "a connection that has ended, for a minute at most"
+    sockets = {f"socket:[{inode}]" for inode in inodes}
+    for process in sorted(Path("/proc").glob("[0-9]*")):
+        if _opens_one_of(process, sockets):
+            try:
+                name = (process / "comm").read_text().strip()
+            except OSError:
+                continue
+            return f"{name} (pid {process.name})"
+    return f"a program that this account may not see (as root: `ss -tanp 'sport = :{port}'`)"
+
+
+def _inodes_at(port: int) -> set[str]:
+    inodes = set()
+    for table in ("tcp", "tcp6"):
+        try:
+            lines = Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            address, _, at = fields[1].rpartition(":")
+            if int(at, 16) == port and address in _OF_LOOPBACK:
+                inodes.add(fields[9])
+    return inodes
+
+
+def _opens_one_of(process: Path, sockets: set[str]) -> bool:
+    try:
+        return any(str(opened.readlink()) in sockets for opened in (process / "fd").iterdir())
+    except OSError:
+        return False  # another account's, or it has ended meanwhile
+
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +125,10 @@ _MEMORY_LIMIT = 1 << 30
 """Bytes of the broker's data: three times what a fleet of 20,000 devices needs."""
 _RELAY_USERNAME = "bellwire-relay"
 _PATHS = "/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin"
+
+_LOGIN_REFUSED = b" disconnected, not authorised."
+_COMES_OR_GOES = re.compile(rb"(\d+: )?(New (connection|client)|Client) ")
+"""What mosquitto says at the level `notice` of each connection."""
 
 _CONFIGURATION = """\
 # Written by bellwire at its first start with this data directory.
@@ -54,6 +152,8 @@ max_queued_messages 1000
 log_dest stderr
 log_type error
 log_type warning
+# Of these the relay only counts the logins that were refused.
+log_type notice
 """
 
 
@@ -115,6 +215,8 @@ class EmbeddedBroker:
     Args:
         folder: Holds its configuration, credentials and persistence; mode 700.
         port: The loopback port; None takes a free one at the first start, and keeps it.
+        count_refused: Is given the reason (`broker-login`) of each login that mosquitto refuses: a wrong
+            password, an account that is gone, a client id that is not the account's.
     """
 
     def __init__(
@@ -122,9 +224,11 @@ class EmbeddedBroker:
         folder: Path,
         *,
         port: int | None = None,
+        count_refused: Callable[[str], None] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._folder = folder.resolve()
+        self._count_refused = count_refused
         self._sleep = sleep
         self._port_wanted = port
         self._port = 0
@@ -207,6 +311,10 @@ class EmbeddedBroker:
         if process.stderr is None:
             return
         async for line in process.stderr:
+            if _LOGIN_REFUSED in line and self._count_refused is not None:
+                self._count_refused("broker-login")
+            if _COMES_OR_GOES.match(line):
+                continue
             text = line.decode(errors="replace").strip()[:500]
             say = log.error if ": Error" in text else log.info
             say("mosquitto says", line=text)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from signaling.identifiers import GroupNameField, parse_identity
+from bellwire.signaling.identifiers import GroupNameField, parse_identity
 
 ANYBODY = "*"
 GROUP = "group:"

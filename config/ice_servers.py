@@ -1,11 +1,17 @@
-"""What a relay is told of STUN and TURN servers: their URLs, and the secret shared with TURN."""
+"""What a relay is told of STUN and TURN servers: their URLs, and the secret shared with TURN.
+
+STUN and TURN servers that an agent is told of. Credentials are never configured: the relay gives
+short-lived ones.
+
+What a relay is told of Janus, whose AudioBridge mixes calls of more than five.
+"""
 
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from config.shared_secret import checked_secret, read_shared_secret
+from bellwire.config.private_file import checked_secret, read_shared_secret
 
 HOST = r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
 
@@ -30,3 +36,35 @@ def read_turn_secret(secret: SecretStr | None, file: Path | None) -> str | None:
         given = None if secret is None else secret.get_secret_value()
         return None if given is None else checked_secret(given, "turn_secret", _SAME_AS)
     return read_shared_secret(file, "turn_secret_file", _SAME_AS)
+
+
+IceUrl = Annotated[
+    str,
+    Field(
+        pattern=r"^(stuns?|turns?):[^\s/@]+$",
+        max_length=256,
+        description="`stun:HOST[:PORT]` or `turn:HOST[:PORT][?transport=udp|tcp]` (RFC 7064, RFC 7065).",
+    ),
+]
+
+
+class IceServerSettings(BaseModel):
+    """One server, under one or more URLs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    urls: Annotated[tuple[IceUrl, ...], Field(min_length=1, max_length=8)]
+
+
+JanusUrl = Annotated[str, Field(pattern=rf"^wss?://{HOST}(/[A-Za-z0-9._/-]*)?$", max_length=255)]
+"""Janus' WebSocket API, such as `ws://127.0.0.1:8188`: on loopback or a private network, for the relay
+alone."""
+
+
+def read_janus_secret(file: Path) -> str:
+    """What Janus and the relay share. It blocks.
+
+    Raises:
+        InvalidInput: the file cannot be read, everybody may read it, or its secret is too short.
+    """
+    return read_shared_secret(file, "janus_secret_file", "Janus' api_secret and admin_key")

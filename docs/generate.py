@@ -17,25 +17,26 @@ import typer
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from bellwire.fleet_command import schema_text
-from bellwire.main import app
-from config.agent import default_panel
-from config.push_apps import ApnsApp, FcmApp, WebhookTarget
-from config.relay import RelaySettings
+from bellwire.cli.fleet.group import schema_text
+from bellwire.cli.main import app
+from bellwire.config.agent.settings import default_panel
+from bellwire.config.relay import ApnsApp, FcmApp, RelaySettings, WebhookTarget
+from bellwire.push.api.app import build_app
+from bellwire.push.devices.metrics import DEVICE_LABELS, DEVICE_METRICS
+from bellwire.push.metrics import Metrics
+from bellwire.push.problems import problem_of
+from bellwire.signaling import errors, topics
+from bellwire.signaling import topics as fleet_topics
+from bellwire.signaling.calls.calls import UserState
+from bellwire.signaling.calls.events import CallEvent, DeviceChannelRemoved, DoorLockedOut
+from bellwire.signaling.calls.rules import TRANSITIONS
+from bellwire.signaling.errors import OperationRefused, Refusal
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.tokens import SCOPE_MEANINGS, Scope
+from bellwire.signaling.wire import answers, requests
+from bellwire.signaling.wire.device_operations import DeviceOperation
 from docs import push_examples
 from docs.tables import inline, paragraphs, sections, sent, table, taken
-from push.api.app import build_app
-from push.device_metrics import DEVICE_LABELS, DEVICE_METRICS
-from push.metrics import Metrics
-from push.problems import problem_of
-from signaling import answers, errors, fleet_topics, requests, topics
-from signaling.calls import UserState
-from signaling.device_operations import DeviceOperation
-from signaling.errors import OperationRefused, Refusal
-from signaling.events import CallEvent, DeviceChannelRemoved, DoorLockedOut
-from signaling.identifiers import DeviceId
-from signaling.rules import TRANSITIONS
-from signaling.scopes import SCOPE_MEANINGS, Scope
 
 ROOT = Path(__file__).resolve().parents[1]
 

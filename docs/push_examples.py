@@ -3,17 +3,17 @@
 import json
 from datetime import UTC, datetime
 
-from bellwire.push_reasons import REASONS
+from bellwire.cli.push.reasons import REASONS
+from bellwire.push.channels.channel import Addressee
+from bellwire.push.channels.payload import PushPayload
+from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow
+from bellwire.signaling.calls.calls import Attestation, Call, PushText
+from bellwire.signaling.calls.commands import Cancel, Invitee, NewCall
+from bellwire.signaling.calls.events import CallCancelled, CallEvent, CallReceived
+from bellwire.signaling.calls.rules import Outcome, apply, create_call
+from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
+from bellwire.signaling.tokens import AccessTokenClaims
 from docs.tables import sent, table
-from push.channels.channel import Addressee
-from push.channels.push_payload import PushPayload
-from push.store.device_rows import ChannelRow, DeviceRow
-from signaling.calls import Attestation, Call, PushText
-from signaling.commands import Cancel, Invitee, NewCall
-from signaling.events import CallCancelled, CallEvent, CallReceived
-from signaling.identifiers import CallSid, DeviceId, Identity
-from signaling.rules import Outcome, apply, create_call
-from signaling.tokens import AccessTokenClaims
 
 _AT = datetime(2026, 11, 21, 8, 19, 36, tzinfo=UTC)
 _SID = CallSid("CA01a1fd307ebaf98530eb3de0458ecbae")

@@ -12,8 +12,13 @@ from collections.abc import Callable
 
 from gpiozero.pins.mock import MockFactory, MockPin
 
-from config.panel import ButtonSettings, KeypadSettings, OutputSettings, PanelSettings
-from hardware.keypad import KEYS
+from bellwire.config.agent.panel import (
+    ButtonSettings,
+    KeypadSettings,
+    OutputSettings,
+    PanelSettings,
+)
+from bellwire.hardware.panel.keypad import KEYS
 
 RASPBERRY_PI_4B = "c03111"
 _STATES_KEPT = 100
@@ -58,9 +63,9 @@ class SimulatedPins(MockFactory):  # type: ignore[misc]  # gpiozero ships no typ
 
         import asyncio
 
-        from config.panel import PanelSettings
-        from hardware.panel import Panel
-        from hardware.simulated import SimulatedPins
+        from bellwire.config.agent.panel import PanelSettings
+        from bellwire.hardware.panel.panel import Panel
+        from bellwire.hardware.simulated import SimulatedPins
 
         async def press_answer():
             settings = PanelSettings.model_validate({"answer": {"pin": 4}})

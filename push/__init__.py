@@ -1,1 +1,1 @@
-"""The relay: takes call invites, settles them by `signaling.rules`, and carries them to devices."""
+"""The relay: takes call invites, settles them by `signaling.calls.rules`, and carries them to devices."""

@@ -1,11 +1,16 @@
-"""Refusals as problem documents (RFC 9457): the one place where an error becomes an answer."""
+"""Refusals as problem documents (RFC 9457): the one place where an error becomes an answer.
 
+Problem documents as HTTP responses, with the headers that belong to them.
+"""
+
+import math
+from collections.abc import Mapping
 from http import HTTPStatus
 
+from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
-from signaling.answers import Problem
-from signaling.errors import (
+from bellwire.signaling.errors import (
     ERROR_TABLE,
     CallNotFound,
     Conflict,
@@ -22,6 +27,7 @@ from signaling.errors import (
     Unauthenticated,
     Unavailable,
 )
+from bellwire.signaling.wire.answers import Problem
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -96,3 +102,24 @@ def problem_of_defect() -> Problem:
 def problem_type(slug: str) -> str:
     """The URI reference that names a kind of problem; docs/http.md describes each."""
     return f"/problems/{slug}"
+
+
+def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """A problem document as a response."""
+    return JSONResponse(
+        problem.model_dump(mode="json", exclude_none=True),
+        status_code=problem.status,
+        media_type=MEDIA_TYPE,
+        headers=dict(headers or {}),
+    )
+
+
+def refusal_response(refusal: Refusal) -> JSONResponse:
+    """The response to a request that is refused."""
+    problem = problem_of(refusal)
+    headers = {"WWW-Authenticate": "Bearer"} if problem.status == 401 else {}
+    if problem.status == 503:
+        headers["Retry-After"] = "1"
+    if isinstance(refusal, TooManyRequests):
+        headers["Retry-After"] = str(max(1, math.ceil(refusal.retry_after_s)))
+    return problem_response(problem, headers)

@@ -2,10 +2,13 @@
 
 Stopping: no new requests, those in flight finish; then the loops that send, fire and listen; then
 the database; last the broker, if it is the relay's own child.
+
+Opens the push channels that the settings name, each a long-lived thing with a `run` of its own.
 """
 
 import asyncio
 import fcntl
+import hashlib
 import json
 import secrets
 import socket
@@ -13,63 +16,111 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 import uvicorn
 
-from broker.address import BrokerAddress, parse_broker_url
-from broker.embedded import EmbeddedBroker
-from broker.provision import DynamicSecurity
-from broker.publishing import PublishingSession
-from broker.receiving import ReceivingSession
-from broker.rollout_guard import guard_rollouts
-from broker.session import Session
-from config.private_file import write_private
-from config.relay import RelaySettings
-from push.absent_devices import AbsentDevices
-from push.access import Access, open_access
-from push.api.admission import Admission, bounds_of, raise_descriptor_limit
-from push.api.app import served_app
-from push.api.guarded_http import GuardedStream, guarded_by
-from push.api.services import Services
-from push.api_keys import open_api_keys
-from push.auth import open_access_tokens
-from push.call_policy import CallPolicy
-from push.calls import Calls
-from push.channels.channel import Channel
-from push.channels.mqtt import MqttChannel
-from push.channels.opening import open_push_channels
-from push.channels.webhook import WebhookChannel
-from push.connections import Connections
-from push.data_disk import DataDisk, look_at_disk
-from push.dead_tokens import DeadTokens
-from push.deliveries import STREAM, Deliveries
-from push.device_floods import DeviceFloods
-from push.device_metrics import DeviceMetrics
-from push.device_operations import LIMIT_BYTES, DeviceOperations
-from push.device_requests import DeviceRequests
-from push.devices import Devices
-from push.door_reports import DoorReports
-from push.event_stream import EventStream
-from push.flood_limits import FloodLimits
-from push.groups import Groups
-from push.ice_servers import open_ice_servers
-from push.metrics import Metrics
-from push.outbox import Outbox
-from push.rooms import open_rooms
-from push.store.call_rows import to_ms
-from push.store.database import Database
-from push.store.device_rows import registered_among
-from push.store.event_rows import forget_expired
-from push.store.opening import open_database
-from push.store.outbox_rows import make_all_due
-from push.store.result_rows import forget_results
-from push.streams import Streams
-from push.twilio_notifications import TwilioNotifications, read_auth_token
-from push.webhooks import Webhooks
-from signaling.errors import InvalidInput, Unavailable
-from signaling.fleet_topics import OPERATORS_ECHO
-from signaling.identifiers import DeviceId
+from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.embedded import EmbeddedBroker
+from bellwire.broker.fleet.rollout_guard import guard_rollouts
+from bellwire.broker.session.address import BrokerAddress, parse_broker_url
+from bellwire.broker.session.publishing import PublishingSession
+from bellwire.broker.session.receiving import ReceivingSession
+from bellwire.broker.session.session import Session
+from bellwire.config.private_file import write_private
+from bellwire.config.relay import RelaySettings
+from bellwire.push.access.api_keys import open_api_keys
+from bellwire.push.access.revocation import Access, open_access
+from bellwire.push.access.tokens import AccessTokens, open_access_tokens
+from bellwire.push.api.app import served_app
+from bellwire.push.api.server.admission import Admission, bounds_of, raise_descriptor_limit
+from bellwire.push.api.server.guarded_http import GuardedStream, guarded_by
+from bellwire.push.api.services import Services
+from bellwire.push.calls.calls import Calls
+from bellwire.push.calls.groups import Groups
+from bellwire.push.calls.ice_servers import open_ice_servers
+from bellwire.push.calls.policy import CallPolicy
+from bellwire.push.calls.rate_limits import FloodLimits
+from bellwire.push.calls.rooms import open_rooms
+from bellwire.push.calls.twilio_notifications import TwilioNotifications, read_auth_token
+from bellwire.push.channels.channel import Channel
+from bellwire.push.channels.mqtt import MqttChannel
+from bellwire.push.channels.payload import PushPayload
+from bellwire.push.channels.webhook.webhook import WebhookChannel
+from bellwire.push.data_disk import DataDisk, look_at_disk
+from bellwire.push.delivery.dead_tokens import DeadTokens
+from bellwire.push.delivery.deliveries import STREAM, Deliveries
+from bellwire.push.delivery.outbox import Outbox
+from bellwire.push.delivery.streams import Streams
+from bellwire.push.delivery.webhooks import Webhooks
+from bellwire.push.devices.absent import AbsentDevices
+from bellwire.push.devices.connections import Connections
+from bellwire.push.devices.devices import Devices
+from bellwire.push.devices.door_reports import DoorReports
+from bellwire.push.devices.event_stream import EventStream
+from bellwire.push.devices.metrics import DeviceMetrics
+from bellwire.push.devices.operations import LIMIT_BYTES, DeviceOperations
+from bellwire.push.devices.rate_limits import DeviceFloods
+from bellwire.push.devices.requests import DeviceRequests
+from bellwire.push.metrics import Metrics
+from bellwire.push.store.engine.database import Database
+from bellwire.push.store.engine.opening import open_database
+from bellwire.push.store.rows.call_rows import to_ms
+from bellwire.push.store.rows.device_rows import registered_among
+from bellwire.push.store.rows.event_rows import forget_expired
+from bellwire.push.store.rows.outbox_rows import make_all_due
+from bellwire.push.store.rows.result_rows import forget_results
+from bellwire.signaling.errors import InvalidInput, Unavailable
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import OPERATORS_ECHO
+
+
+class PushChannel(Channel, Protocol):
+    """A channel that reaches devices through somebody else's push service."""
+
+    async def run(self) -> None:
+        """Holds its connections and credentials ready until cancelled; without it nothing is sent."""
+        ...
+
+
+async def open_push_channels(
+    settings: RelaySettings,
+    tokens: AccessTokens,
+    metrics: Metrics,
+    *,
+    now: Callable[[], datetime],
+) -> dict[str, PushChannel]:
+    """The push channels of the settings' apps, by kind.
+
+    Raises:
+        InvalidInput: credentials are missing, cannot be read, or are none.
+    """
+    account_sid = settings.account_sid or _account_sid(settings.issuer)
+    payload = PushPayload(account_sid, tokens.connect_token)
+    # Key files are read, and what is not needed is not even imported: firebase-admin takes long.
+    return await asyncio.to_thread(_open, settings, payload, metrics, now)
+
+
+def _open(
+    settings: RelaySettings, payload: PushPayload, metrics: Metrics, now: Callable[[], datetime]
+) -> dict[str, PushChannel]:
+    channels: dict[str, PushChannel] = {}
+    if settings.apns:
+        from bellwire.push.channels.apns.channel import ApnsChannel
+
+        channels["apns"] = ApnsChannel(settings.apns, payload, metrics, now=now)
+    if settings.fcm:
+        from bellwire.push.channels.fcm.channel import FcmChannel
+
+        channels["fcm"] = FcmChannel(settings.fcm, payload, metrics, now=now)
+    return channels
+
+
+def _account_sid(issuer: str) -> str:
+    """`twi_account_sid` where none is set: the same for all relays of one issuer."""
+    return f"AC{hashlib.sha256(issuer.encode()).hexdigest()[:32]}"
+
 
 log = structlog.get_logger(__name__)
 
@@ -120,9 +171,14 @@ async def serve(
         with _data_folder(settings.data), listener:
             host, port = listener.getsockname()[:2]
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-            async with _broker(settings) as address, _database(settings) as database:
+            metrics = Metrics()
+            async with (
+                _broker(settings, metrics) as address,
+                _database(settings) as database,
+            ):
                 await _serve(
                     settings,
+                    metrics,
                     files,
                     database,
                     address,
@@ -158,6 +214,7 @@ class _Files:
 
 async def _serve(
     settings: RelaySettings,
+    metrics: Metrics,
     files: _Files,
     database: Database,
     address: BrokerAddress,
@@ -168,7 +225,6 @@ async def _serve(
     ready: Callable[[str], None],
     now: Callable[[], datetime],
 ) -> None:
-    metrics = Metrics()
     bounds = bounds_of(settings, descriptors)
     admission = Admission(bounds, settings.trusted_proxies, metrics)
     disk = DataDisk(settings.data)
@@ -343,7 +399,7 @@ async def _guard_rollouts(
         registered,
         author="bellwire-relay",
         now=now,
-        count_ignored=lambda reason: metrics.refused.labels(reason).inc(),
+        count_refused=metrics.count_refused,
     )
 
 
@@ -429,7 +485,7 @@ def _data_folder(data: Path) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _broker(settings: RelaySettings) -> AsyncIterator[BrokerAddress]:
+async def _broker(settings: RelaySettings, metrics: Metrics) -> AsyncIterator[BrokerAddress]:
     """The broker named in the settings, or one of the relay's own while it runs."""
     if settings.broker is not None:
         password = settings.broker_password
@@ -440,7 +496,9 @@ async def _broker(settings: RelaySettings) -> AsyncIterator[BrokerAddress]:
             ca_file=settings.broker_ca_file,
         )
         return
-    broker = EmbeddedBroker(settings.data / "broker", port=settings.broker_port)
+    broker = EmbeddedBroker(
+        settings.data / "broker", port=settings.broker_port, count_refused=metrics.count_refused
+    )
     address = broker.prepare()
     async with asyncio.TaskGroup() as tasks:
         child = tasks.create_task(broker.run())

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NewType
 
 from pydantic import AfterValidator, Field
 
-from signaling.errors import InvalidInput
+from bellwire.signaling.errors import InvalidInput
 
 Identity = NewType("Identity", str)
 DeviceId = NewType("DeviceId", str)

@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote_plus
 
 from pydantic import AfterValidator
 
-from signaling.errors import InvalidInput
+from bellwire.signaling.errors import InvalidInput
 
 # Printable ASCII without space, and without what a query string gives a meaning.
 _NAME = re.compile(r"[!\"$'-*,-<>-~]+")

@@ -1,12 +1,18 @@
 """What tokens claim. Signing is the relay's (`push/auth`), and so is checking access tokens; what it
-says of callers is checked by who is called (`agent/caller_verification`)."""
+says of callers is checked by who is called (`agent/caller_verification`).
 
+What an API key may do. Which routes each scope opens, the routes themselves say: docs/http.md has
+the table that is made of them.
+"""
+
+from collections.abc import Collection
+from enum import StrEnum
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from signaling.calls import Attestation
-from signaling.identifiers import CallSidField, DeviceIdField, IdentityField
+from bellwire.signaling.calls.calls import Attestation
+from bellwire.signaling.identifiers import CallSidField, DeviceIdField, IdentityField
 
 AUDIENCE = "bellwire"
 CALLER_AUDIENCE = "bellwire-caller"
@@ -63,3 +69,37 @@ class Jwk(BaseModel):
     x: str = Field(min_length=43, max_length=43)
     use: Literal["sig"] = "sig"
     alg: Literal["EdDSA"] = "EdDSA"
+
+
+class Scope(StrEnum):
+    """A part of what a server may do."""
+
+    CALLS = "calls"
+    DEVICES = "devices"
+    GROUPS = "groups"
+    TOKENS = "tokens"
+    WEBHOOKS = "webhooks"
+    DOORS = "doors"
+    FLEET = "fleet"
+    AUDIT = "audit"
+    METRICS = "metrics"
+    ADMIN = "admin"
+
+    def is_among(self, held: Collection["Scope"]) -> bool:
+        """Whether a key that holds these scopes may do what this one opens."""
+        return self in held or Scope.ADMIN in held
+
+
+SCOPE_MEANINGS: dict[Scope, str] = {
+    Scope.CALLS: "make, read and move calls, as anybody; be told ICE servers; read any device's stream",
+    Scope.DEVICES: "register, read and remove devices: who holds it can be any device, and so anybody",
+    Scope.GROUPS: "write and read groups",
+    Scope.TOKENS: "issue access tokens for anybody, and revoke them: who holds it can be anybody",
+    Scope.WEBHOOKS: "look at webhooks, test them, and have events sent again",
+    Scope.DOORS: "nothing yet: kept for a door's log",
+    Scope.FLEET: "nothing yet: kept for the fleet's settings",
+    Scope.AUDIT: "nothing yet: kept for the audit log",
+    Scope.METRICS: "read each device's metrics",
+    Scope.ADMIN: "everything, and it alone makes and revokes API keys",
+}
+"""In words, for documents and for `bellwire keys`."""

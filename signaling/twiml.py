@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers.expat import ExpatError, ParserCreate
 
-from signaling.errors import InvalidInput, TooLarge
-from signaling.identifiers import Identity, parse_identity
-from signaling.params import unique_parameters
+from bellwire.signaling.errors import InvalidInput, TooLarge
+from bellwire.signaling.identifiers import Identity, parse_identity
+from bellwire.signaling.params import unique_parameters
 
 MAX_BYTES = 64 * 1024
 """Twilio's own limit of a TwiML document."""

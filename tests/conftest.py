@@ -15,15 +15,15 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from agent.call import CallRecord, CallStatus
-from agent.main import Agent
-from agent.sound_card import SoundCard
-from bellwire.relay_client import RelayClient
-from bellwire.simulated_station import SimulatedStation
+from bellwire.agent.calls.call import CallRecord, CallStatus
+from bellwire.agent.main import Agent
+from bellwire.agent.media.sound_card import SoundCard
+from bellwire.cli.demo.station import SimulatedStation
+from bellwire.cli.process.client import RelayClient
+from bellwire.config.agent.settings import AgentSettings, BrokerSettings, default_panel
+from bellwire.config.fleet.last_good import LastGood
+from bellwire.signaling.wire.requests import ChannelRequest, DeviceRequest
 from bench.postgres_cluster import postgres_cluster
-from config.agent import AgentSettings, BrokerSettings, default_panel
-from config.last_good import LastGood
-from signaling.requests import ChannelRequest, DeviceRequest
 from tests.forking import ForkedRelay
 
 PATIENCE_S = 45.0

@@ -2,7 +2,7 @@
 after a sixth of the CPU time. Each is a process as any other, with its pid, environment and output.
 
 What is read at import is read once for all of them. Where it is the start itself that is tested, the
-command is run as people run it: `tests/bellwire/test_cli_relay.py`.
+command is run as people run it: `tests/cli/test_cli_relay.py`.
 """
 
 import asyncio
@@ -26,22 +26,22 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bellwire.relay_process import RelayProcess
+from bellwire.cli.process.relay import RelayProcess
 
 _IMPORTED = (
-    "agent.main",
-    "bellwire.main",
-    "bellwire.agent_command",
-    "bellwire.call_command",
-    "bellwire.devices_command",
-    "bellwire.doctor_group",
-    "bellwire.fleet_command",
-    "bellwire.keys_command",
-    "bellwire.push_command",
-    "bellwire.relay_command",
-    "bellwire.simulated_station",
-    "bellwire.token_command",
-    "push.relay",
+    "bellwire.agent.main",
+    "bellwire.cli.main",
+    "bellwire.cli.agent",
+    "bellwire.cli.call",
+    "bellwire.cli.demo.station",
+    "bellwire.cli.devices",
+    "bellwire.cli.doctor.doctor_group",
+    "bellwire.cli.fleet.group",
+    "bellwire.cli.keys",
+    "bellwire.cli.push.command",
+    "bellwire.cli.relay",
+    "bellwire.cli.token",
+    "bellwire.push.relay",
     "uvloop",
 )
 """Nothing that starts a thread: a process that has any cannot be forked."""

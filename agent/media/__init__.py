@@ -1,1 +1,1 @@
-"""Sound between this device and the others of a call, over WebRTC."""
+"""The sound of calls: connections with the other parties, rooms, digits, tones, the card lent to them."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hardware.audio.block import BLOCK_FRAMES, SAMPLE_RATE_HZ, Block, Samples
+from bellwire.hardware.audio.block import BLOCK_FRAMES, SAMPLE_RATE_HZ, Block, Samples
 
 if TYPE_CHECKING:
     import soxr

@@ -11,8 +11,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware.audio.block import BLOCK_FRAMES, BLOCK_S, SILENCE, Block, saturated
-from hardware.audio.ring import SampleRing
+from bellwire.hardware.audio.block import BLOCK_FRAMES, BLOCK_S, SILENCE, Block, saturated
+from bellwire.hardware.audio.ring import SampleRing
 
 TARGET_FRAMES = 2 * BLOCK_FRAMES
 """What the ring holds on the average: 20 ms, of all mouth-to-ear latency the part that is ours."""

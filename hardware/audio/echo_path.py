@@ -6,7 +6,7 @@ from collections import deque
 
 import numpy as np
 
-from hardware.audio.block import BLOCK_FRAMES, SILENCE, Block, saturated
+from bellwire.hardware.audio.block import BLOCK_FRAMES, SILENCE, Block, saturated
 
 _MOST_WAITING = 12
 """In blocks. More is no burst of callbacks: nothing is captured, or one clock is slower."""

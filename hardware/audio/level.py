@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from hardware.audio.block import Samples
+from bellwire.hardware.audio.block import Samples
 
 SILENT_DB = -100.0
 """The lowest level there is."""

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from hardware.audio.block import BLOCK_FRAMES, SILENCE, Block, saturated
+from bellwire.hardware.audio.block import BLOCK_FRAMES, SILENCE, Block, saturated
 
 
 class Source(Protocol):

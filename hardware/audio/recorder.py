@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hardware.audio.block import BLOCK_S, SAMPLE_RATE_HZ, SILENCE, Block, saturated
-from hardware.audio.tones import RECORDING_NOTICE, LoopedTone
+from bellwire.hardware.audio.block import BLOCK_S, SAMPLE_RATE_HZ, SILENCE, Block, saturated
+from bellwire.hardware.audio.tones import RECORDING_NOTICE, LoopedTone
 
 DEFAULT_LIMIT_S = 3600.0
 _KEPT_BLOCKS = 500

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware.audio.block import Samples
+from bellwire.hardware.audio.block import Samples
 
 
 class SampleRing:

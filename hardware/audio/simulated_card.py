@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hardware.audio.block import BLOCK_FRAMES, SAMPLE_RATE_HZ, Block
+from bellwire.hardware.audio.block import BLOCK_FRAMES, SAMPLE_RATE_HZ, Block
 
 _BLOCK_S = BLOCK_FRAMES / SAMPLE_RATE_HZ
 _FALLEN_BEHIND_S = 0.1

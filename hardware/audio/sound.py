@@ -10,15 +10,15 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from config.audio import AudioSettings
-from hardware.audio.block import Block
-from hardware.audio.devices import Initialise, initialise_pyaudio
-from hardware.audio.drift import DriftingSource
-from hardware.audio.level import SILENT_DB
-from hardware.audio.mixer import Mixer, Source
-from hardware.audio.recorder import Recorder
-from hardware.audio.streams import Streams
-from hardware.audio.tones import Cadence, LoopedTone, ring_tone
+from bellwire.config.agent.audio import AudioSettings
+from bellwire.hardware.audio.block import Block
+from bellwire.hardware.audio.devices import Initialise, initialise_pyaudio
+from bellwire.hardware.audio.drift import DriftingSource
+from bellwire.hardware.audio.level import SILENT_DB
+from bellwire.hardware.audio.mixer import Mixer, Source
+from bellwire.hardware.audio.recorder import Recorder
+from bellwire.hardware.audio.streams import Streams
+from bellwire.hardware.audio.tones import Cadence, LoopedTone, ring_tone
 
 log = logging.getLogger(__name__)
 

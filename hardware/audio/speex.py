@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy as np
 
-from hardware.audio.block import BLOCK_FRAMES, SAMPLE_RATE_HZ, Block
+from bellwire.hardware.audio.block import BLOCK_FRAMES, SAMPLE_RATE_HZ, Block
 
 FILTER_S = 0.2
 """The longest echo, from when it was given to the speaker: a longer filter learns more slowly."""

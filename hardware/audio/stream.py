@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from hardware.audio.block import SAMPLE_RATE_HZ, Block
-from hardware.audio.converter import CaptureConverter, PlaybackConverter
-from hardware.audio.devices import Device, Direction, PortAudio
+from bellwire.hardware.audio.block import SAMPLE_RATE_HZ, Block
+from bellwire.hardware.audio.converter import CaptureConverter, PlaybackConverter
+from bellwire.hardware.audio.devices import Device, Direction, PortAudio
 
 _FIRST_CALLBACK_S = 4.0
 """PulseAudio may take over 2 s to wake an idle sink."""

@@ -5,9 +5,9 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from config.audio import AudioSettings
-from hardware.audio.block import Block
-from hardware.audio.devices import (
+from bellwire.config.agent.audio import AudioSettings
+from bellwire.hardware.audio.block import Block
+from bellwire.hardware.audio.devices import (
     Direction,
     Initialise,
     NoDevice,
@@ -15,11 +15,10 @@ from hardware.audio.devices import (
     find_device,
     initialise_pyaudio,
 )
-from hardware.audio.mixer import Mixer
-from hardware.audio.recorder import Recorder
-from hardware.audio.stream import DeviceStream, StreamRefused
-from hardware.audio.voice_processing import VoiceProcessing
-from hardware.audio.voice_thread import VoiceThread
+from bellwire.hardware.audio.mixer import Mixer
+from bellwire.hardware.audio.recorder import Recorder
+from bellwire.hardware.audio.stream import DeviceStream, StreamRefused
+from bellwire.hardware.audio.voice_processing import VoiceProcessing, VoiceThread
 
 _CARDS = Path("/proc/asound/cards")
 _DOCTOR = "`bellwire doctor audio` tells more"

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from config.audio import RING_TONES
-from hardware.audio.block import BLOCK_FRAMES, SAMPLE_RATE_HZ, Block, Samples, saturated
+from bellwire.config.agent.audio import RING_TONES
+from bellwire.hardware.audio.block import BLOCK_FRAMES, SAMPLE_RATE_HZ, Block, Samples, saturated
 
 MAX_FILE_S = 60.0
 _MAX_FILE_BYTES = 32_000_000

@@ -5,16 +5,24 @@ talk, once it has learnt the way from the speaker to the microphone. Until then,
 (two sound cards whose clocks drift, an echo that comes later than its filter reaches), WebRTC's audio
 processing does, by livekit, which always copes, but makes near voices hollow while the far one speaks.
 They are loaded when the first stage is needed: a ringer without a microphone does not pay for it.
+
+The thread between PortAudio's and whoever talks: it processes the voice and hands it on.
 """
 
 import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 
-from config.audio import ProcessingSettings
-from hardware.audio.block import BLOCK_FRAMES, SAMPLE_RATE_HZ, Block, saturated
-from hardware.audio.echo_path import Alongside, EchoPath, FarAlone
-from hardware.audio.speex import NoSpeex, SpeexEchoCanceller
+from bellwire.config.agent.audio import ProcessingSettings
+from bellwire.hardware.audio.block import BLOCK_FRAMES, SAMPLE_RATE_HZ, Block, saturated
+from bellwire.hardware.audio.echo_path import Alongside, EchoPath, FarAlone
+from bellwire.hardware.audio.level import Meter
+from bellwire.hardware.audio.recorder import Recorder
+from bellwire.hardware.audio.speex import NoSpeex, SpeexEchoCanceller
 
 log = logging.getLogger(__name__)
 
@@ -127,3 +135,82 @@ class _WebRtc:
         self._samples[:] = block
         self._module.process_stream(self._frame)
         return self._samples.copy()
+
+
+_KEPT_BLOCKS = 50
+"""Half a second: a thread that is further behind drops what is new, rather than lag for ever."""
+_PLAYED_AT_ONCE = 5
+"""What was played waits for what is captured next, which needs it; where nothing is captured, for so
+many blocks. So the thread is woken once in 10 ms, not twice."""
+
+
+class VoiceThread:
+    """Takes blocks as they are captured and played, in that order, from PortAudio's threads.
+
+    Args:
+        deliver: Called on the thread with each processed block; must not block.
+        recorder: Keeps both sides, where there is one.
+    """
+
+    def __init__(
+        self,
+        deliver: Callable[[Block], None],
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.input = Meter()
+        self.output = Meter()
+        self.dropped = 0
+        self.processing: VoiceProcessing | None = None
+        """What is done to the voice; may be replaced at any time."""
+        self._deliver = deliver
+        self._recorder = recorder
+        self._blocks: deque[tuple[bool, Block]] = deque()
+        # A SimpleQueue's put never waits, not even for its reader. False: it is over.
+        self._woken: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="bellwire voice", daemon=True)
+        self._thread.start()
+
+    def captured(self, block: Block) -> None:
+        """Takes what the microphone gave. Returns at once."""
+        self._put(True, block)
+
+    def played(self, block: Block) -> None:
+        """Takes what the speaker is given. Returns at once."""
+        self._put(False, block)
+
+    def stop(self) -> None:
+        """Ends it; waits until it has. Blocks."""
+        self._woken.put(False)
+        self._thread.join()
+
+    def _put(self, is_captured: bool, block: Block) -> None:
+        waiting = len(self._blocks)
+        if waiting >= _KEPT_BLOCKS:
+            self.dropped += 1
+            return
+        self._blocks.append((is_captured, block))
+        if is_captured or waiting + 1 >= _PLAYED_AT_ONCE:
+            self._woken.put(True)
+
+    def _run(self) -> None:
+        while self._woken.get():
+            while self._blocks:
+                is_captured, block = self._blocks.popleft()
+                if is_captured:
+                    self._send(block)
+                else:
+                    self._hear(block)
+
+    def _hear(self, block: Block) -> None:
+        if self.processing is not None:
+            self.processing.played(block)
+        self.output.add(block)
+        if self._recorder is not None:
+            self._recorder.played(block)
+
+    def _send(self, block: Block) -> None:
+        voice = block if self.processing is None else self.processing.captured(block)
+        self.input.add(voice)
+        if self._recorder is not None:
+            voice = self._recorder.captured(voice)
+        self._deliver(voice)

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from push.api import (
+from bellwire.push.api import (
     call_deliveries,
     calls,
     devices,
@@ -29,22 +29,23 @@ from push.api import (
     twilio,
     webhooks,
 )
-from push.api.body_limit import BodyLimit
-from push.api.call_requests import CallRequests, is_call_request
-from push.api.counted import Counted
-from push.api.problem_responses import problem_response, refusal_response
-from push.api.services import Services
-from push.api.who_asks_first import WhoAsksFirst
-from push.problems import (
+from bellwire.push.api.call_requests import CallRequests, is_call_request
+from bellwire.push.api.floods_first import FloodsFirst, WhoAsksFirst
+from bellwire.push.api.server.body_limit import BodyLimit
+from bellwire.push.api.server.counted import Counted
+from bellwire.push.api.services import Services
+from bellwire.push.problems import (
     MEDIA_TYPE,
     invalid_body,
     problem_of_defect,
     problem_of_validation,
+    problem_response,
     problem_type,
+    refusal_response,
 )
-from signaling.answers import Problem
-from signaling.errors import Refusal
-from signaling.requests import InviteRequest
+from bellwire.signaling.errors import Refusal
+from bellwire.signaling.wire.answers import Problem
+from bellwire.signaling.wire.requests import InviteRequest
 
 log = structlog.get_logger(__name__)
 
@@ -74,8 +75,9 @@ def served_app(services: Services) -> ASGIApp:
     """What a relay serves: the application, and before it, in their own way, the requests that carry
     the load."""
     app = build_app(services)
-    limited = BodyLimit(CallRequests(services), services.settings.max_body_bytes)
-    calls = ServerErrorMiddleware(Counted(limited, services.metrics), handler=_failed)
+    limited = BodyLimit(CallRequests(services), services.settings.max_body_bytes, services.metrics)
+    first = FloodsFirst(limited, services)
+    calls = ServerErrorMiddleware(Counted(first, services.metrics), handler=_failed)
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         await (calls if is_call_request(scope) else app)(scope, receive, send)
@@ -115,8 +117,13 @@ def build_app(services: Services | None = None) -> FastAPI:
         app.add_exception_handler(kind, handler)
     if services is not None:
         app.state.services = services
-        app.add_middleware(BodyLimit, limit_bytes=services.settings.max_body_bytes)
+        app.add_middleware(
+            BodyLimit,
+            limit_bytes=services.settings.max_body_bytes,
+            metrics=services.metrics,
+        )
         app.add_middleware(WhoAsksFirst, services=services)
+        app.add_middleware(FloodsFirst, services=services)
         app.add_middleware(Counted, metrics=services.metrics)
     return app
 

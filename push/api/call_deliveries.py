@@ -4,11 +4,11 @@ from functools import partial
 
 from fastapi import APIRouter
 
-from push.api.calls import SidPath
-from push.api.services import ActorDep, ServicesDep
-from push.delivery_report import report_deliveries
-from signaling.answers import CallDeliveriesAnswer
-from signaling.identifiers import CallSid
+from bellwire.push.api.calls import SidPath
+from bellwire.push.api.services import ActorDep, ServicesDep
+from bellwire.push.delivery.deliveries import report_deliveries
+from bellwire.signaling.identifiers import CallSid
+from bellwire.signaling.wire.answers import CallDeliveriesAnswer
 
 router = APIRouter(prefix="/v1/calls", tags=["calls"])
 

@@ -6,12 +6,10 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel
 
-from push.api.services import Services
-from push.auth import Actor
-from push.invites import invite_more_command
-from push.messages import message_command
-from signaling.answers import CallAnswer, MessageAnswer
-from signaling.commands import (
+from bellwire.push.access.tokens import Actor
+from bellwire.push.api.services import Services
+from bellwire.push.calls.invites import invite_more_command, message_command
+from bellwire.signaling.calls.commands import (
     Accept,
     Cancel,
     Command,
@@ -22,8 +20,9 @@ from signaling.commands import (
     Received,
     Reject,
 )
-from signaling.identifiers import CallSid, DeviceId, Identity
-from signaling.requests import (
+from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
+from bellwire.signaling.wire.answers import CallAnswer, MessageAnswer
+from bellwire.signaling.wire.requests import (
     FeedbackRequest,
     InviteMoreRequest,
     MessageRequest,

@@ -13,25 +13,25 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from push.api.admission import let_in
-from push.api.call_operations import CALL_OPERATIONS, Asked, CallOperation
-from push.api.problem_responses import problem_response, refusal_response
-from push.api.services import (
+from bellwire.push.access.tokens import Actor
+from bellwire.push.api.call_operations import CALL_OPERATIONS, Asked, CallOperation
+from bellwire.push.api.floods_first import count_unread_body
+from bellwire.push.api.server.admission import let_in
+from bellwire.push.api.services import (
     CALL_SCOPE,
     Services,
     authenticate_by,
     settle_device,
     take_turn,
 )
-from push.auth import Actor
-from push.calls import Invite
-from push.invites import invite_from_json, invite_from_twiml
-from push.problems import problem_of_validation
-from signaling.answers import CallAnswer
-from signaling.errors import InvalidInput, Refusal
-from signaling.identifiers import parse_call_sid
-from signaling.requests import InviteRequest
-from signaling.twiml import parse_twiml
+from bellwire.push.calls.calls import Invite
+from bellwire.push.calls.invites import invite_from_json, invite_from_twiml
+from bellwire.push.problems import problem_of_validation, problem_response, refusal_response
+from bellwire.signaling.errors import InvalidInput, Refusal
+from bellwire.signaling.identifiers import parse_call_sid
+from bellwire.signaling.twiml import parse_twiml
+from bellwire.signaling.wire.answers import CallAnswer
+from bellwire.signaling.wire.requests import InviteRequest
 
 XML = ("application/xml", "text/xml")
 _JSON = "application/json"
@@ -85,9 +85,13 @@ class CallRequests:
         self, route: CallOperation | _Creation, scope: Scope, receive: Receive
     ) -> tuple[int, BaseModel, Headers]:
         shown = _Shown(scope["headers"])
-        actor = await authenticate_by(
-            self._services, CALL_SCOPE, shown.authorization, shown.api_key, None
-        )
+        try:
+            actor = await authenticate_by(
+                self._services, CALL_SCOPE, shown.authorization, shown.api_key, None
+            )
+        except Refusal as refusal:
+            count_unread_body(self._services.metrics, scope, refusal)
+            raise
         let_in(scope, actor.identity)
         take_turn(self._services, actor)
         if isinstance(route, _Creation):

@@ -6,12 +6,12 @@ from typing import Annotated, Any, NoReturn
 
 from fastapi import APIRouter, Header, Path, Query
 
-from push.api.call_operations import CALL_OPERATIONS, CallOperation
-from push.api.call_requests import XML
-from push.api.services import ActorDep, ServicesDep
-from signaling.answers import CallAnswer, CallListAnswer
-from signaling.errors import Forbidden
-from signaling.identifiers import CallSid, CallSidField, Identity, IdentityField
+from bellwire.push.api.call_operations import CALL_OPERATIONS, CallOperation
+from bellwire.push.api.call_requests import XML
+from bellwire.push.api.services import ActorDep, ServicesDep
+from bellwire.signaling.errors import Forbidden
+from bellwire.signaling.identifiers import CallSid, CallSidField, Identity, IdentityField
+from bellwire.signaling.wire.answers import CallAnswer, CallListAnswer
 
 router = APIRouter(prefix="/v1/calls", tags=["calls"])
 
@@ -33,7 +33,7 @@ _INVITE_BODY: dict[str, Any] = {
 
 
 def _answered_before(*_: object) -> NoReturn:
-    raise AssertionError("push.api.call_requests answers this")
+    raise AssertionError("bellwire.push.api.call_requests answers this")
 
 
 @router.post("", status_code=201, openapi_extra=_INVITE_BODY)

@@ -4,12 +4,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Response, Security
 
-from push.api.services import ServicesDep, require_server
-from push.auth import Actor
-from signaling.answers import DeviceAnswer, DeviceListAnswer
-from signaling.identifiers import DeviceId, DeviceIdField
-from signaling.requests import DeviceRequest
-from signaling.scopes import Scope
+from bellwire.push.access.tokens import Actor
+from bellwire.push.api.services import ServicesDep, require_server
+from bellwire.signaling.identifiers import DeviceId, DeviceIdField
+from bellwire.signaling.tokens import Scope
+from bellwire.signaling.wire.answers import DeviceAnswer, DeviceListAnswer
+from bellwire.signaling.wire.requests import DeviceRequest
 
 router = APIRouter(prefix="/v1/devices", tags=["devices"])
 

@@ -9,14 +9,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, WebSocket
 
-from push.api.admission import let_in
-from push.api.problem_responses import refusal_response
-from push.api.services import CALL_SCOPE, Services, authenticate_by, settle_device
-from push.api_keys import API_KEY_PREFIX
-from push.auth import Actor
-from push.deliveries import STREAM
-from signaling.errors import Forbidden, InvalidInput, Refusal, Unauthenticated
-from signaling.identifiers import DeviceId, Identity, parse_device_id
+from bellwire.push.access.api_keys import API_KEY_PREFIX
+from bellwire.push.access.tokens import Actor
+from bellwire.push.api.server.admission import let_in
+from bellwire.push.api.services import CALL_SCOPE, Services, authenticate_by, settle_device
+from bellwire.push.delivery.deliveries import STREAM
+from bellwire.push.problems import refusal_response
+from bellwire.signaling.errors import Forbidden, InvalidInput, Refusal, Unauthenticated
+from bellwire.signaling.identifiers import DeviceId, Identity, parse_device_id
 
 router = APIRouter()
 

@@ -4,12 +4,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Response, Security
 
-from push.api.services import ServicesDep, require_server
-from push.auth import Actor
-from signaling.answers import GroupAnswer, GroupListAnswer
-from signaling.identifiers import GroupNameField
-from signaling.requests import GroupRequest
-from signaling.scopes import Scope
+from bellwire.push.access.tokens import Actor
+from bellwire.push.api.services import ServicesDep, require_server
+from bellwire.signaling.identifiers import GroupNameField
+from bellwire.signaling.tokens import Scope
+from bellwire.signaling.wire.answers import GroupAnswer, GroupListAnswer
+from bellwire.signaling.wire.requests import GroupRequest
 
 router = APIRouter(prefix="/v1/groups", tags=["groups"])
 

@@ -8,10 +8,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from sqlalchemy import text
 
-from push.api.services import ServicesDep, require_server
-from push.auth import Actor
-from signaling.errors import Unavailable
-from signaling.scopes import Scope
+from bellwire.push.access.tokens import Actor
+from bellwire.push.api.services import ServicesDep, require_server
+from bellwire.signaling.errors import Unavailable
+from bellwire.signaling.tokens import Scope
 
 router = APIRouter(tags=["health"])
 for_keys = APIRouter(tags=["health"])

@@ -2,8 +2,8 @@
 
 from fastapi import APIRouter
 
-from push.api.services import AnyActorDep, ServicesDep
-from signaling.answers import IceServersAnswer
+from bellwire.push.api.services import AnyActorDep, ServicesDep
+from bellwire.signaling.wire.answers import IceServersAnswer
 
 router = APIRouter(tags=["media"])
 

@@ -5,12 +5,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Security
 
-from push.api.services import ServicesDep, require_server
-from push.auth import Actor
-from signaling.answers import ApiKeyListAnswer, NewApiKeyAnswer
-from signaling.identifiers import GroupNameField
-from signaling.requests import ApiKeyRequest, RotateKeyRequest
-from signaling.scopes import Scope
+from bellwire.push.access.tokens import Actor
+from bellwire.push.api.services import ServicesDep, require_server
+from bellwire.signaling.identifiers import GroupNameField
+from bellwire.signaling.tokens import Scope
+from bellwire.signaling.wire.answers import ApiKeyListAnswer, NewApiKeyAnswer
+from bellwire.signaling.wire.requests import ApiKeyRequest, RotateKeyRequest
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"])
 

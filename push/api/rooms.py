@@ -2,11 +2,11 @@
 
 from fastapi import APIRouter
 
-from push.api.calls import SidPath
-from push.api.services import ActorDep, ServicesDep, settle_device
-from signaling.answers import RoomAnswer
-from signaling.identifiers import CallSid
-from signaling.requests import RoomRequest
+from bellwire.push.api.calls import SidPath
+from bellwire.push.api.services import ActorDep, ServicesDep, settle_device
+from bellwire.signaling.identifiers import CallSid
+from bellwire.signaling.wire.answers import RoomAnswer
+from bellwire.signaling.wire.requests import RoomRequest
 
 router = APIRouter(tags=["media"])
 

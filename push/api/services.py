@@ -10,31 +10,31 @@ from fastapi.security import (
     SecurityScopes,
 )
 
-from broker.provision import Provisioner
-from broker.session import Session
-from config.relay import RelaySettings
-from push.access import Access
-from push.api.admission import let_in
-from push.api_keys import API_KEY_PREFIX, ApiKeys
-from push.auth import AccessTokens, Actor
-from push.calls import Calls
-from push.channels.webhook import WebhookChannel
-from push.connections import Connections
-from push.data_disk import DataDisk
-from push.device_floods import DeviceFloods
-from push.device_metrics import DeviceMetrics
-from push.devices import Devices
-from push.event_stream import EventStream
-from push.groups import Groups
-from push.ice_servers import IceServers
-from push.metrics import Metrics
-from push.rooms import Rooms
-from push.store.database import Database
-from push.twilio_notifications import TwilioNotifications
-from push.webhooks import Webhooks
-from signaling.errors import Forbidden, Unauthenticated
-from signaling.identifiers import DeviceId
-from signaling.scopes import Scope
+from bellwire.broker.accounts.provision import Provisioner
+from bellwire.broker.session.session import Session
+from bellwire.config.relay import RelaySettings
+from bellwire.push.access.api_keys import API_KEY_PREFIX, ApiKeys
+from bellwire.push.access.revocation import Access
+from bellwire.push.access.tokens import AccessTokens, Actor
+from bellwire.push.api.server.admission import let_in
+from bellwire.push.calls.calls import Calls
+from bellwire.push.calls.groups import Groups
+from bellwire.push.calls.ice_servers import IceServers
+from bellwire.push.calls.rooms import Rooms
+from bellwire.push.calls.twilio_notifications import TwilioNotifications
+from bellwire.push.channels.webhook.webhook import WebhookChannel
+from bellwire.push.data_disk import DataDisk
+from bellwire.push.delivery.webhooks import Webhooks
+from bellwire.push.devices.connections import Connections
+from bellwire.push.devices.devices import Devices
+from bellwire.push.devices.event_stream import EventStream
+from bellwire.push.devices.metrics import DeviceMetrics
+from bellwire.push.devices.rate_limits import DeviceFloods
+from bellwire.push.metrics import Metrics
+from bellwire.push.store.engine.database import Database
+from bellwire.signaling.errors import Forbidden, Unauthenticated
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.tokens import Scope
 
 
 class Services:

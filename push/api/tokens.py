@@ -7,15 +7,15 @@ import structlog
 from fastapi import APIRouter, Security
 from sqlalchemy import Connection
 
-from push.api.services import Services, ServicesDep, require_server
-from push.auth import Actor
-from push.store.access_rows import Ended, revoke, revoke_device
-from push.store.call_rows import to_ms
-from signaling.answers import KeySetAnswer, RevokedTokensAnswer, TokenAnswer
-from signaling.errors import Conflict, InvalidInput, Unauthenticated
-from signaling.identifiers import DeviceId, Identity
-from signaling.requests import RevokeTokensRequest, TokenRequest
-from signaling.scopes import Scope
+from bellwire.push.access.tokens import Actor
+from bellwire.push.api.services import Services, ServicesDep, require_server
+from bellwire.push.store.rows.access_rows import Ended, revoke, revoke_device
+from bellwire.push.store.rows.call_rows import to_ms
+from bellwire.signaling.errors import Conflict, InvalidInput, Unauthenticated
+from bellwire.signaling.identifiers import DeviceId, Identity
+from bellwire.signaling.tokens import Scope
+from bellwire.signaling.wire.answers import KeySetAnswer, RevokedTokensAnswer, TokenAnswer
+from bellwire.signaling.wire.requests import RevokeTokensRequest, TokenRequest
 
 log = structlog.get_logger(__name__)
 

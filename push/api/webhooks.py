@@ -6,13 +6,13 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Security
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from push.api.services import ServicesDep, require_server
-from push.auth import Actor
-from signaling.errors import InvalidInput
-from signaling.events import Moment
-from signaling.identifiers import CallSidField
-from signaling.requests import Request
-from signaling.scopes import Scope
+from bellwire.push.access.tokens import Actor
+from bellwire.push.api.services import ServicesDep, require_server
+from bellwire.signaling.calls.events import Moment
+from bellwire.signaling.errors import InvalidInput
+from bellwire.signaling.identifiers import CallSidField
+from bellwire.signaling.tokens import Scope
+from bellwire.signaling.wire.requests import Request
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from push.store.device_rows import ChannelRow, DeviceRow
-from push.store.outbox_rows import Delivery
-from signaling.calls import Call
-from signaling.errors import TooLarge
-from signaling.events import CallEvent
+from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow
+from bellwire.push.store.rows.outbox_rows import Delivery
+from bellwire.signaling.calls.calls import Call
+from bellwire.signaling.calls.events import CallEvent
+from bellwire.signaling.errors import TooLarge
 
 ATTEMPT_S = 4.0
 """How long one attempt may take at most: it ends before its lease does, so that no other process

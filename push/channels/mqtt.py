@@ -1,21 +1,22 @@
 """MQTT 5 to a device's own topic: QoS 1, never retained, expiring with the event."""
 
-from broker.session import NobodyListens, NotConnected, Session
-from push.channels.channel import (
+from bellwire.broker.session.session import NobodyListens, NotConnected, Session
+from bellwire.push.channels.channel import (
     Addressee,
     DeliveryFailed,
     DeviceAway,
     refuse_if_too_large,
 )
-from push.store.outbox_rows import Delivery
-from signaling.events import CallEvent, CallMessage, event_document, what_to_shorten
-from signaling.topics import call_topic
+from bellwire.push.store.rows.outbox_rows import Delivery
+from bellwire.signaling.calls.events import CallEvent, CallMessage, event_document, what_to_shorten
+from bellwire.signaling.topics import call_topic
 
 LIMIT_BYTES = 5120
 """As APNs': so that an identity can add a mobile without its invites growing too long."""
 
 MESSAGE_LIMIT_BYTES = 10 * 1024
-"""Messages are never pushed: room for the longest content (`signaling.requests`) and what is around it."""
+"""Messages are never pushed: room for the longest content (`signaling.wire.requests`) and what
+is around it."""
 
 
 class MqttChannel:

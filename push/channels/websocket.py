@@ -1,7 +1,7 @@
 """The stream of a browser, or of an app in the foreground: the same document as over MQTT."""
 
-from push.channels.channel import refuse_if_too_large
-from signaling.events import CallEvent, event_document, what_to_shorten
+from bellwire.push.channels.channel import refuse_if_too_large
+from bellwire.signaling.calls.events import CallEvent, event_document, what_to_shorten
 
 LIMIT_BYTES = 16 * 1024
 """Generous: nothing on this way has a limit of its own. It bounds what an unread stream can cost."""

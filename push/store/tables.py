@@ -1,4 +1,4 @@
-"""The tables. A call's truth is its `document`, what `signaling.rules` returned; the other columns
+"""The tables. A call's truth is its `document`, what `signaling.calls.rules` returned; the other columns
 of its row exist to be searched. Times are Unix milliseconds."""
 
 from sqlalchemy import (

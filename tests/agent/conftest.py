@@ -6,8 +6,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from broker.provision import DynamicSecurity
-from broker.session import Session
+from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.session.session import Session
 from tests.agent.desk import Desk, Exchange, desk_at
 from tests.agent.talking import DESK, FRONT, Talker, talker
 from tests.broker.running import RunningBroker, held, soon

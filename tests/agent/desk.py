@@ -8,14 +8,14 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from agent.call import CallRecord, CallStatus
-from broker.address import BrokerAddress
-from broker.provision import DynamicSecurity
-from broker.session import Session
-from config.agent import AgentSettings, BrokerSettings
-from config.panel import PanelSettings
-from signaling.events import CallTimeout
-from signaling.identifiers import DeviceId
+from bellwire.agent.calls.call import CallRecord, CallStatus
+from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.session.address import BrokerAddress
+from bellwire.broker.session.session import Session
+from bellwire.config.agent.panel import PanelSettings
+from bellwire.config.agent.settings import AgentSettings, BrokerSettings
+from bellwire.signaling.calls.events import CallTimeout
+from bellwire.signaling.identifiers import DeviceId
 from tests.agent.scripted_relay import ScriptedRelay, about, fresh_sid, invite, scripted_relay
 from tests.broker.running import RunningBroker, Wire
 from tests.conftest import Station, running_station

@@ -10,22 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from agent.call import Call, CallerInfo, CallStatus
-from agent.conduct import Conduct
-from agent.device import Device
-from agent.dialling import Dialling
-from agent.doors import Doors
-from agent.link import Link
-from agent.live_settings import LiveSettings
-from agent.lock_out_reports import LockOutReports
-from agent.phone import Phone
-from agent.voice import Tone
-from agent.wrong_codes import WrongCodes
-from config.agent import ConfigurableSettings
-from hardware.panel import Panel
-from hardware.simulated import SimulatedPins
-from signaling.events import CallReceived, CallTimeout
-from signaling.identifiers import DeviceId, Identity
+from bellwire.agent.calls.call import Call, CallerInfo, CallStatus
+from bellwire.agent.calls.device import Device
+from bellwire.agent.door.doors import Doors
+from bellwire.agent.door.reports import DoorReports
+from bellwire.agent.door.wrong_codes import WrongCodes
+from bellwire.agent.fleet.live_settings import LiveSettings
+from bellwire.agent.link import Link
+from bellwire.agent.media.voice import Tone
+from bellwire.agent.station.behaviour import Conduct
+from bellwire.agent.station.dialling import Dialling
+from bellwire.agent.station.phone import Phone
+from bellwire.config.agent.settings import ConfigurableSettings
+from bellwire.hardware.panel.panel import Panel
+from bellwire.hardware.simulated import SimulatedPins
+from bellwire.signaling.calls.events import CallReceived, CallTimeout
+from bellwire.signaling.identifiers import DeviceId, Identity
 from tests.agent.desk import PANEL, Exchange
 from tests.agent.scripted_relay import ScriptedRelay, about, fresh_sid, invite, scripted_relay
 from tests.agent.talking import ArrayVoice
@@ -149,14 +149,15 @@ async def post_at(
         conduct = Conduct(live, device, now=now, sleep=time.sleep)
         dialling = Dialling(live, device, sleep=pause)
         phone = Phone(device, panel, conduct, dialling, speaker)
-        lock_outs = LockOutReports(link)
+        door_reports = DoorReports(link)
         doors = Doors(
             live,
             device,
             panel,
             wrong_codes=kept,
             clock=time.clock,
-            on_lock_out=lock_outs.add,
+            on_lock_out=door_reports.add_lock_out,
+            on_not_verified=door_reports.add_not_verified,
             sleep=time.sleep,
         )
         post = Post(live, device, panel, pins, conduct, phone, doors, relay, time, speaker, known)
@@ -167,7 +168,7 @@ async def post_at(
         async with asyncio.TaskGroup() as tasks:
             parts: tuple[Callable[[], Any], ...] = (
                 *(panel.run, device.run, conduct.run, dialling.run),
-                *(phone.run, link.run, doors.run, lock_outs.run),
+                *(phone.run, link.run, doors.run, door_reports.run),
             )
             working = [tasks.create_task(run()) for run in parts]
             async with asyncio.timeout(PATIENCE_S):

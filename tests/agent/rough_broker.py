@@ -4,10 +4,10 @@ or after a reconnection; a connection or the whole session is lost; only what MQ
 
 from collections.abc import Callable
 
-from broker.messages import Incoming
-from broker.session import Handler, Hook, NotConnected, Topics
-from signaling.identifiers import DeviceId
-from signaling.topics import gathered_topic, reported_topic
+from bellwire.broker.session.messages import Incoming
+from bellwire.broker.session.session import Handler, Hook, NotConnected, Topics
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import gathered_topic, reported_topic
 
 
 class RoughBroker:

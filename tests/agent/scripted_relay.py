@@ -16,13 +16,13 @@ from aiomqtt import MqttError
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from broker.address import BrokerAddress
-from signaling.answers import CallAnswer, DeviceResponse, Problem, UserAnswer
-from signaling.calls import CallState, CallType, Mode, UserState
-from signaling.device_operations import parse_device_operation
-from signaling.events import CallEvent, CallReceived, event_document
-from signaling.identifiers import DeviceId, new_call_sid
-from signaling.topics import call_topic, presence_topic, request_topic
+from bellwire.broker.session.address import BrokerAddress
+from bellwire.signaling.calls.calls import CallState, CallType, Mode, UserState
+from bellwire.signaling.calls.events import CallEvent, CallReceived, event_document
+from bellwire.signaling.identifiers import DeviceId, new_call_sid
+from bellwire.signaling.topics import call_topic, presence_topic, request_topic
+from bellwire.signaling.wire.answers import CallAnswer, DeviceResponse, Problem, UserAnswer
+from bellwire.signaling.wire.device_operations import parse_device_operation
 from tests.broker.running import raw_client
 from tests.system.scene import Record
 

@@ -12,12 +12,11 @@ from typing import Any, get_args
 import httpx
 import numpy as np
 
-from agent.call import Call, CallStatus
-from agent.call_events import CallEventName
-from agent.call_invite import CallInvite
-from agent.device import Device
-from agent.link import Link
-from agent.media.engine import (
+from bellwire.agent.calls.call import Call, CallEventName, CallStatus
+from bellwire.agent.calls.call_invite import CallInvite
+from bellwire.agent.calls.device import Device
+from bellwire.agent.link import Link
+from bellwire.agent.media.engine.engine import (
     BLOCK_FRAMES,
     Block,
     IceCandidate,
@@ -27,13 +26,13 @@ from agent.media.engine import (
     PeerConnection,
     PeerListeners,
 )
-from agent.media_news import MediaTiming
-from agent.sound import Sound
-from agent.voice import AudioDevices, OnBlock, Tone, Voice
-from broker.address import BrokerAddress, parse_broker_url
-from config.agent import AgentSettings
-from signaling.errors import CallError
-from signaling.identifiers import DeviceId, Identity
+from bellwire.agent.media.media_news import MediaTiming
+from bellwire.agent.media.sound import Sound
+from bellwire.agent.media.voice import AudioDevices, OnBlock, Tone, Voice
+from bellwire.broker.session.address import BrokerAddress, parse_broker_url
+from bellwire.config.agent.settings import AgentSettings
+from bellwire.signaling.errors import CallError
+from bellwire.signaling.identifiers import DeviceId, Identity
 from tests.agent.udp_wire import UdpWire
 from tests.conftest import PATIENCE_S, register_station
 from tests.hardware.conftest import VirtualTime
@@ -304,7 +303,7 @@ async def talker(
     board: list[Switchboard] = []
 
     def engine() -> Switchboard:
-        from agent.media.wrtc_engine import WrtcEngine
+        from bellwire.agent.media.engine.wrtc_connection import WrtcEngine
 
         board.append(Switchboard(WrtcEngine(allow_loopback=True)))
         board[0].wire = UdpWire() if wired else None

@@ -2,9 +2,9 @@
 
 import pytest
 
-from agent.call import CallStatus
-from signaling.answers import DeviceResponse
-from signaling.events import CallEnded
+from bellwire.agent.calls.call import CallStatus
+from bellwire.signaling.calls.events import CallEnded
+from bellwire.signaling.wire.answers import DeviceResponse
 from tests.agent.desk import Desk
 from tests.agent.scripted_relay import Request, about, refused, taken
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from agent.call import CallStatus
-from signaling.events import event_document
+from bellwire.agent.calls.call import CallStatus
+from bellwire.signaling.calls.events import event_document
 from tests.agent.desk import Desk
 from tests.agent.scripted_relay import fresh_sid, invite
 

@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
-from agent.behaviour import (
+from bellwire.agent.door.release import DoorDecision, DoorKeeper, Outcome, Party
+from bellwire.agent.station.behaviour import (
     Invited,
     InviteDecision,
     decide_invite,
@@ -17,9 +18,8 @@ from agent.behaviour import (
     ring_volume_at,
     within,
 )
-from agent.door_release import DoorDecision, DoorKeeper, Outcome, Party
-from config.behaviour import WEEKDAYS, BehaviourSettings, Hours
-from signaling.calls import RejectStatus
+from bellwire.config.agent.behaviour import WEEKDAYS, BehaviourSettings, Hours
+from bellwire.signaling.calls.calls import RejectStatus
 
 BERLIN = ZoneInfo("Europe/Berlin")
 SATURDAY_NOON = datetime(2026, 11, 21, 12, 0, tzinfo=BERLIN)
@@ -259,6 +259,20 @@ def test_only_who_is_allowed_opens_a_door_and_verified_only_where_set() -> None:
     assert stranger.press("902468") == DoorDecision(Outcome.RELEASED, "yard")
     assert all(stranger.press(digit).door is None for digit in "4711")
     assert keypad(Party("bob", verified=True)).press("902468").door == "yard"
+
+
+def test_who_lacks_nothing_but_attestation_is_told_apart_from_who_may_never_open() -> None:
+    doors = {"front": {"callers": ["alice", "bob"], "code": "4711"}}
+    keeper = DoorKeeper(behaving(doors=doors))
+    alice, bob, eve = (Party(name, verified=False) for name in ("alice", "bob", "eve"))
+    assert keeper.not_verified([alice]) == ("alice",)
+    assert keeper.not_verified([alice, Party("bob", verified=True)]) == ("alice",)
+    assert keeper.not_verified([alice, bob]) == ("alice", "bob")
+    assert keeper.not_verified([eve]) == ()
+    assert keeper.not_verified([alice, eve]) == ()
+    assert keeper.not_verified([Party("alice", verified=True)]) == ()
+    open_to_all = {"front": {**doors["front"], "verified_only": False}}
+    assert DoorKeeper(behaving(doors=open_to_all)).not_verified([alice]) == ()
 
 
 def test_a_digit_that_comes_too_late_begins_a_new_code() -> None:

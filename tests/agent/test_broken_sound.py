@@ -7,8 +7,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from agent.call import CallStatus
-from agent.media.engine import IceServer
+from bellwire.agent.calls.call import CallStatus
+from bellwire.agent.media.engine.engine import IceServer
 from tests.agent.talking import (
     DESK,
     FRONT,

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 from playwright.async_api import Page
 
-from signaling.requests import ChannelRequest, DeviceRequest
+from bellwire.signaling.wire.requests import ChannelRequest, DeviceRequest
 from tests.agent.talking import QUICK
 from tests.agent.test_rooms import HELLO, SILENT, all_hear_in_room, house, relay_at
 from tests.chromium import chromium, heard_in, open_page, write_wav

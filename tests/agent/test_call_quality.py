@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest_asyncio
 
-from agent.call import Call
+from bellwire.agent.calls.call import Call
 from tests.agent.talking import FRONT, Talker, connected, talker
 from tests.conftest import PATIENCE_S
 from tests.forking import ForkedRelay

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from agent.call_invite import ringing_time_left
-from agent.caller_verification import CallerInfo, CallerVerification
-from push.auth import AccessTokens, new_signing_key
-from push.store.key_rows import SigningKeyRow
-from push.store.sqlite import SqliteDatabase
-from signaling.answers import KeySetAnswer
-from signaling.calls import Attestation
-from signaling.errors import CallError
-from signaling.events import CallerToken, CallReceived, event_document, parse_event
+from bellwire.agent.calls.call_invite import ringing_time_left
+from bellwire.agent.calls.caller_verification import CallerInfo, CallerVerification
+from bellwire.push.access.tokens import AccessTokens, new_signing_key
+from bellwire.push.store.engine.sqlite import SqliteDatabase
+from bellwire.push.store.rows.key_rows import SigningKeyRow
+from bellwire.signaling.calls.calls import Attestation
+from bellwire.signaling.calls.events import CallerToken, CallReceived, event_document, parse_event
+from bellwire.signaling.errors import CallError
+from bellwire.signaling.wire.answers import KeySetAnswer
 
 NOW = datetime(2026, 11, 21, 8, 0, 0, 250_000, tzinfo=UTC)
 LEFT = timedelta(seconds=30)
@@ -173,7 +173,7 @@ async def test_a_forged_token_verifies_nothing_and_stops_nothing(
 
 
 async def test_an_access_token_is_no_word_on_a_caller(relay: Relay) -> None:
-    from signaling.identifiers import CallSid, DeviceId, Identity
+    from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
 
     invite = relay.invite()
     connect = relay.tokens.connect_token(

@@ -3,12 +3,12 @@
 import asyncio
 from collections.abc import Callable
 
-from agent.commands import Commands
-from broker.messages import Incoming
-from broker.session import Handler, Hook, Topics
-from signaling.fleet_commands import CommandResult, RingTest
-from signaling.identifiers import DeviceId
-from signaling.topics import command_topic
+from bellwire.agent.fleet.commands import Commands
+from bellwire.broker.session.messages import Incoming
+from bellwire.broker.session.session import Handler, Hook, Topics
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import command_topic
+from bellwire.signaling.wire.device_operations import CommandResult, RingTest
 from tests.conftest import PATIENCE_S
 
 

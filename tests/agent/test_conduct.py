@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from agent.call import CallerInfo, CallStatus
-from agent.voice import Tone
-from config.behaviour import BehaviourSettings
-from hardware.status_light import Pattern
-from signaling.events import CallCancelled
-from signaling.identifiers import DeviceId
+from bellwire.agent.calls.call import CallerInfo, CallStatus
+from bellwire.agent.media.voice import Tone
+from bellwire.config.agent.behaviour import BehaviourSettings
+from bellwire.hardware.panel.status_light import Pattern
+from bellwire.signaling.calls.events import CallCancelled
+from bellwire.signaling.identifiers import DeviceId
 from tests.agent import desk
 from tests.agent.desk import Exchange
 from tests.agent.post import Post, began, post_at

@@ -7,12 +7,12 @@ import contextlib
 import pytest
 from structlog.testing import capture_logs
 
-from agent.call import CallStatus
-from agent.conduct import Conduct
-from agent.doors import Doors
-from agent.live_settings import LiveSettings
-from hardware.panel import Panel
-from hardware.simulated import SimulatedPins
+from bellwire.agent.calls.call import CallStatus
+from bellwire.agent.door.doors import Doors
+from bellwire.agent.fleet.live_settings import LiveSettings
+from bellwire.agent.station.behaviour import Conduct
+from bellwire.hardware.panel.panel import Panel
+from bellwire.hardware.simulated import SimulatedPins
 from tests.agent.post import began, settings_of
 from tests.agent.talking import FRONT, Talker, heard
 

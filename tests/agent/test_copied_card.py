@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from agent.device_copies import COPIED, DeviceCopies, yielding_s
-from agent.link import Link
-from bellwire.diagnosis import Verdict
-from bellwire.doctor_agent import examine_agent
-from broker.address import BrokerAddress
-from broker.session import BACKOFF_LONGEST_S, Session
-from config.agent import AgentSettings, agent_file
-from config.private_file import write_private
-from config.telemetry import Telemetry
-from signaling.identifiers import DeviceId
-from signaling.topics import telemetry_topic
+from bellwire.agent.fleet.device_copies import COPIED, DeviceCopies, yielding_s
+from bellwire.agent.link import Link
+from bellwire.broker.session.address import BrokerAddress
+from bellwire.broker.session.session import BACKOFF_LONGEST_S, Session
+from bellwire.cli.doctor.agent import examine_agent
+from bellwire.cli.doctor.diagnosis import Verdict
+from bellwire.config.agent.settings import AgentSettings, agent_file
+from bellwire.config.agent.telemetry import Telemetry
+from bellwire.config.private_file import write_private
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import telemetry_topic
 from tests.agent.desk import Exchange, settings_of
 from tests.broker.running import Wire, held, soon
 from tests.conftest import PATIENCE_S, running_station

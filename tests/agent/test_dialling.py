@@ -2,10 +2,10 @@
 
 import pytest
 
-from agent.call import CallRecord, CallStatus, Direction
-from signaling.answers import DeviceResponse
-from signaling.calls import UserState
-from signaling.events import CallEnded, CallUserStateChanged
+from bellwire.agent.calls.call import CallRecord, CallStatus, Direction
+from bellwire.signaling.calls.calls import UserState
+from bellwire.signaling.calls.events import CallEnded, CallUserStateChanged
+from bellwire.signaling.wire.answers import DeviceResponse
 from tests.agent.desk import Desk
 from tests.agent.scripted_relay import (
     Request,

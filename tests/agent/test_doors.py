@@ -9,21 +9,21 @@ import pytest_asyncio
 from pydantic import JsonValue
 from structlog.testing import capture_logs
 
-from agent.call import CallerInfo, CallStatus
-from agent.call_record import Acceptance
-from agent.main import Agent
-from agent.wrong_codes import WrongCodes
-from bellwire.diagnosis import Verdict
-from bellwire.doctor_agent import examine_agent
-from config.agent import AgentSettings, agent_file
-from config.private_file import write_private
-from config.telemetry import DoorNow
-from hardware.simulated import SimulatedPins
-from signaling.answers import DeviceResponse
-from signaling.calls import Attestation, UserState
-from signaling.events import CallMessage, CallUserStateChanged
-from signaling.identifiers import Identity
-from signaling.media import MediaCandidate
+from bellwire.agent.calls.call import CallerInfo, CallStatus
+from bellwire.agent.calls.record import Acceptance
+from bellwire.agent.door.wrong_codes import WrongCodes
+from bellwire.agent.main import Agent
+from bellwire.cli.doctor.agent import examine_agent
+from bellwire.cli.doctor.diagnosis import Verdict
+from bellwire.config.agent.settings import AgentSettings, agent_file
+from bellwire.config.agent.telemetry import DoorNow
+from bellwire.config.private_file import write_private
+from bellwire.hardware.simulated import SimulatedPins
+from bellwire.signaling.calls.calls import Attestation, UserState
+from bellwire.signaling.calls.events import CallMessage, CallUserStateChanged
+from bellwire.signaling.identifiers import Identity
+from bellwire.signaling.wire.answers import DeviceResponse
+from bellwire.signaling.wire.media import MediaCandidate
 from tests.agent.desk import Exchange
 from tests.agent.post import Post, post_at, settings_of
 from tests.agent.scripted_relay import about, call_answer, fresh_sid, refused

@@ -10,10 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from agent.dtmf import MAX_DIGITS, DialStep, DtmfDetector, check_digits, dial_steps
-from agent.inband_tones import InbandTones
-from agent.media.engine import BLOCK_FRAMES, SAMPLE_RATE_HZ
-from signaling.errors import InvalidInput
+from bellwire.agent.media.dtmf import (
+    MAX_DIGITS,
+    DialStep,
+    DtmfDetector,
+    InbandTones,
+    check_digits,
+    dial_steps,
+)
+from bellwire.agent.media.engine.engine import BLOCK_FRAMES, SAMPLE_RATE_HZ
+from bellwire.signaling.errors import InvalidInput
 
 Sound = NDArray[np.float64]
 

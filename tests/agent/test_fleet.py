@@ -10,27 +10,23 @@ import pytest
 import pytest_asyncio
 from gpiozero import DigitalInputDevice
 
-from agent.call import CallStatus
-from agent.main import run_agent
-from agent.sound_card import SoundCard
-from agent.voice import Tone
-from bellwire.simulated_station import SimulatedStation
-from broker.messages import Incoming
-from broker.session import Session
-from config.agent import AgentSettings
-from config.fleet_layer import Reported
-from config.last_good import LastGood
-from config.telemetry import Telemetry
-from hardware.audio.simulated_card import SimulatedSoundCard
-from hardware.panel import Panel
-from hardware.status_light import Pattern
-from signaling.identifiers import DeviceId
-from signaling.presence import parse_presence
-from signaling.topics import (
-    CONFIG_DEFAULT,
-    CONFIG_GROUPS,
-    config_topic,
-)
+from bellwire.agent.calls.call import CallStatus
+from bellwire.agent.main import run_agent
+from bellwire.agent.media.sound_card import SoundCard
+from bellwire.agent.media.voice import Tone
+from bellwire.broker.session.messages import Incoming
+from bellwire.broker.session.session import Session
+from bellwire.cli.demo.station import SimulatedStation
+from bellwire.config.agent.settings import AgentSettings
+from bellwire.config.agent.telemetry import Telemetry
+from bellwire.config.fleet.last_good import LastGood
+from bellwire.config.fleet.layer import Reported
+from bellwire.hardware.audio.simulated_card import SimulatedSoundCard
+from bellwire.hardware.panel.panel import Panel
+from bellwire.hardware.panel.status_light import Pattern
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import CONFIG_DEFAULT, CONFIG_GROUPS, config_topic
+from bellwire.signaling.wire.presence import parse_presence
 from tests.agent.desk import Desk, Exchange, settings_of
 from tests.broker.running import held, soon
 from tests.config.fleet_parts import document

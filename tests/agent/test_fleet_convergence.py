@@ -13,14 +13,14 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from agent.fleet import Fleet
-from agent.live_settings import LiveSettings
-from config.agent import AgentSettings, BrokerSettings
-from config.fleet_layer import Reported
-from config.fleet_merge import judge, local_file, parse_layer
-from config.last_good import LastGood
-from signaling.identifiers import DeviceId
-from signaling.topics import CONFIG_DEFAULT, CONFIG_GROUPS, config_topic
+from bellwire.agent.fleet.follower import Fleet
+from bellwire.agent.fleet.live_settings import LiveSettings
+from bellwire.config.agent.settings import AgentSettings, BrokerSettings
+from bellwire.config.fleet.last_good import LastGood
+from bellwire.config.fleet.layer import Reported
+from bellwire.config.fleet.merge import judge, local_file, parse_layer
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import CONFIG_DEFAULT, CONFIG_GROUPS, config_topic
 from tests.agent.rough_broker import RoughBroker, RoughSession
 from tests.config.fleet_parts import document
 from tests.conftest import PATIENCE_S

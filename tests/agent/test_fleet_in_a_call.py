@@ -12,16 +12,16 @@ import httpx
 import numpy as np
 import pytest
 
-from agent.call import CallStatus
-from agent.main import Agent
-from agent.sound_card import SoundCard
-from bellwire.simulated_station import SimulatedStation
-from broker.session import Session
-from config.agent import AgentSettings
-from hardware.audio.block import BLOCK_FRAMES, SAMPLE_RATE_HZ, Block
-from hardware.audio.simulated_card import SimulatedSoundCard
-from signaling.identifiers import DeviceId
-from signaling.topics import config_topic
+from bellwire.agent.calls.call import CallStatus
+from bellwire.agent.main import Agent
+from bellwire.agent.media.sound_card import SoundCard
+from bellwire.broker.session.session import Session
+from bellwire.cli.demo.station import SimulatedStation
+from bellwire.config.agent.settings import AgentSettings
+from bellwire.hardware.audio.block import BLOCK_FRAMES, SAMPLE_RATE_HZ, Block
+from bellwire.hardware.audio.simulated_card import SimulatedSoundCard
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import config_topic
 from tests.broker.running import held, soon
 from tests.config.fleet_parts import document
 from tests.conftest import PATIENCE_S, register_station

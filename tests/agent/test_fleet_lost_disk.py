@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from bellwire.fleet_session import Fleet
-from signaling.identifiers import DeviceId
-from signaling.topics import CONFIG_DEFAULT
-from tests.bellwire.fleet_stage import FleetStage, fleet_stage
+from bellwire.cli.fleet.session import Fleet
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import CONFIG_DEFAULT
 from tests.broker.running import raw_client
+from tests.cli.fleet_stage import FleetStage, fleet_stage
 
 
 @pytest.fixture

@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from agent.fleet import Fleet
-from agent.live_settings import LiveSettings
-from broker.dynamic_security import device_acls, device_role_name
-from broker.provision import DynamicSecurity
-from broker.session import NotConnected, Session
-from config.agent import AgentSettings, BrokerSettings
-from config.fleet_layer import Layer, Reported
-from config.fleet_merge import judge, local_file
-from config.last_good import LastGood
-from signaling.identifiers import DeviceId, mqtt_client_id
-from signaling.topics import CONFIG_DEFAULT, CONFIG_GROUPS, config_topic, reported_topic
+from bellwire.agent.fleet.follower import Fleet
+from bellwire.agent.fleet.live_settings import LiveSettings
+from bellwire.broker.accounts.dynamic_security import device_acls, device_role_name
+from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.session.session import NotConnected, Session
+from bellwire.config.agent.settings import AgentSettings, BrokerSettings
+from bellwire.config.fleet.last_good import LastGood
+from bellwire.config.fleet.layer import Layer, Reported
+from bellwire.config.fleet.merge import judge, local_file
+from bellwire.signaling.identifiers import DeviceId, mqtt_client_id
+from bellwire.signaling.topics import CONFIG_DEFAULT, CONFIG_GROUPS, config_topic, reported_topic
 from tests.broker.running import RunningBroker, Wire, held, soon
 from tests.config.fleet_parts import layer
 from tests.system.scene import Record

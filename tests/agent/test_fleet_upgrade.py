@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from agent.fleet import Fleet as AgentFleet
-from agent.live_settings import LiveSettings
-from bellwire.fleet_session import Fleet
-from config.agent import AgentSettings
-from config.last_good import LastGood
-from config.panel import OutputSettings
-from signaling.identifiers import DeviceId
-from signaling.topics import CONFIG_DEFAULT
+from bellwire.agent.fleet.follower import Fleet as AgentFleet
+from bellwire.agent.fleet.live_settings import LiveSettings
+from bellwire.cli.fleet.session import Fleet
+from bellwire.config.agent.panel import OutputSettings
+from bellwire.config.agent.settings import AgentSettings
+from bellwire.config.fleet.last_good import LastGood
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import CONFIG_DEFAULT
 from tests.agent.rough_broker import RoughBroker, RoughSession
-from tests.bellwire.fleet_stage import FleetStage, fleet_stage, runs
 from tests.broker.running import raw_client
+from tests.cli.fleet_stage import FleetStage, fleet_stage, runs
 from tests.config.fleet_parts import document
 from tests.conftest import running_station
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from agent.heap import Collector
+from bellwire.agent.heap import Collector
 
 
 class FullLooks:

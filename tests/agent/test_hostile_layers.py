@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from agent.fleet import Fleet, _that_fits
-from agent.live_settings import LiveSettings
+from bellwire.agent.fleet.follower import Fleet, _that_fits
+from bellwire.agent.fleet.live_settings import LiveSettings
+from bellwire.config.agent.settings import AgentSettings, BrokerSettings
+from bellwire.config.fleet.layer import LAYER_LIMIT_BYTES, Layer, LayerProblem, Reported
+from bellwire.config.fleet.merge import judge, parse_layer
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import CONFIG_DEFAULT, CONFIG_GROUPS, config_topic
 from bench.simulated_agent import SimulatedAgent
-from config.agent import AgentSettings, BrokerSettings
-from config.fleet_layer import LAYER_LIMIT_BYTES, Layer, LayerProblem, Reported
-from config.fleet_merge import judge, parse_layer
-from signaling.identifiers import DeviceId
-from signaling.topics import CONFIG_DEFAULT, CONFIG_GROUPS, config_topic
 from tests.agent.rough_broker import RoughBroker, RoughSession
-from tests.bellwire.fleet_stage import fleet_stage
 from tests.broker.running import raw_client
+from tests.cli.fleet_stage import fleet_stage
 from tests.config.fleet_parts import document, layer, of_file
 from tests.conftest import PATIENCE_S
 

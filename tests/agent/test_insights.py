@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from agent import insights
-from agent.insights import INSIGHT_LIMIT_BYTES, CallReference, Insight
-from agent.quality import Sample
-from agent.quality_warnings import (
+from bellwire.agent.calls import insights
+from bellwire.agent.calls.insights import INSIGHT_LIMIT_BYTES, CallReference, Insight
+from bellwire.agent.quality.sample import Sample
+from bellwire.agent.quality.warnings import (
     Threshold,
     WarningCleared,
     WarningData,
     WarningName,
     WarningRaised,
 )
-from signaling.errors import ERROR_TABLE, CallError
+from bellwire.signaling.errors import ERROR_TABLE, CallError
 
 AT = datetime(2026, 11, 21, 14, 30, tzinfo=UTC)
 SID = "CA" + "0" * 31 + "7"

@@ -8,13 +8,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import pytest_asyncio
 
-from agent.link import Link, RequestRefused
-from broker.address import BrokerAddress
-from signaling.answers import DeviceResponse
-from signaling.device_operations import DeviceShow
-from signaling.errors import CallError
-from signaling.events import CallEnded
-from signaling.identifiers import DeviceId
+from bellwire.agent.link import Link, RequestRefused
+from bellwire.broker.session.address import BrokerAddress
+from bellwire.signaling.calls.events import CallEnded
+from bellwire.signaling.errors import CallError
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.wire.answers import DeviceResponse
+from bellwire.signaling.wire.device_operations import DeviceShow
 from tests.agent.desk import Exchange
 from tests.agent.scripted_relay import (
     ScriptedRelay,

@@ -5,12 +5,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from agent.call import CallStatus
-from agent.connect_token import write_token
-from signaling.answers import DeviceResponse
-from signaling.calls import CallState, UserState
-from signaling.events import CallCancelled
-from signaling.identifiers import CallSid
+from bellwire.agent.calls.call import CallStatus
+from bellwire.agent.calls.signalling import write_token
+from bellwire.signaling.calls.calls import CallState, UserState
+from bellwire.signaling.calls.events import CallCancelled
+from bellwire.signaling.identifiers import CallSid
+from bellwire.signaling.wire.answers import DeviceResponse
 from tests.agent.desk import Desk, Exchange
 from tests.agent.scripted_relay import (
     Answer,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.machine import Machine
+from bellwire.agent.fleet.health import Machine
 
 STAT = "cpu  {user} 0 100 {idle} 50 0 0 0 0 0\ncpu0 1 1 1 1\nintr 5\n"
 FILES = {

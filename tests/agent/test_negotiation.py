@@ -2,13 +2,13 @@
 
 import pytest
 
-from agent.connect_token import read_token, write_token
-from agent.early_media import allows_early_media, with_early_media
-from agent.media.engine import IceCandidate
-from agent.negotiation import with_candidates
-from signaling.errors import InvalidInput
-from signaling.identifiers import CallSid
-from signaling.media import MEDIA_SDP_MAX_LENGTH
+from bellwire.agent.calls.signalling import read_token, write_token
+from bellwire.agent.media.early_media import allows_early_media, with_early_media
+from bellwire.agent.media.engine.engine import IceCandidate
+from bellwire.agent.media.negotiation import with_candidates
+from bellwire.signaling.errors import InvalidInput
+from bellwire.signaling.identifiers import CallSid
+from bellwire.signaling.wire.media import MEDIA_SDP_MAX_LENGTH
 
 SDP = "v=0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\n"
 HOST = IceCandidate("candidate:1 1 udp 2 10.0.0.7 5000 typ host", "0", 0)

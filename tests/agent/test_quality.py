@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.media.engine import BLOCK_FRAMES, MediaStats
-from agent.opinion import MOS_MAX, mean_opinion_score
-from agent.quality import Sample, SampleMaker
-from agent.quality_warnings import QualityWatch, WarningCleared, WarningName, WarningRaised
-from agent.volume import volume_of, volume_of_level
+from bellwire.agent.media.engine.engine import BLOCK_FRAMES, MediaStats
+from bellwire.agent.quality.meter import volume_of, volume_of_level
+from bellwire.agent.quality.mos import MOS_MAX, mean_opinion_score
+from bellwire.agent.quality.sample import Sample, SampleMaker
+from bellwire.agent.quality.warnings import QualityWatch, WarningCleared, WarningName, WarningRaised
 
 seconds = st.floats(0, 100)
 shares = st.floats(0, 1)

@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.dtmf import DtmfDetector
-from agent.inband_tones import tone_blocks
-from agent.media.engine import BLOCK_FRAMES, SAMPLE_RATE_HZ, Block
-from agent.quiet_tones import QuietTones
-from hardware.audio.drift import DriftingSource
+from bellwire.agent.media.dtmf import DtmfDetector, tone_blocks
+from bellwire.agent.media.engine.engine import BLOCK_FRAMES, SAMPLE_RATE_HZ, Block
+from bellwire.agent.media.quiet_tones import QuietTones
+from bellwire.hardware.audio.drift import DriftingSource
 from tests.agent.test_dtmf import (
     ALL_DIGITS,
     COLUMN_HZ,

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from agent.call import CallStatus
-from agent.live_settings import wiring_of
-from signaling.answers import DeviceResponse
-from signaling.calls import UserState
-from signaling.events import CallEnded, CallUserStateChanged
+from bellwire.agent.calls.call import CallStatus
+from bellwire.agent.fleet.live_settings import wiring_of
+from bellwire.signaling.calls.calls import UserState
+from bellwire.signaling.calls.events import CallEnded, CallUserStateChanged
+from bellwire.signaling.wire.answers import DeviceResponse
 from tests.agent.desk import Exchange
 from tests.agent.post import WIRED, Post, post_at, settings_of
 from tests.agent.scripted_relay import Request, about, call_answer, fresh_sid, invite

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from agent.call import CallStatus, Direction
-from signaling.events import CallCancelled, CallEnded, CallEvent, CallTimeout
+from bellwire.agent.calls.call import CallStatus, Direction
+from bellwire.signaling.calls.events import CallCancelled, CallEnded, CallEvent, CallTimeout
 from tests.agent.desk import Desk
 from tests.agent.scripted_relay import about, fresh_sid, invite
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from agent.call import Call, CallStatus
-from agent.doors import Doors
-from agent.live_settings import LiveSettings
-from agent.media_news import MediaTiming
-from config.agent import ConfigurableSettings
-from hardware.door import DoorRelease
-from hardware.panel import Panel
-from hardware.simulated import SimulatedPins
+from bellwire.agent.calls.call import Call, CallStatus
+from bellwire.agent.door.doors import Doors
+from bellwire.agent.fleet.live_settings import LiveSettings
+from bellwire.agent.media.media_news import MediaTiming
+from bellwire.config.agent.settings import ConfigurableSettings
+from bellwire.hardware.panel.door import DoorRelease
+from bellwire.hardware.panel.panel import Panel
+from bellwire.hardware.simulated import SimulatedPins
 from tests.agent.post import settings_of
 from tests.agent.talking import QUICK, Talker, heard, talker
 from tests.conftest import PATIENCE_S, register_station

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.media.engine import BLOCK_FRAMES, Block
-from agent.sound_card import SoundCard
-from agent.voice import AudioDevices, Tone
-from config.audio import AudioSettings
-from hardware.audio.simulated_card import SimulatedSoundCard, SimulatedStream
-from signaling.errors import CallError
+from bellwire.agent.media.engine.engine import BLOCK_FRAMES, Block
+from bellwire.agent.media.sound_card import SoundCard
+from bellwire.agent.media.voice import AudioDevices, Tone
+from bellwire.config.agent.audio import AudioSettings
+from bellwire.hardware.audio.simulated_card import SimulatedSoundCard, SimulatedStream
+from bellwire.signaling.errors import CallError
 from tests.conftest import PATIENCE_S
 
 LOUD = np.full(BLOCK_FRAMES, 9000, np.int16)
@@ -138,7 +138,7 @@ async def test_who_is_heard_is_heard_until_forgotten() -> None:
 async def test_a_card_that_cannot_be_opened_fails_the_call_and_not_the_agent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("agent.sound_card._OPENS_WITHIN_S", 0.2)
+    monkeypatch.setattr("bellwire.agent.media.sound_card._OPENS_WITHIN_S", 0.2)
 
     def broken() -> SimulatedSoundCard:
         raise OSError("no such device")

@@ -9,14 +9,14 @@ from typing import Any
 import httpx
 import pytest
 
-from agent.call import AcceptOptions, CallStatus
-from agent.sound_card import SoundCard
-from agent.voice import AudioDevices, Tone
-from config.audio import AudioSettings, ProcessingSettings
-from hardware.audio.devices import Initialise, initialise_pyaudio
-from hardware.audio.simulated_card import SimulatedSoundCard, SimulatedStream
-from hardware.audio.tones import RINGBACK, rendered
-from signaling.errors import CallError, InvalidInput
+from bellwire.agent.calls.call import AcceptOptions, CallStatus
+from bellwire.agent.media.sound_card import SoundCard
+from bellwire.agent.media.voice import AudioDevices, Tone
+from bellwire.config.agent.audio import AudioSettings, ProcessingSettings
+from bellwire.hardware.audio.devices import Initialise, initialise_pyaudio
+from bellwire.hardware.audio.simulated_card import SimulatedSoundCard, SimulatedStream
+from bellwire.hardware.audio.tones import RINGBACK, rendered
+from bellwire.signaling.errors import CallError, InvalidInput
 from tests.agent.talking import ATTIC, DESK, FRONT, Talker, connected, heard, talker
 from tests.conftest import PATIENCE_S
 from tests.pulse import MICROPHONE, SPEAKER, Ear, PulseAudio, running_pulse, similarity
@@ -107,7 +107,7 @@ async def test_a_call_that_names_a_device_that_is_not_there_ends_at_both_ends_an
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert pulse
-    monkeypatch.setattr("agent.sound_card._OPENS_WITHIN_S", 1.0)
+    monkeypatch.setattr("bellwire.agent.media.sound_card._OPENS_WITHIN_S", 1.0)
     async with (
         card_at_work(CONFIGURED) as card,
         talker(talk_http, "phone", DESK, card=card) as phone,
@@ -204,7 +204,7 @@ async def test_a_named_device_that_is_busy_or_gone_is_told_of_even_while_it_ring
     name: str | int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What rings flows on the configured device all the time."""
-    monkeypatch.setattr("agent.sound_card._OPENS_WITHIN_S", 0.5)
+    monkeypatch.setattr("bellwire.agent.media.sound_card._OPENS_WITHIN_S", 0.5)
     hardware, loop, rings = TwoMicrophones(), asyncio.get_running_loop(), asyncio.Event()
     hardware.listen(lambda block: loop.call_soon_threadsafe(rings.set) if block.any() else None)
     async with card_at_work(AudioSettings(), hardware.initialised) as card:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.main import run_agent
-from bellwire.simulated_station import SimulatedStation
-from config.agent import AgentSettings, agent_file
-from config.private_file import write_private
-from signaling.identifiers import DeviceId
-from signaling.presence import parse_presence
+from bellwire.agent.main import run_agent
+from bellwire.cli.demo.station import SimulatedStation
+from bellwire.config.agent.settings import AgentSettings, agent_file
+from bellwire.config.private_file import write_private
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.wire.presence import parse_presence
 from tests.agent.desk import PANEL, Desk, Exchange, settings_of
 from tests.agent.scripted_relay import ScriptedRelay, fresh_sid, invite, scripted_relay
 from tests.conftest import PATIENCE_S

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from agent.call import AcceptOptions, CallStatus
-from agent.voice import AudioDevices
-from hardware.audio.simulated_card import SimulatedSoundCard
-from signaling.errors import CallError, InvalidInput
+from bellwire.agent.calls.call import AcceptOptions, CallStatus
+from bellwire.agent.media.voice import AudioDevices
+from bellwire.hardware.audio.simulated_card import SimulatedSoundCard
+from bellwire.signaling.errors import CallError, InvalidInput
 from tests.agent.talking import ATTIC, DESK, FRONT, Talker, connected, heard, talker
 from tests.agent.test_quiet_tones import digits_in, loosely_heard
 from tests.agent.test_sound_card import card_at_work

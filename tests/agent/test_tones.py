@@ -5,11 +5,11 @@ import asyncio
 import numpy as np
 import pytest
 
-from agent.sound_card import SoundCard
-from agent.voice import Tone
-from config.audio import AudioSettings
-from hardware.audio.block import Block
-from hardware.audio.simulated_card import SimulatedSoundCard
+from bellwire.agent.media.sound_card import SoundCard
+from bellwire.agent.media.voice import Tone
+from bellwire.config.agent.audio import AudioSettings
+from bellwire.hardware.audio.block import Block
+from bellwire.hardware.audio.simulated_card import SimulatedSoundCard
 from tests.conftest import PATIENCE_S
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.wrong_codes import WrongCodes
+from bellwire.agent.door.wrong_codes import WrongCodes
 
 
 async def kept(counts: WrongCodes, wrong_codes: dict[str, int]) -> None:

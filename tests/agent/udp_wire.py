@@ -5,7 +5,7 @@ import asyncio
 import random
 from collections.abc import Callable
 
-from agent.media.engine import IceCandidate, PeerListeners
+from bellwire.agent.media.engine.engine import IceCandidate, PeerListeners
 
 
 class UdpWire:

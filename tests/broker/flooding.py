@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from broker.address import BrokerAddress
-from broker.publish_packets import CONNACK, connect_packet
+from bellwire.broker.session.address import BrokerAddress
+from bellwire.broker.session.packets import CONNACK, connect_packet
 
 _CHUNK = 65_536
 

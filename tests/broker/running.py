@@ -17,11 +17,11 @@ from typing import Self
 import aiomqtt
 from aiomqtt import Client, MqttError, ProtocolVersion
 
-from broker.address import BrokerAddress
-from broker.embedded import EmbeddedBroker
-from broker.messages import Incoming
-from broker.session import Session
-from signaling.identifiers import DeviceId, mqtt_client_id
+from bellwire.broker.embedded import EmbeddedBroker
+from bellwire.broker.session.address import BrokerAddress
+from bellwire.broker.session.messages import Incoming
+from bellwire.broker.session.session import Session
+from bellwire.signaling.identifiers import DeviceId, mqtt_client_id
 from tests.conftest import PATIENCE_S
 from tests.system.scene import mosquitto_pid
 
@@ -40,7 +40,11 @@ class RunningBroker:
         self._folder = folder
         self._may_start = asyncio.Event()
         self._died = asyncio.Event()
-        self.embedded = EmbeddedBroker(folder / "broker", sleep=self._wait_for_start)
+        self.refused: list[str] = []
+        """The reasons of the logins that it has refused."""
+        self.embedded = EmbeddedBroker(
+            folder / "broker", count_refused=self.refused.append, sleep=self._wait_for_start
+        )
         self.address = self.embedded.prepare()
         self._running: asyncio.Task[None] | None = None
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from broker.address import BrokerAddress, parse_broker_url
-from signaling.errors import InvalidInput
+from bellwire.broker.session.address import BrokerAddress, parse_broker_url
+from bellwire.signaling.errors import InvalidInput
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from broker.client import Client, client_of
-from broker.session import Session
+from bellwire.broker.session.client import Client, client_of
+from bellwire.broker.session.session import Session
 from tests.broker.running import RunningBroker, held, soon
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from broker.embedded import EmbeddedBroker
-from broker.provision import DynamicSecurity
-from broker.session import Session
-from signaling.identifiers import DeviceId
+from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.embedded import EmbeddedBroker
+from bellwire.broker.session.session import Session
+from bellwire.signaling.identifiers import DeviceId
 from tests.broker.running import RunningBroker, held, is_let_in, raw_client, soon
 from tests.conftest import PATIENCE_S
 from tests.system.scene import mosquitto_pid
@@ -22,7 +22,7 @@ from tests.system.scene import mosquitto_pid
 RUN_ONE = """
 import asyncio, sys
 from pathlib import Path
-from broker.embedded import EmbeddedBroker
+from bellwire.broker.embedded import EmbeddedBroker
 broker = EmbeddedBroker(Path(sys.argv[1]))
 broker.prepare()
 asyncio.run(broker.run())

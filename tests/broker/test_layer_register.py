@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 
 import pytest
 
-from broker.address import BrokerAddress
-from broker.layer_register import LayerConflict, LayerRegister
-from broker.session import Session
-from config.fleet_layer import Layer, hash_of
-from config.fleet_writing import NOTHING, Draft, Held, document_of, held
-from signaling.errors import InvalidInput, Unavailable
-from signaling.fleet_topics import LayerName, claim_topic, layer_topic
+from bellwire.broker.fleet.layer_register import LayerConflict, LayerRegister
+from bellwire.broker.session.address import BrokerAddress
+from bellwire.broker.session.session import Session
+from bellwire.config.fleet.layer import Layer, hash_of
+from bellwire.config.fleet.writing import NOTHING, Draft, Held, document_of, held
+from bellwire.signaling.errors import InvalidInput, Unavailable
+from bellwire.signaling.topics import LayerName, claim_topic, layer_topic
 from tests.broker.running import RunningBroker, Wire, raw_client, soon
 from tests.broker.running import held as held_session
 from tests.conftest import PATIENCE_S

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.embedded import EmbeddedBroker
-from broker.loopback_ports import free_port, holder_of, is_free, outgoing_ports
+from bellwire.broker.embedded import EmbeddedBroker, free_port, holder_of, is_free, outgoing_ports
 from tests.conftest import PATIENCE_S
 from tests.forking import ForkedRelay
 from tests.push.support import serving

@@ -6,20 +6,21 @@ from dataclasses import dataclass, replace
 import pytest
 import pytest_asyncio
 
-from broker.address import BrokerAddress
-from broker.provision import DynamicSecurity
-from broker.session import Session
-from signaling.fleet_topics import (
+from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.session.address import BrokerAddress
+from bellwire.broker.session.session import Session
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import (
     claim_topic,
     device_layer,
     group_layer,
     history_topic,
     layer_topic,
     read_by_operators,
+    readable_by,
+    writable_by,
     written_by_operators,
 )
-from signaling.identifiers import DeviceId
-from signaling.topics import readable_by, writable_by
 from tests.broker.running import Inbox, RunningBroker, held, is_let_in, raw_client, soon
 from tests.broker.test_provision import published, subscribed
 

@@ -9,12 +9,12 @@ import pytest
 import pytest_asyncio
 from paho.mqtt.reasoncodes import ReasonCode
 
-from broker.address import BrokerAddress
-from broker.provision import DynamicSecurity
-from broker.session import Session
-from signaling.errors import Unavailable
-from signaling.identifiers import DeviceId
-from signaling.topics import gathered_topic, readable_by, telemetry_topic, writable_by
+from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.session.address import BrokerAddress
+from bellwire.broker.session.session import Session
+from bellwire.signaling.errors import Unavailable
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import gathered_topic, readable_by, telemetry_topic, writable_by
 from tests.broker.running import (
     Inbox,
     RunningBroker,

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from broker.address import BrokerAddress
-from broker.publish_packets import whole_packets
-from broker.publishing import PublishingSession
-from broker.publishing_connection import PublishingConnection, open_publishing
-from broker.session import (
+from bellwire.broker.session.address import BrokerAddress
+from bellwire.broker.session.packets import whole_packets
+from bellwire.broker.session.publishing import PublishingSession
+from bellwire.broker.session.publishing_connection import PublishingConnection, open_publishing
+from bellwire.broker.session.session import (
     Farewell,
     NobodyListens,
     NotAuthorized,

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from broker.receiving import ReceivingSession
-from broker.session import Session
+from bellwire.broker.session.receiving import ReceivingSession
+from bellwire.broker.session.session import Session
 from tests.broker.running import Inbox, RunningBroker, held, soon
 from tests.conftest import PATIENCE_S
 

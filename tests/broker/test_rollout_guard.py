@@ -8,24 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from broker.address import BrokerAddress
-from broker.layer_register import LayerRegister
-from broker.receiving import ReceivingSession
-from broker.rollout_guard import guard_rollouts
-from broker.session import Session
-from config.fleet_layer import Layer, LayerProblem, Reported, Rollout
-from config.fleet_writing import NOTHING, Draft
-from signaling.fleet_topics import (
+from bellwire.broker.fleet.layer_register import LayerRegister
+from bellwire.broker.fleet.rollout_guard import guard_rollouts
+from bellwire.broker.session.address import BrokerAddress
+from bellwire.broker.session.receiving import ReceivingSession
+from bellwire.broker.session.session import Session
+from bellwire.config.fleet.layer import Layer, LayerProblem, Reported, Rollout
+from bellwire.config.fleet.writing import NOTHING, Draft
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import (
     OPERATORS_ECHO,
     REPORTED_OF_ALL,
     LayerName,
     device_layer,
     group_layer,
     layer_topic,
+    presence_topic,
 )
-from signaling.identifiers import DeviceId
-from signaling.presence import Presence, presence_document
-from signaling.topics import presence_topic
+from bellwire.signaling.wire.presence import Presence, presence_document
 from tests.broker.running import RunningBroker, held, raw_client, soon
 from tests.conftest import PATIENCE_S
 

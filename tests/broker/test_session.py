@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from broker.address import BrokerAddress
-from broker.session import (
+from bellwire.broker.session.address import BrokerAddress
+from bellwire.broker.session.session import (
     Farewell,
     Incoming,
     NotConnected,

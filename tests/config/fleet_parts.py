@@ -3,8 +3,8 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from config.fleet_layer import Layer, Rollout
-from config.fleet_merge import LocalFile
+from bellwire.config.fleet.layer import Layer, Rollout
+from bellwire.config.fleet.merge import LocalFile
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from config.agent import (
+from bellwire.config.agent.behaviour import BehaviourSettings
+from bellwire.config.agent.settings import (
     AgentSettings,
     BrokerSettings,
     agent_file,
     default_panel,
     load_agent_settings,
 )
-from config.behaviour import BehaviourSettings
-from config.private_file import write_private
-from signaling.errors import InvalidInput
+from bellwire.config.private_file import write_private
+from bellwire.signaling.errors import InvalidInput
 
 PASSWORD = "a password that nobody may read"
 SETTINGS = AgentSettings(

@@ -9,8 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from config.behaviour import BehaviourSettings, DoorRelease
-from config.local_only import LOCAL_ONLY, local_only_in, local_only_places, split_local_only
+from bellwire.config.agent.behaviour import BehaviourSettings, DoorRelease
+from bellwire.config.agent.local_only import (
+    LOCAL_ONLY,
+    local_only_in,
+    local_only_places,
+    split_local_only,
+)
 
 EXAMPLE = """
 time_zone = "Europe/Berlin"

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from config.fleet_layer import Layer
-from config.last_good import LastGood, state_folder
+from bellwire.config.fleet.last_good import LastGood, state_folder
+from bellwire.config.fleet.layer import Layer
 from tests.config.fleet_parts import layer
 
 OLD = {"default": layer({"call_timeout_s": 5})}

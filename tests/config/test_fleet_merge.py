@@ -12,7 +12,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import JsonValue, SecretStr, ValidationError
 
-from config.agent import (
+from bellwire.config.agent.layer_reach import Reach, never_heeded
+from bellwire.config.agent.settings import (
     LOCAL_ONLY_PLACES,
     AgentSettings,
     ConfigurableSettings,
@@ -20,9 +21,8 @@ from config.agent import (
     settings_schema,
     with_secrets_of,
 )
-from config.fleet_layer import LAYER_LIMIT_BYTES, Layer, LayerProblem, hash_of
-from config.fleet_merge import Verdict, judge, local_file, merge_patch, parse_layer
-from config.layer_reach import Reach, never_heeded
+from bellwire.config.fleet.layer import LAYER_LIMIT_BYTES, Layer, LayerProblem, hash_of
+from bellwire.config.fleet.merge import Verdict, judge, local_file, merge_patch, parse_layer
 from tests.config.fleet_parts import document, layer, of_file
 
 JSON = st.recursive(

@@ -6,10 +6,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from config.agent import AgentSettings, agent_file
-from config.behaviour import AutoAnswer, BehaviourSettings, DoorRelease
-from config.fleet_merge import judge
-from config.layer_reach import (
+from bellwire.config.agent.behaviour import AutoAnswer, BehaviourSettings, DoorRelease
+from bellwire.config.agent.layer_reach import (
     ANSWER_FIELDS,
     BUTTON_FIELDS,
     CALL_BUTTON_FIELDS,
@@ -22,7 +20,7 @@ from config.layer_reach import (
     rights_in,
     said_anew,
 )
-from config.panel import (
+from bellwire.config.agent.panel import (
     ButtonSettings,
     CallButtonSettings,
     DoorSettings,
@@ -31,6 +29,8 @@ from config.panel import (
     RingerSettings,
     StatusLightSettings,
 )
+from bellwire.config.agent.settings import AgentSettings, agent_file
+from bellwire.config.fleet.merge import judge
 from tests.config.fleet_parts import layer, of_file
 
 QUIET = {"do_not_disturb": {"enabled": True}}

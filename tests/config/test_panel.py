@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from config import panel
-from config.panel import (
+from bellwire.config.agent import panel
+from bellwire.config.agent.panel import (
     ButtonSettings,
     CallButtonSettings,
     DoorSettings,

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from config.relay import RelaySettings, default_data_folder, load_relay_settings
-from signaling.errors import InvalidInput
+from bellwire.config.relay import RelaySettings, default_data_folder, load_relay_settings
+from bellwire.signaling.errors import InvalidInput
 
 PASSWORD = "a password that nobody may read"
 

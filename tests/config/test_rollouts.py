@@ -5,10 +5,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from config.fleet_layer import Layer, LayerProblem, Reported
-from config.fleet_merge import in_rollout, judge
-from config.fleet_writing import Draft
-from config.rollout_pause import (
+from bellwire.config.fleet.layer import Layer, LayerProblem, Reported
+from bellwire.config.fleet.merge import in_rollout, judge
+from bellwire.config.fleet.rollout_pause import (
     Said,
     pause,
     refusing,
@@ -16,8 +15,9 @@ from config.rollout_pause import (
     takes_rights_away,
     too_many_refuse,
 )
-from signaling.fleet_topics import DEFAULT_LAYER, LayerName, device_layer, group_layer
-from signaling.identifiers import DeviceId
+from bellwire.config.fleet.writing import Draft
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import DEFAULT_LAYER, LayerName, device_layer, group_layer
 from tests.config.fleet_parts import AT, layer, of_file
 
 DEVICES = [DeviceId(f"door-{number}") for number in range(40)]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped] # its stubs are not worth a dependency
 
-from push.metrics import Metrics
+from bellwire.push.metrics import Metrics
 
 ALERTS = Path(__file__).parents[2] / "deploy/alerts.yml"
 OF_DEVICES = {"bellwire_device_online", "bellwire_device_faults"}

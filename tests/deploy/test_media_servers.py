@@ -4,8 +4,8 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
-from push.auth import Actor
-from push.ice_servers import IceServers
+from bellwire.push.access.tokens import Actor
+from bellwire.push.calls.ice_servers import IceServers
 from tests.janus import DEPLOY, ask, janus, needs_janus
 from tests.push.coturn import coturn, needs_coturn
 

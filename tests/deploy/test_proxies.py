@@ -17,8 +17,8 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
-from broker.loopback_ports import free_port
-from push.api.guarded_http import HEAD_BYTES
+from bellwire.broker.embedded import free_port
+from bellwire.push.api.server.guarded_http import HEAD_BYTES
 from tests.conftest import PATIENCE_S
 from tests.deploy.test_deploy import DEPLOY, certificate
 from tests.forking import ForkedRelay

@@ -7,12 +7,18 @@ from typing import Any
 
 import pytest
 
-from agent.behaviour import Invited, decide_invite
-from agent.door_release import DOOR_MESSAGE_TYPE, DOOR_RESULT_TYPE, Outcome
-from config.agent import ConfigurableSettings
-from config.behaviour import AutoAnswer, BehaviourSettings, DoorRelease, QuietHours, Redial
-from config.fleet_merge import merge_patch
-from config.panel import ButtonSettings, CallButtonSettings
+from bellwire.agent.door.release import DOOR_MESSAGE_TYPE, DOOR_RESULT_TYPE, Outcome
+from bellwire.agent.station.behaviour import Invited, decide_invite
+from bellwire.config.agent.behaviour import (
+    AutoAnswer,
+    BehaviourSettings,
+    DoorRelease,
+    QuietHours,
+    Redial,
+)
+from bellwire.config.agent.panel import ButtonSettings, CallButtonSettings
+from bellwire.config.agent.settings import ConfigurableSettings
+from bellwire.config.fleet.merge import merge_patch
 from tests.docs.documents import ROOT, Block, blocks
 
 PAGE = ROOT / "docs/agent.md"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import typer
 
-from bellwire.main import app
+from bellwire.cli.main import app
 from docs.generate import commands
 from tests.docs.documents import ROOT, Block, all_blocks, simple_commands
 

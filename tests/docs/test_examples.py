@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from config.fleet_layer import Layer
-from signaling.answers import (
+from bellwire.config.fleet.layer import Layer
+from bellwire.signaling.calls.events import parse_event
+from bellwire.signaling.wire.answers import (
     CallAnswer,
     CallDeliveriesAnswer,
     DeviceAnswer,
@@ -20,10 +21,9 @@ from signaling.answers import (
     RevokedTokensAnswer,
     TokenAnswer,
 )
-from signaling.device_operations import parse_device_operation
-from signaling.events import parse_event
-from signaling.presence import Presence
-from signaling.stream import (
+from bellwire.signaling.wire.device_operations import parse_device_operation
+from bellwire.signaling.wire.presence import Presence
+from bellwire.signaling.wire.stream import (
     StreamHeartbeat,
     StreamOpened,
     StreamResponse,

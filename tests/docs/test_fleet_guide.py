@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bellwire.fleet_files import read_layers
-from config.agent import ConfigurableSettings
-from config.fleet_merge import merge_patch
-from tests.bellwire.fleet_stage import fleet_stage
+from bellwire.cli.fleet.files import read_layers
+from bellwire.config.agent.settings import ConfigurableSettings
+from bellwire.config.fleet.merge import merge_patch
+from tests.cli.fleet_stage import fleet_stage
 from tests.docs.documents import ROOT
 
 GUIDE = (ROOT / "docs/fleet.md").read_text()

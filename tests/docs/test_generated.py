@@ -5,9 +5,9 @@ from typing import get_args
 
 import pytest
 
+from bellwire.signaling.calls.events import CallEvent
+from bellwire.signaling.calls.rules import Operation
 from docs.generate import FILES, PARTS, generated_files, with_parts
-from signaling.change import Operation
-from signaling.events import CallEvent
 from tests.docs.documents import DOCUMENTS, ROOT
 from tests.test_imports import MAY_IMPORT
 

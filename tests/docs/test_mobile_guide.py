@@ -10,18 +10,18 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from docs.generate import openapi
-from docs.push_examples import connect_token, push_keys
-from signaling.answers import CallAnswer, UserAnswer
-from signaling.calls import UserState
-from signaling.events import CallEvent, CancelReason
-from signaling.requests import (
+from bellwire.signaling.calls.calls import UserState
+from bellwire.signaling.calls.events import CallEvent, CancelReason
+from bellwire.signaling.wire.answers import CallAnswer, UserAnswer
+from bellwire.signaling.wire.requests import (
     DeviceRequest,
     OperationRequest,
     ReceivedRequest,
     RejectRequest,
 )
-from signaling.stream import STREAM_REPLACED, StreamOpened, parse_stream_request
+from bellwire.signaling.wire.stream import STREAM_REPLACED, StreamOpened, parse_stream_request
+from docs.generate import openapi
+from docs.push_examples import connect_token, push_keys
 from tests.docs.documents import ROOT, blocks
 from tests.docs.test_http_examples import curl
 

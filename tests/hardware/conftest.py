@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hardware.simulated import SimulatedPins
+from bellwire.hardware.simulated import SimulatedPins
 
 
 class VirtualTime:

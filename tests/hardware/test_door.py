@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config.panel import DoorSettings
-from hardware.door import DoorRelease, DoorUnattendedError
-from hardware.simulated import SimulatedPins
+from bellwire.config.agent.panel import DoorSettings
+from bellwire.hardware.panel.door import DoorRelease, DoorUnattendedError
+from bellwire.hardware.simulated import SimulatedPins
 from tests.hardware.conftest import ThreadTime
 
 DOOR = DoorSettings(pin=27, open_s=5)
@@ -293,9 +293,9 @@ async def test_a_door_of_half_a_second_locks_in_time_while_a_callback_holds_the_
 
 OPENS = """
 import asyncio, sys, time
-from config.panel import DoorSettings
-from hardware.door import DoorRelease
-from hardware.simulated import SimulatedPins
+from bellwire.config.agent.panel import DoorSettings
+from bellwire.hardware.panel.door import DoorRelease
+from bellwire.hardware.simulated import SimulatedPins
 
 async def open_door() -> None:
     pins = SimulatedPins()

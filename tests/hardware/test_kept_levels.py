@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from config.panel import PanelSettings
-from hardware.kept_levels import why_no_door
-from hardware.panel import Panel
-from hardware.simulated import SimulatedPins
+from bellwire.config.agent.panel import PanelSettings
+from bellwire.hardware.panel.panel import Panel
+from bellwire.hardware.panel.pins import why_no_door
+from bellwire.hardware.simulated import SimulatedPins
 
 PI_4, PI_5 = b"raspberrypi,4-model-b\0brcm,bcm2711\0", b"raspberrypi,5-model-b\0brcm,bcm2712\0"
 SETTINGS = PanelSettings.model_validate({"door": {"pin": 27}, "ringer": {"pin": 17}})

@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from config.panel import KeypadSettings
-from hardware.keypad import KEYS, Keypad
-from hardware.pins import PanelError
-from hardware.simulated import SimulatedPins
+from bellwire.config.agent.panel import KeypadSettings
+from bellwire.hardware.panel.keypad import KEYS, Keypad
+from bellwire.hardware.panel.pins import PanelError
+from bellwire.hardware.simulated import SimulatedPins
 from tests.hardware.conftest import VirtualTime
 
 KEYPAD = KeypadSettings(rows=(5, 6, 13, 19), columns=(12, 16, 20))

@@ -11,9 +11,9 @@ import pytest
 from gpiozero import Device
 from gpiozero.exc import BadPinFactory
 
-from config.panel import PanelSettings
-from hardware import panel as panel_module
-from hardware.panel import (
+from bellwire.config.agent.panel import PanelSettings
+from bellwire.hardware.panel import panel as panel_module
+from bellwire.hardware.panel.panel import (
     AnswerPressed,
     CallPressed,
     HangUpPressed,
@@ -24,7 +24,7 @@ from hardware.panel import (
     Panel,
     PanelError,
 )
-from hardware.simulated import SimulatedPins
+from bellwire.hardware.simulated import SimulatedPins
 
 SETTINGS = PanelSettings.model_validate(
     {

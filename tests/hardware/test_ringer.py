@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from gpiozero import Buzzer
 
-from config.panel import RingerSettings
-from hardware.cadence import Cadence, CadencePlayer
-from hardware.pins import PanelError
-from hardware.ringer import Ringer
-from hardware.simulated import SimulatedPins
+from bellwire.config.agent.panel import RingerSettings
+from bellwire.hardware.panel.cadence import Cadence, CadencePlayer
+from bellwire.hardware.panel.pins import PanelError
+from bellwire.hardware.panel.ringer import Ringer
+from bellwire.hardware.simulated import SimulatedPins
 from tests.hardware.conftest import VirtualTime
 
 RINGER = RingerSettings(pin=17)

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from config.panel import StatusLightSettings
-from hardware.simulated import SimulatedPins
-from hardware.status_light import CADENCES, Pattern, StatusLight
+from bellwire.config.agent.panel import StatusLightSettings
+from bellwire.hardware.panel.status_light import CADENCES, Pattern, StatusLight
+from bellwire.hardware.simulated import SimulatedPins
 from tests.hardware.conftest import VirtualTime
 
 LIGHT = StatusLightSettings(pin=22)

@@ -14,8 +14,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 from sqlalchemy import Engine, create_engine, text
 
-from signaling.identifiers import DeviceId
-from signaling.topics import presence_topic
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import presence_topic
 from tests.conftest import PATIENCE_S
 from tests.model.clocked_relay import ClockedRelay
 

@@ -12,8 +12,8 @@ from typing import Self
 
 from pydantic import SecretStr
 
-from config.relay import RelaySettings
-from push.relay import serve
+from bellwire.config.relay import RelaySettings
+from bellwire.push.relay import serve
 from tests.conftest import PATIENCE_S
 
 START = datetime(2026, 11, 21, 8, 0, tzinfo=UTC)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from signaling.events import rfc3339
+from bellwire.signaling.calls.events import rfc3339
 from tests.model.client import Town
 from tests.signaling.call_model import Model
 

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
-from signaling.calls import CallType, Mode
+from bellwire.signaling.calls.calls import CallType, Mode
 from tests.model.played_call import shown_call, unreachable_in
 from tests.model.stage import DEAF, NOBODY, Part, Stage
 from tests.signaling.call_model import GONE, Expected, Model, Verdict

@@ -9,7 +9,7 @@ import httpx
 from hypothesis.stateful import RuleBasedStateMachine, invariant
 from sqlalchemy import Engine
 
-from signaling.calls import Mode
+from bellwire.signaling.calls.calls import Mode
 from tests.model.client import Town, until
 from tests.model.clocked_relay import NOT_RECEIVED_AFTER_S, ClockedRelay
 from tests.model.played_call import PlayedCall, shown_call, unreachable_in

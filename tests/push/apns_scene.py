@@ -9,13 +9,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from config.push_apps import ApnsApp
-from push.channels.apns import ApnsChannel
-from push.channels.apns_connection import KeepAlive
-from push.channels.push_payload import PushPayload
-from push.metrics import Metrics
-from push.store.outbox_rows import Delivery
-from signaling.identifiers import DeviceId
+from bellwire.config.relay import ApnsApp
+from bellwire.push.channels.apns.channel import ApnsChannel
+from bellwire.push.channels.apns.connection import KeepAlive
+from bellwire.push.channels.payload import PushPayload
+from bellwire.push.metrics import Metrics
+from bellwire.push.store.rows.outbox_rows import Delivery
+from bellwire.signaling.identifiers import DeviceId
 from tests.push.apns_server import ApnsServer, Authority, write_team_key
 
 BUNDLE = "com.example.door"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from push.store.database import Database
-from push.store.opening import open_database
-from push.store.sqlite import SqliteDatabase
+from bellwire.push.store.engine.database import Database
+from bellwire.push.store.engine.opening import open_database
+from bellwire.push.store.engine.sqlite import SqliteDatabase
 from tests.forking import ForkedRelay
 from tests.push.clock import Clock
 from tests.push.support import Running, serving

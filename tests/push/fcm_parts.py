@@ -7,13 +7,13 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from config.push_apps import FcmApp
-from push.alarm import Sleep
-from push.channels.fcm import FcmChannel
-from push.channels.push_payload import PushPayload
-from push.metrics import Metrics
-from push.store.outbox_rows import Delivery
-from signaling.identifiers import DeviceId
+from bellwire.config.relay import FcmApp
+from bellwire.push.alarm import Sleep
+from bellwire.push.channels.fcm.channel import FcmChannel
+from bellwire.push.channels.payload import PushPayload
+from bellwire.push.metrics import Metrics
+from bellwire.push.store.rows.outbox_rows import Delivery
+from bellwire.signaling.identifiers import DeviceId
 from tests.push.fcm_server import FcmServer
 
 APP = "org.example.intercom"

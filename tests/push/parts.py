@@ -3,27 +3,27 @@ without a broker."""
 
 from dataclasses import dataclass
 
-from broker.address import BrokerAddress
-from broker.provision import DynamicSecurity
-from broker.session import Session
-from push.access import Access
-from push.auth import AccessTokens, new_signing_key
-from push.calls import Calls
-from push.channels.mqtt import MqttChannel
-from push.connections import Connections
-from push.deliveries import Deliveries
-from push.device_floods import DeviceFloods
-from push.device_operations import DeviceOperations
-from push.devices import Devices
-from push.door_reports import DoorReports
-from push.event_stream import EventStream
-from push.flood_limits import FloodLimits
-from push.ice_servers import IceServers
-from push.metrics import Metrics
-from push.outbox import Outbox
-from push.rooms import Rooms
-from push.store.database import Database
-from push.streams import Streams
+from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.session.address import BrokerAddress
+from bellwire.broker.session.session import Session
+from bellwire.push.access.revocation import Access
+from bellwire.push.access.tokens import AccessTokens, new_signing_key
+from bellwire.push.calls.calls import Calls
+from bellwire.push.calls.ice_servers import IceServers
+from bellwire.push.calls.rate_limits import FloodLimits
+from bellwire.push.calls.rooms import Rooms
+from bellwire.push.channels.mqtt import MqttChannel
+from bellwire.push.delivery.deliveries import Deliveries
+from bellwire.push.delivery.outbox import Outbox
+from bellwire.push.delivery.streams import Streams
+from bellwire.push.devices.connections import Connections
+from bellwire.push.devices.devices import Devices
+from bellwire.push.devices.door_reports import DoorReports
+from bellwire.push.devices.event_stream import EventStream
+from bellwire.push.devices.operations import DeviceOperations
+from bellwire.push.devices.rate_limits import DeviceFloods
+from bellwire.push.metrics import Metrics
+from bellwire.push.store.engine.database import Database
 from tests.push.clock import Clock
 
 

@@ -7,34 +7,33 @@ from contextlib import asynccontextmanager
 
 from sqlalchemy import Connection, select
 
-from broker.address import BrokerAddress
-from broker.provision import DynamicSecurity
-from broker.session import Session
-from push.access import Access
-from push.auth import Actor
-from push.calls import Calls
-from push.channels.channel import Addressee
-from push.dead_tokens import DeadTokens, OnEvent
-from push.deliveries import Deliveries
-from push.delivery_report import report_deliveries
-from push.devices import Devices
-from push.flood_limits import FloodLimits
-from push.invites import invite_from_json
-from push.metrics import Metrics
-from push.outbox import Outbox
-from push.store.call_rows import load_call
-from push.store.database import Database
-from push.store.device_rows import ChannelRow, find_device
-from push.store.event_rows import StreamEvent, events_after
-from push.store.outbox_rows import Delivery, count_owed
-from push.store.tables import outbox
-from push.streams import Streams
-from signaling.answers import DeliveryAnswer
-from signaling.calls import Call
-from signaling.commands import Received
-from signaling.events import CallEvent, CallReceived, event_document
-from signaling.identifiers import ChannelKind, DeviceId, Identity
-from signaling.requests import ChannelRequest, DeviceRequest, InviteRequest
+from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.session.address import BrokerAddress
+from bellwire.broker.session.session import Session
+from bellwire.push.access.revocation import Access
+from bellwire.push.access.tokens import Actor
+from bellwire.push.calls.calls import Calls
+from bellwire.push.calls.invites import invite_from_json
+from bellwire.push.calls.rate_limits import FloodLimits
+from bellwire.push.channels.channel import Addressee
+from bellwire.push.delivery.dead_tokens import DeadTokens, OnEvent
+from bellwire.push.delivery.deliveries import Deliveries, report_deliveries
+from bellwire.push.delivery.outbox import Outbox
+from bellwire.push.delivery.streams import Streams
+from bellwire.push.devices.devices import Devices
+from bellwire.push.metrics import Metrics
+from bellwire.push.store.engine.database import Database
+from bellwire.push.store.rows.call_rows import load_call
+from bellwire.push.store.rows.device_rows import ChannelRow, find_device
+from bellwire.push.store.rows.event_rows import StreamEvent, events_after
+from bellwire.push.store.rows.outbox_rows import Delivery, count_owed
+from bellwire.push.store.tables import outbox
+from bellwire.signaling.calls.calls import Call
+from bellwire.signaling.calls.commands import Received
+from bellwire.signaling.calls.events import CallEvent, CallReceived, event_document
+from bellwire.signaling.identifiers import ChannelKind, DeviceId, Identity
+from bellwire.signaling.wire.answers import DeliveryAnswer
+from bellwire.signaling.wire.requests import ChannelRequest, DeviceRequest, InviteRequest
 from tests.conftest import PATIENCE_S
 from tests.push.clock import Clock
 

@@ -7,14 +7,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from broker.embedded import embedded_address
-from broker.session import Session
-from push.store.connection_rows import ConnectionRow, absent_devices, put_connection
-from push.store.device_rows import ChannelRow, DeviceRow, put_device
-from push.store.sqlite import SqliteDatabase
-from signaling.identifiers import DeviceId, Identity
-from signaling.presence import Presence, parse_presence, presence_document
-from signaling.topics import PRESENCE_OF_ALL, presence_topic
+from bellwire.broker.embedded import embedded_address
+from bellwire.broker.session.session import Session
+from bellwire.push.store.engine.sqlite import SqliteDatabase
+from bellwire.push.store.rows.connection_rows import ConnectionRow, absent_devices, put_connection
+from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow, put_device
+from bellwire.signaling.identifiers import DeviceId, Identity
+from bellwire.signaling.topics import PRESENCE_OF_ALL, presence_topic
+from bellwire.signaling.wire.presence import Presence, parse_presence, presence_document
 from tests.broker.running import held, raw_client, soon
 from tests.conftest import PATIENCE_S, register_station, running_station
 from tests.forking import ForkedRelay

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from signaling.identifiers import DeviceId
-from signaling.presence import Presence, presence_document
-from signaling.topics import call_topic, presence_topic
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import call_topic, presence_topic
+from bellwire.signaling.wire.presence import Presence, presence_document
 from tests.push.support import (
     Device,
     Running,

@@ -16,21 +16,21 @@ from alembic.config import Config
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from push.access import open_access
-from push.api.app import build_app
-from push.api_keys import ApiKeys, open_api_keys
-from push.auth import AccessTokens, new_signing_key
-from push.metrics import Metrics
-from push.store import migrate as migrate_module
-from push.store.access_rows import advance_access
-from push.store.database import Database
-from push.store.key_rows import SigningKeyRow
-from push.store.opening import open_database
-from push.store.sqlite import sqlite_engine
-from push.store.tables import api_keys
-from signaling.errors import Conflict, NotFound, Unauthenticated, Unavailable
-from signaling.identifiers import DeviceId, Identity
-from signaling.scopes import SCOPE_MEANINGS, Scope
+from bellwire.push.access.api_keys import ApiKeys, open_api_keys
+from bellwire.push.access.revocation import open_access
+from bellwire.push.access.tokens import AccessTokens, new_signing_key
+from bellwire.push.api.app import build_app
+from bellwire.push.metrics import Metrics
+from bellwire.push.store.engine import migrate as migrate_module
+from bellwire.push.store.engine.database import Database
+from bellwire.push.store.engine.opening import open_database
+from bellwire.push.store.engine.sqlite import sqlite_engine
+from bellwire.push.store.rows.access_rows import advance_access
+from bellwire.push.store.rows.key_rows import SigningKeyRow
+from bellwire.push.store.tables import api_keys
+from bellwire.signaling.errors import Conflict, NotFound, Unauthenticated, Unavailable
+from bellwire.signaling.identifiers import DeviceId, Identity
+from bellwire.signaling.tokens import SCOPE_MEANINGS, Scope
 from tests.conftest import PATIENCE_S
 from tests.forking import ForkedRelay
 from tests.push.clock import Clock

@@ -11,19 +11,18 @@ from uuid import UUID
 import pytest
 from structlog.testing import capture_logs
 
-from push.channels.apns import LIMIT_BYTES, push_id
-from push.channels.apns_reasons import REASONS
-from push.channels.channel import (
+from bellwire.push.channels.apns.channel import LIMIT_BYTES, push_id
+from bellwire.push.channels.apns.reasons import REASONS
+from bellwire.push.channels.channel import (
     Addressee,
     ChannelAtFault,
     DeliveryFailed,
     DeliveryRefused,
     TokenDead,
 )
-from push.store.device_rows import ChannelRow, DeviceRow
-from signaling.calls import Call, User, UserState
-from signaling.errors import TooLarge
-from signaling.events import (
+from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow
+from bellwire.signaling.calls.calls import Call, User, UserState
+from bellwire.signaling.calls.events import (
     CallCancelled,
     CallEnded,
     CallEvent,
@@ -31,7 +30,8 @@ from signaling.events import (
     CallTimeout,
     CallUserStateChanged,
 )
-from signaling.identifiers import CallSid, DeviceId, Identity
+from bellwire.signaling.errors import TooLarge
+from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
 from tests.push.apns_scene import BODY, BUNDLE, CALL, TOKEN, Apns, delivery, utc_now
 from tests.push.apns_server import Authority, Reply, apns_server
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from hyperframe.frame import HeadersFrame
 
-from push.channels.apns import ApnsChannel
-from push.channels.apns_connection import KeepAlive
-from push.channels.channel import DeliveryFailed
+from bellwire.push.channels.apns.channel import ApnsChannel
+from bellwire.push.channels.apns.connection import KeepAlive
+from bellwire.push.channels.channel import DeliveryFailed
 from tests.push.apns_scene import BUNDLE, Apns, at_work, delivery, send_all
 from tests.push.apns_server import Authority, Pushed, Reply, apns_server
 

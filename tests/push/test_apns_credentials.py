@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from structlog.testing import capture_logs
 
-from push.channels.apns_credentials import ProviderToken
-from push.channels.channel import ChannelAtFault, DeliveryFailed
-from signaling.errors import InvalidInput
+from bellwire.push.channels.apns.credentials import ProviderToken
+from bellwire.push.channels.channel import ChannelAtFault, DeliveryFailed
+from bellwire.signaling.errors import InvalidInput
 from tests.push.apns_scene import (
     BUNDLE,
     KEY_ID,

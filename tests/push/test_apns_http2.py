@@ -9,8 +9,8 @@ import pytest
 from h2.settings import SettingCodes
 from hyperframe.frame import ContinuationFrame, HeadersFrame
 
-from push.channels.apns_connection import KeepAlive
-from push.channels.channel import DeliveryFailed
+from bellwire.push.channels.apns.connection import KeepAlive
+from bellwire.push.channels.channel import DeliveryFailed
 from tests.push.apns_scene import BODY, BUNDLE, Apns, delivery, send_all
 from tests.push.apns_server import Authority, Pushed, Reply, apns_server
 

@@ -13,8 +13,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from signaling.identifiers import DeviceId
-from signaling.topics import request_topic, response_topic, writable_by
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import request_topic, response_topic, writable_by
 from tests.push.support import Device, Running, broker_client, fresh, listening
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

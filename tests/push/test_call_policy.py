@@ -8,11 +8,11 @@ import pytest
 from pydantic import ValidationError
 from sqlalchemy import Connection
 
-from config.call_policy import PolicySettings
-from push.call_policy import CallPolicy
-from push.store.database import Database
-from push.store.group_rows import put_group
-from signaling.identifiers import Identity
+from bellwire.config.call_policy import PolicySettings
+from bellwire.push.calls.policy import CallPolicy
+from bellwire.push.store.engine.database import Database
+from bellwire.push.store.rows.group_rows import put_group
+from bellwire.signaling.identifiers import Identity
 from tests.push.support import (
     Running,
     assert_problem,

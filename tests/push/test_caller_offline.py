@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager, suppress
 import aiomqtt
 import pytest
 
-from signaling.identifiers import DeviceId
-from signaling.presence import Presence, presence_document
-from signaling.topics import call_topic, presence_topic, response_topic
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import call_topic, presence_topic, response_topic
+from bellwire.signaling.wire.presence import Presence, presence_document
 from tests.push.support import (
     Device,
     Running,

@@ -9,12 +9,12 @@ import jwt
 import pytest
 from websockets.asyncio.client import connect
 
-from push.auth import new_signing_key, open_access_tokens
-from push.store.key_rows import add_signing_key
-from push.store.sqlite import SqliteDatabase
-from signaling.calls import Attestation
-from signaling.errors import Unauthenticated
-from signaling.events import CallerToken, CallReceived
+from bellwire.push.access.tokens import new_signing_key, open_access_tokens
+from bellwire.push.store.engine.sqlite import SqliteDatabase
+from bellwire.push.store.rows.key_rows import add_signing_key
+from bellwire.signaling.calls.calls import Attestation
+from bellwire.signaling.calls.events import CallerToken, CallReceived
+from bellwire.signaling.errors import Unauthenticated
 from tests.push.clock import Clock
 from tests.push.streams import Stream, reading, register_for_stream, stream_url
 from tests.push.support import Device, Running, assert_problem, fresh, listening

@@ -9,16 +9,16 @@ from typing import TypeVar
 
 import pytest
 
-from push.auth import Actor
-from push.calls import Invite
-from push.connections import STREAM_GRACE
-from push.store.database import Database, Work
-from push.store.device_rows import ChannelRow, DeviceRow, put_device
-from push.store.unit_of_work import CallWork
-from signaling.calls import Call, CallState
-from signaling.commands import Accept, NewCall
-from signaling.errors import Unavailable
-from signaling.identifiers import DeviceId, Identity
+from bellwire.push.access.tokens import Actor
+from bellwire.push.calls.calls import Invite
+from bellwire.push.devices.connections import STREAM_GRACE
+from bellwire.push.store.engine.database import Database, Work
+from bellwire.push.store.engine.unit_of_work import CallWork
+from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow, put_device
+from bellwire.signaling.calls.calls import Call, CallState
+from bellwire.signaling.calls.commands import Accept, NewCall
+from bellwire.signaling.errors import Unavailable
+from bellwire.signaling.identifiers import DeviceId, Identity
 from tests.push.clock import Clock
 from tests.push.parts import Parts, parts_on
 from tests.push.support import fresh, on_both_stores

@@ -9,15 +9,15 @@ import pytest
 from pydantic import JsonValue
 from sqlalchemy import Connection
 
-from push.channels.channel import TokenDead
-from push.metrics import Metrics
-from push.outbox import LEASE_S, Outbox
-from push.store.call_rows import to_ms
-from push.store.database import Database
-from push.store.outbox_rows import Delivery, count_owed, owe
-from signaling.errors import Unavailable
-from signaling.events import parse_event, rfc3339
-from signaling.identifiers import DeviceId
+from bellwire.push.channels.channel import TokenDead
+from bellwire.push.delivery.outbox import LEASE_S, Outbox
+from bellwire.push.metrics import Metrics
+from bellwire.push.store.engine.database import Database
+from bellwire.push.store.rows.call_rows import to_ms
+from bellwire.push.store.rows.outbox_rows import Delivery, count_owed, owe
+from bellwire.signaling.calls.events import parse_event, rfc3339
+from bellwire.signaling.errors import Unavailable
+from bellwire.signaling.identifiers import DeviceId
 from tests.conftest import PATIENCE_S
 from tests.push.clock import START, Clock
 from tests.push.push_service import APP, STREAM, PushingRelay, PushService, fcm

@@ -6,10 +6,10 @@ from datetime import timedelta
 
 import pytest
 
-from push.deadlines import Deadlines
-from push.store.call_rows import to_ms
-from signaling.errors import Unavailable
-from signaling.identifiers import CallSid
+from bellwire.push.calls.deadlines import Deadlines
+from bellwire.push.store.rows.call_rows import to_ms
+from bellwire.signaling.errors import Unavailable
+from bellwire.signaling.identifiers import CallSid
 from tests.conftest import PATIENCE_S
 from tests.push.clock import START, Clock
 

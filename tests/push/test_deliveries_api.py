@@ -4,10 +4,10 @@ from datetime import timedelta
 
 import pytest
 
-from push.channels.channel import ChannelAtFault, DeliveryFailed, DeliveryRefused
-from push.store.database import Database
-from signaling.commands import Cancel
-from signaling.events import rfc3339
+from bellwire.push.channels.channel import ChannelAtFault, DeliveryFailed, DeliveryRefused
+from bellwire.push.store.engine.database import Database
+from bellwire.signaling.calls.commands import Cancel
+from bellwire.signaling.calls.events import rfc3339
 from tests.push.clock import START, Clock
 from tests.push.push_service import APP, STREAM, PushingRelay, fcm
 from tests.push.support import Running, assert_problem, fresh, listening, on_both_stores

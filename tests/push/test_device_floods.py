@@ -4,7 +4,7 @@ the attacks of issue 13, played against a real relay and its broker."""
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
 from itertools import chain
@@ -16,9 +16,14 @@ import pytest_asyncio
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from broker.address import BrokerAddress, parse_broker_url
-from signaling.identifiers import DeviceId
-from signaling.topics import presence_topic, reported_topic, request_topic, response_topic
+from bellwire.broker.session.address import BrokerAddress, parse_broker_url
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import (
+    presence_topic,
+    reported_topic,
+    request_topic,
+    response_topic,
+)
 from tests.broker.flooding import flood, publish_at_qos_0, rss_mb
 from tests.conftest import PATIENCE_S
 from tests.push.hostile import Raw
@@ -38,6 +43,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 KEYS = {"operation": "keys"}
 ASKED = 20
 DEVICES = 40
+INSISTENT = 32
+REFUSED_LATE_S = 0.5
 ASKS_AGAIN_S = 5.0
 SLOWEST_S = 3.0
 """A second's patience on a machine that runs other tests besides; without the limits it is longer
@@ -130,6 +137,8 @@ async def test_neighbours_are_answered_while_a_device_floods_and_memory_stays_as
     if "requests" in what:
         assert await scene.refused("device-requests") > 0
         assert await scene.refused("device-requests-unread") > 1000
+    else:
+        assert await scene.refused(f"device-{what}-unread") > 1000
 
 
 async def test_whoever_asks_too_often_is_told_so_in_words_and_served_again_later(
@@ -173,6 +182,7 @@ async def test_a_stream_that_floods_is_read_more_slowly_and_loses_nothing(scene:
         took_s = time.perf_counter() - began
     assert took_s > 1.5  # 200 at once, and then 40 a second
     assert slowest < SLOWEST_S
+    assert 0 < await scene.refused("stream-messages-slowed") <= 80
 
 
 async def test_many_devices_that_all_ask_at_once_are_all_answered(scene: Scene) -> None:
@@ -207,33 +217,81 @@ async def test_an_apps_token_that_floods_over_http_is_refused_in_words(scene: Sc
             ("/v1/calls", "GET", 200),
             (f"/v1/calls/CA{'0' * 32}/quit", "POST", 404),
         ):
-            answers = await all_at_once(scene.running, method, path, token, 500)
-            refused = [answer for answer in answers if answer.status_code == 429]
-            assert {answer.status_code for answer in answers} == {otherwise, 429}
-            problem = assert_problem(refused[0], 429, "too-many-requests")
+            eves = RawAsker(scene.running, method, path, token)
+            await eves.until_refused()
+            assert {answer.status_code for answer in eves.answers} == {otherwise, 429}
+            problem = assert_problem(eves.refused[0], 429, "too-many-requests")
             assert f"{eve} asks too often: at most 40 requests per second" in problem["detail"]
-            assert refused[0].headers["Retry-After"]
+            assert eves.refused[0].headers["retry-after"]
     assert await nine_of_ten_within_s(scene.neighbours) < SLOWEST_S
     assert await scene.refused("device-requests") > before
 
 
-async def all_at_once(
-    running: Running, method: str, path: str, headers: dict[str, str], number: int
-) -> list[httpx.Response]:
-    """The answers to so many requests, over ten raw connections: a busy machine too asks fast enough
-    so to be refused."""
-    url = httpx.URL(running.relay.access.url)
-    head = {"Host": url.host, "Content-Length": "0", **headers}
-    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items())]
-    request = ("\r\n".join(lines) + "\r\n\r\n").encode()
+class RawAsker:
+    """A token that asks over raw connections: on a busy machine too fast enough to be refused."""
 
-    async def one_after_the_other() -> list[httpx.Response]:
-        reader, writer = await asyncio.open_connection(url.host, url.port)
+    def __init__(self, running: Running, method: str, path: str, token: dict[str, str]) -> None:
+        self.answers: list[httpx.Response] = []
+        self._url = httpx.URL(running.relay.access.url)
+        head = {"Host": self._url.netloc.decode(), "Content-Length": "0", **token}
+        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items())]
+        self._request = ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+    @property
+    def refused(self) -> list[httpx.Response]:
+        return [answer for answer in self.answers if answer.status_code == 429]
+
+    async def ask_while(self, wanted: Callable[[], bool]) -> None:
+        """Asks on one connection as long as that is wanted, each time once it is answered."""
+        reader, writer = await asyncio.open_connection(self._url.host, self._url.port)
         with closing(writer):
-            raw, answers = Raw(reader, writer), []
-            for _ in range(number // 10):
-                raw.send(request)
-                answers.append(await raw.answer())
-            return answers
+            raw = Raw(reader, writer)
+            while wanted():
+                raw.send(self._request)
+                self.answers.append(await raw.answer())
 
-    return [*chain.from_iterable(await asyncio.gather(*(one_after_the_other() for _ in range(10))))]
+    async def until_refused(self) -> None:
+        """Asks until it has asked too often."""
+        async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
+            for _ in range(10):
+                tasks.create_task(self.ask_while(lambda: not self.refused))
+
+
+@pytest.mark.parametrize("path", ["/v1/calls", f"/v1/calls/CA{'0' * 32}/quit"])
+async def test_a_token_that_floods_over_http_keeps_the_relay_from_nothing(
+    scene: Scene, path: str
+) -> None:
+    """Each of its connections asks again as soon as it is answered: of the refusals alone there would be
+    thousands a second."""
+    eve = fresh("eve")
+    await scene.running.register(eve)
+    token = await scene.running.token(eve, eve)
+    method = "POST" if path.endswith("/quit") else "GET"
+    eves = RawAsker(scene.running, method, path, token)
+    await eves.until_refused()
+    eves.answers.clear()
+    is_over = asyncio.Event()
+    began = time.perf_counter()
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(INSISTENT):
+            tasks.create_task(eves.ask_while(lambda: not is_over.is_set()))
+        slowest = await nine_of_ten_within_s(scene.neighbours)
+        while not eves.refused or time.perf_counter() - began < 3:
+            slowest = max(slowest, await nine_of_ten_within_s(scene.neighbours))
+        is_over.set()
+    took_s = time.perf_counter() - began
+    assert 0 < len(eves.refused) <= INSISTENT * (1 + took_s / REFUSED_LATE_S)
+    assert slowest < SLOWEST_S
+
+
+async def test_a_token_that_floods_is_refused_as_ended_as_soon_as_it_is_revoked(
+    scene: Scene,
+) -> None:
+    eve, http = fresh("eve"), scene.running.http
+    await scene.running.register(eve)
+    for revoked in ({"identity": eve}, {"device_id": eve}):
+        token = await scene.running.token(eve, eve)
+        await RawAsker(scene.running, "GET", "/v1/calls?count=1", token).until_refused()
+        assert (await http.post("/v1/tokens/revoke", json=revoked)).is_success
+        for _ in range(3):
+            assert_problem(await http.get("/v1/calls", headers=token), 401, "unauthenticated")

@@ -7,8 +7,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from signaling.identifiers import DeviceId
-from signaling.topics import presence_topic, telemetry_topic
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import presence_topic, telemetry_topic
 from tests.conftest import PATIENCE_S
 from tests.push.streams import streaming
 from tests.push.support import Running, assert_problem, fresh, listening, on_both_stores

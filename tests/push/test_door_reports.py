@@ -8,7 +8,8 @@ import pytest
 import pytest_asyncio
 from websockets.asyncio.client import connect
 
-from signaling.device_operations import LOCK_OUTS_OF_A_CALL
+from bellwire.push.devices.door_reports import NOT_VERIFIED
+from bellwire.signaling.wire.device_operations import LOCK_OUTS_OF_A_CALL
 from tests.conftest import PATIENCE_S
 from tests.push.streams import Stream, register_for_stream, stream_url, streaming
 from tests.push.support import Device, Running, fresh, listening, on_both_stores
@@ -48,9 +49,9 @@ def says(sid: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
     }
 
 
-async def counted(running: Running) -> float:
+async def counted(running: Running, reason: str = "door-locked-out") -> float:
     exposition = (await running.http.get("/metrics")).text
-    name = 'bellwire_refused_total{reason="door-locked-out"} '
+    name = f'bellwire_refused_total{{reason="{reason}"}} '
     lines = [line for line in exposition.splitlines() if line.startswith(name)]
     return float(lines[0].removeprefix(name)) if lines else 0.0
 
@@ -134,4 +135,23 @@ async def test_a_key_that_reads_a_stations_stream_says_nothing_of_its_door(
         stream = Stream(station, socket, json.loads(await socket.recv()))
         refused = await stream.ask(says(await running.called(station)))
     assert (refused["status"], refused["problem"]["type"]) == (403, "/problems/forbidden")
+    assert receiver.came.empty()
+
+
+async def test_a_door_that_stayed_shut_for_want_of_attestation_is_counted_once_for_each_caller(
+    running: Running, receiver: Backend, gate: Device
+) -> None:
+    visitor, rogue = fresh("visitor"), fresh("rogue")
+    await running.register(visitor)
+    sid, before = await running.called(gate.name, visitor), await counted(running, NOT_VERIFIED)
+    said = {"operation": "door_not_verified", "call_sid": sid, "caller": visitor}
+    for _ in range(2):
+        answer = await gate.ask(said)
+        assert answer["status"] == 200, answer
+    assert await counted(running, NOT_VERIFIED) == before + 1
+    async with listening(running, rogue) as elsewhere:
+        assert (await elsewhere.ask(said))["status"] == 403
+    for asked in (said | {"caller": rogue}, said | {"caller": gate.name}, said | {"doors": []}):
+        assert (await gate.ask(asked))["status"] == 422
+    assert await counted(running, NOT_VERIFIED) == before + 1
     assert receiver.came.empty()

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from config.relay import RelaySettings
-from push.relay import serve
-from signaling.errors import InvalidInput
+from bellwire.config.relay import RelaySettings
+from bellwire.push.relay import serve
+from bellwire.signaling.errors import InvalidInput
 
 WHSEC = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 

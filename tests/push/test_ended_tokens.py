@@ -7,18 +7,18 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Connection, func, select, update
 
-from push.access import KEPT, Access, ShownToken, open_access
-from push.auth import AccessTokens, Actor, open_access_tokens
-from push.metrics import Metrics
-from push.store.access_rows import Ended, Revocation, revoke, revoke_device
-from push.store.call_rows import to_ms
-from push.store.database import Database
-from push.store.device_rows import DeviceRow, delete_device, put_device
-from push.store.tables import access as access_table
-from push.store.tables import revocations, token_devices
-from signaling.errors import Forbidden, Unauthenticated
-from signaling.identifiers import DeviceId, Identity
-from signaling.tokens import MAX_TTL_S
+from bellwire.push.access.revocation import KEPT, Access, ShownToken, open_access
+from bellwire.push.access.tokens import AccessTokens, Actor, open_access_tokens
+from bellwire.push.metrics import Metrics
+from bellwire.push.store.engine.database import Database
+from bellwire.push.store.rows.access_rows import Ended, Revocation, revoke, revoke_device
+from bellwire.push.store.rows.call_rows import to_ms
+from bellwire.push.store.rows.device_rows import DeviceRow, delete_device, put_device
+from bellwire.push.store.tables import access as access_table
+from bellwire.push.store.tables import revocations, token_devices
+from bellwire.signaling.errors import Forbidden, Unauthenticated
+from bellwire.signaling.identifiers import DeviceId, Identity
+from bellwire.signaling.tokens import MAX_TTL_S
 from tests.push.clock import Clock
 
 ALICE, BOB = Identity("alice"), Identity("bob")

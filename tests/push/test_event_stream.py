@@ -12,12 +12,12 @@ import pytest
 from starlette.types import Message
 from starlette.websockets import WebSocket
 
-from push.auth import Actor
-from push.event_stream import HEARTBEAT_S
-from push.store.device_rows import ChannelRow, DeviceRow, put_device
-from push.store.event_rows import StreamEvent, append_events
-from push.store.sqlite import SqliteDatabase
-from signaling.identifiers import DeviceId, Identity
+from bellwire.push.access.tokens import Actor
+from bellwire.push.devices.event_stream import HEARTBEAT_S
+from bellwire.push.store.engine.sqlite import SqliteDatabase
+from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow, put_device
+from bellwire.push.store.rows.event_rows import StreamEvent, append_events
+from bellwire.signaling.identifiers import DeviceId, Identity
 from tests.conftest import PATIENCE_S
 from tests.push.clock import Clock
 from tests.push.parts import parts_on

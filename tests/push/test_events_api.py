@@ -10,7 +10,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from push.event_stream import HEARTBEAT_S
+from bellwire.push.devices.event_stream import HEARTBEAT_S
 from tests.conftest import PATIENCE_S
 from tests.push.streams import (
     Stream,

@@ -4,9 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from push.device_floods import DeviceFloods
-from push.fair_turns import FairTurns
-from push.metrics import Metrics
+import pytest
+
+from bellwire.push.devices.fair_turns import FairTurns
+from bellwire.push.devices.rate_limits import DeviceFloods
+from bellwire.push.metrics import Metrics
+from bellwire.signaling.errors import TooManyRequests
 from tests.conftest import PATIENCE_S
 
 Piece = tuple[str, int]
@@ -127,6 +130,39 @@ def test_a_flood_is_told_some_times_and_then_thrown_away_unread_and_all_of_it_is
     clock.now += 10
     assert floods.is_heard("eve")
     assert floods.wait_s("eve") == 0.0
+
+
+def test_whoever_floods_over_http_is_known_to_before_a_turn_is_taken_and_looking_takes_none() -> (
+    None
+):
+    clock, metrics = Seconds(), Metrics()
+    floods = DeviceFloods(10, metrics, clock)
+    for identity, device in (("eve", None), ("eve", "phone")):
+        for _ in range(50):
+            assert floods.refusal(identity, device) is None
+            floods.admit(identity, device)
+        refusal = floods.refusal(identity, device)
+        assert refusal is not None
+        assert "at most 10 requests per second" in refusal.detail
+        clock.now += 0.1
+        assert floods.refusal(identity, device) is None
+        floods.admit(identity, device)
+        with pytest.raises(TooManyRequests):
+            floods.admit(identity, device)
+    assert counted(metrics, "device-requests") == 4
+
+
+async def test_a_message_that_has_to_wait_for_its_turn_is_counted_once() -> None:
+    clock, metrics = Seconds(), Metrics()
+    floods = DeviceFloods(10, metrics, clock)
+
+    async def sleep(seconds: float) -> None:
+        clock.now += seconds / 2 + 0.001
+
+    for _ in range(55):
+        await floods.take_turn("eve", sleep)
+    assert 0.4 < clock.now - Seconds().now < 0.7
+    assert counted(metrics, "stream-messages-slowed") == 5
 
 
 def test_devices_that_are_quiet_again_are_forgotten() -> None:

@@ -14,16 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from push.channels.channel import Addressee, ChannelAtFault, DeliveryRefused
-from push.channels.fcm import LIMIT_BYTES, FcmChannel, compose_data
-from push.metrics import Metrics
-from push.store.device_rows import ChannelRow, DeviceRow
-from signaling.calls import CallState
-from signaling.commands import Invitee, NewCall
-from signaling.errors import TooLarge
-from signaling.events import CallEnded, CallEvent, CallReceived, CallUserStateChanged
-from signaling.identifiers import CallSid, DeviceId, Identity
-from signaling.rules import create_call
+from bellwire.push.channels.channel import Addressee, ChannelAtFault, DeliveryRefused
+from bellwire.push.channels.fcm.channel import LIMIT_BYTES, FcmChannel, compose_data
+from bellwire.push.metrics import Metrics
+from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow
+from bellwire.signaling.calls.calls import CallState
+from bellwire.signaling.calls.commands import Invitee, NewCall
+from bellwire.signaling.calls.events import CallEnded, CallEvent, CallReceived, CallUserStateChanged
+from bellwire.signaling.calls.rules import create_call
+from bellwire.signaling.errors import TooLarge
+from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
 from tests.push.clock import START
 from tests.push.fcm_parts import (
     ACCOUNT_SID,

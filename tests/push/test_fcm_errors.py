@@ -9,14 +9,14 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
-from push.channels.channel import (
+from bellwire.push.channels.channel import (
     ChannelAtFault,
     DeliveryFailed,
     DeliveryRefused,
     TokenDead,
 )
-from push.channels.fcm import FcmChannel
-from push.metrics import Metrics
+from bellwire.push.channels.fcm.channel import FcmChannel
+from bellwire.push.metrics import Metrics
 from tests.push.fcm_parts import gauge, google_in, running_channel, to, utc_now
 from tests.push.fcm_server import Answer, FcmServer, fcm_error
 

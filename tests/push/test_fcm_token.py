@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from config.push_apps import FcmApp
-from push.channels.channel import ChannelAtFault, DeliveryFailed
-from push.channels.fcm import FcmChannel
-from push.metrics import Metrics
-from signaling.errors import InvalidInput
+from bellwire.config.relay import FcmApp
+from bellwire.push.channels.channel import ChannelAtFault, DeliveryFailed
+from bellwire.push.channels.fcm.channel import FcmChannel
+from bellwire.push.metrics import Metrics
+from bellwire.signaling.errors import InvalidInput
 from tests.conftest import PATIENCE_S
 from tests.push.clock import Clock
 from tests.push.fcm_parts import (

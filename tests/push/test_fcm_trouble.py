@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from push.channels.channel import ATTEMPT_S, DeliveryFailed
-from push.channels.fcm import FcmChannel
-from push.outbox import LEASE_S
+from bellwire.push.channels.channel import ATTEMPT_S, DeliveryFailed
+from bellwire.push.channels.fcm.channel import FcmChannel
+from bellwire.push.delivery.outbox import LEASE_S
 from tests.conftest import PATIENCE_S
 from tests.push.fcm_parts import APP, app_at, google_in, running_channel, to
 from tests.push.fcm_server import FcmServer, Push
@@ -56,7 +56,7 @@ async def google(one: tuple[FcmServer, FcmChannel]) -> FcmServer:
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """An attempt may take as long as a busy machine needs; a test of its end says how long itself."""
-    monkeypatch.setattr("push.channels.fcm_app.ATTEMPT_S", PATIENCE_S)
+    monkeypatch.setattr("bellwire.push.channels.fcm.app.ATTEMPT_S", PATIENCE_S)
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ async def test_no_attempt_outlives_its_lease(
     google: FcmServer, channel: FcmChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert ATTEMPT_S < LEASE_S
-    monkeypatch.setattr("push.channels.fcm_app.ATTEMPT_S", 0.3)
+    monkeypatch.setattr("bellwire.push.channels.fcm.app.ATTEMPT_S", 0.3)
     google.hold = True
     with pytest.raises(DeliveryFailed, match=r"did not answer within 0\.3 s"):
         await channel.send(to(), 600)

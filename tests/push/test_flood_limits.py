@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import httpx
 import pytest
 
-from push.flood_limits import Caller, FloodLimits
-from push.store.device_rows import ChannelRow, DeviceRow
-from signaling.errors import TooManyRequests
-from signaling.identifiers import DeviceId, Identity
+from bellwire.push.calls.rate_limits import Caller, FloodLimits
+from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow
+from bellwire.signaling.errors import TooManyRequests
+from bellwire.signaling.identifiers import DeviceId, Identity
 from tests.push.support import Running, assert_problem, fresh, on_both_stores_in_full
 
 

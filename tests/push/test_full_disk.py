@@ -5,10 +5,10 @@ from pathlib import Path
 
 import httpx
 
-from bellwire.diagnosis import Verdict
-from bellwire.doctor_relay import examine_relay
-from push.data_disk import DataDisk, look_at_disk
-from tests.bellwire.command import bellwire
+from bellwire.cli.doctor.diagnosis import Verdict
+from bellwire.cli.doctor.relay import examine_relay
+from bellwire.push.data_disk import DataDisk, look_at_disk
+from tests.cli.command import bellwire
 from tests.conftest import PATIENCE_S
 from tests.forking import ForkedRelay
 from tests.push.support import Running, assert_problem, serving

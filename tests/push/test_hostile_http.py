@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from config.relay import RelaySettings
-from push.api.admission import bounds_of
-from push.api.guarded_http import BODY_S, HEAD_BYTES, HEAD_FIELDS, HEAD_S, PIPELINED
+from bellwire.config.relay import RelaySettings
+from bellwire.push.api.server.admission import bounds_of
+from bellwire.push.api.server.guarded_http import BODY_S, HEAD_BYTES, HEAD_FIELDS, HEAD_S, PIPELINED
 from tests.conftest import PATIENCE_S
 from tests.push.hostile import Raw, Target, attacked
-from tests.push.support import fresh, serving
+from tests.push.support import assert_problem, fresh, serving
 
 MB = 1024 * 1024
 HALF_A_HEAD = b"GET /v1/calls HTTP/1.1\r\nHost: relay\r\nX-Slow: "
@@ -138,7 +138,11 @@ async def test_what_is_half_sent_is_ended_after_10_s_a_head_and_30_s_a_body(targ
         assert (await trickled.answer()).status_code == 408
         await unread.until_closed()
         assert BODY_S <= time.monotonic() - began < BODY_S + 10
-    assert await target.refusals() == {"head-too-slow": 4, "body-too-slow": 4}
+    assert await target.refusals() == {
+        "head-too-slow": 4,
+        "body-too-slow": 4,
+        "body-of-stranger": 1,
+    }
     idle.send(b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n")
     assert (await idle.answer()).status_code == 200, "idle connections are kept for 75 s"
     assert "Traceback" not in target.relay.log_path.read_text()
@@ -302,6 +306,20 @@ async def test_a_stranger_is_told_so_before_a_byte_of_their_body(target: Target)
             raw = await target.open()
             raw.send(start + rest)
             assert (await raw.answer()).status_code == 401
+    assert (await target.refusals())["body-of-stranger"] == 9
+
+
+async def test_a_body_over_its_limit_is_refused_in_words_and_counted(target: Target) -> None:
+    key = b"Authorization: Bearer " + target.key.encode() + b"\r\n"
+    for start in (CREATE, b"PUT /v1/devices/desk HTTP/1.1\r\nHost: relay\r\n"):
+        for rest in (
+            b"Content-Length: 60000000\r\n\r\n",
+            b"Transfer-Encoding: chunked\r\n\r\n20000\r\n" + b"x" * 0x20000 + b"\r\n0\r\n\r\n",
+        ):
+            raw = await target.open()
+            raw.send(start + key + rest)
+            assert_problem(await raw.answer(), 413, "too-large")
+    assert await target.refusals() == {"body-too-large": 4}
 
 
 async def test_what_is_pipelined_without_end_is_refused_in_its_turn(target: Target) -> None:

@@ -11,14 +11,14 @@ import pytest
 import pytest_asyncio
 from pydantic import SecretStr, ValidationError
 
-from config.ice_servers import read_turn_secret
-from config.relay import RelaySettings
-from push.auth import Actor, open_access_tokens
-from push.ice_servers import IceServers
-from push.store.sqlite import SqliteDatabase
-from signaling.answers import IceServerAnswer
-from signaling.errors import InvalidInput
-from signaling.identifiers import CallSid, DeviceId, Identity
+from bellwire.config.ice_servers import read_turn_secret
+from bellwire.config.relay import RelaySettings
+from bellwire.push.access.tokens import Actor, open_access_tokens
+from bellwire.push.calls.ice_servers import IceServers
+from bellwire.push.store.engine.sqlite import SqliteDatabase
+from bellwire.signaling.errors import InvalidInput
+from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
+from bellwire.signaling.wire.answers import IceServerAnswer
 from tests.push.clock import Clock
 from tests.push.coturn import Coturn, coturn, needs_coturn
 from tests.push.streams import streaming

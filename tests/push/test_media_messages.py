@@ -1,4 +1,4 @@
-"""How two devices agree on their sound through the relay: documents of `signaling.media`, early and in
+"""How two devices agree on their sound through the relay: documents of `signaling.wire.media`, early and in
 the call, to the devices that they are for, however long, and never in a push."""
 
 import asyncio
@@ -6,15 +6,20 @@ from typing import Any
 
 import pytest
 
-from push.channels.channel import Addressee
-from push.channels.mqtt import MESSAGE_LIMIT_BYTES as MQTT_LIMIT_BYTES
-from push.channels.push_payload import PushPayload
-from push.store.device_rows import ChannelRow, DeviceRow
-from signaling.calls import Call
-from signaling.events import CallMessage, event_document
-from signaling.identifiers import IDENTITY_MAX_LENGTH, CallSid, DeviceId, Identity
-from signaling.media import MEDIA_SDP_MAX_LENGTH, MediaAnswer, MediaCandidate, MediaOffer
-from signaling.requests import MEDIA_LIMIT_BYTES
+from bellwire.push.channels.channel import Addressee
+from bellwire.push.channels.mqtt import MESSAGE_LIMIT_BYTES as MQTT_LIMIT_BYTES
+from bellwire.push.channels.payload import PushPayload
+from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow
+from bellwire.signaling.calls.calls import Call
+from bellwire.signaling.calls.events import CallMessage, event_document
+from bellwire.signaling.identifiers import IDENTITY_MAX_LENGTH, CallSid, DeviceId, Identity
+from bellwire.signaling.wire.media import (
+    MEDIA_SDP_MAX_LENGTH,
+    MediaAnswer,
+    MediaCandidate,
+    MediaOffer,
+)
+from bellwire.signaling.wire.requests import MEDIA_LIMIT_BYTES
 from tests.push.clock import START
 from tests.push.streams import Stream, streaming
 from tests.push.support import Device, Running, fresh, listening

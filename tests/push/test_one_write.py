@@ -7,7 +7,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from push.api.one_write import OneWriteProtocol
+from bellwire.push.api.server.guarded_http import OneWriteProtocol
 from tests.conftest import PATIENCE_S
 
 LONG = b"x" * 300_000

@@ -9,16 +9,16 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Connection, select, update
 
-from push.channels.channel import Addressee, DeliveryFailed
-from push.metrics import Metrics
-from push.outbox import LEASE_S, Outbox
-from push.store.call_rows import to_ms
-from push.store.database import Database
-from push.store.device_rows import ChannelRow, DeviceRow, put_device
-from push.store.outbox_rows import Delivery, count_owed, make_all_due, owe
-from push.store.tables import outbox
-from signaling.events import CallEvent, event_document
-from signaling.identifiers import DeviceId, Identity
+from bellwire.push.channels.channel import Addressee, DeliveryFailed
+from bellwire.push.delivery.outbox import LEASE_S, Outbox
+from bellwire.push.metrics import Metrics
+from bellwire.push.store.engine.database import Database
+from bellwire.push.store.rows.call_rows import to_ms
+from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow, put_device
+from bellwire.push.store.rows.outbox_rows import Delivery, count_owed, make_all_due, owe
+from bellwire.push.store.tables import outbox
+from bellwire.signaling.calls.events import CallEvent, event_document
+from bellwire.signaling.identifiers import DeviceId, Identity
 from tests.conftest import PATIENCE_S
 from tests.push.clock import START, Clock
 

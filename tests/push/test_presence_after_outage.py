@@ -7,21 +7,21 @@ from pathlib import Path
 
 from aiomqtt import Client
 
-from broker.receiving import ReceivingSession
-from broker.session import BACKOFF_LONGEST_S
-from push.auth import Actor
-from push.calls import Invite
-from push.device_floods import DeviceFloods
-from push.device_requests import DeviceRequests
-from push.metrics import Metrics
-from push.store.connection_rows import find_connection
-from push.store.database import Database
-from push.store.device_rows import ChannelRow, DeviceRow, put_device
-from signaling.calls import Call, CallState
-from signaling.commands import NewCall
-from signaling.identifiers import DeviceId, Identity
-from signaling.presence import Presence, presence_document
-from signaling.topics import presence_topic
+from bellwire.broker.session.receiving import ReceivingSession
+from bellwire.broker.session.session import BACKOFF_LONGEST_S
+from bellwire.push.access.tokens import Actor
+from bellwire.push.calls.calls import Invite
+from bellwire.push.devices.rate_limits import DeviceFloods
+from bellwire.push.devices.requests import DeviceRequests
+from bellwire.push.metrics import Metrics
+from bellwire.push.store.engine.database import Database
+from bellwire.push.store.rows.connection_rows import find_connection
+from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow, put_device
+from bellwire.signaling.calls.calls import Call, CallState
+from bellwire.signaling.calls.commands import NewCall
+from bellwire.signaling.identifiers import DeviceId, Identity
+from bellwire.signaling.topics import presence_topic
+from bellwire.signaling.wire.presence import Presence, presence_document
 from tests.broker.running import RunningBroker, held, raw_client, soon
 from tests.conftest import PATIENCE_S
 from tests.push.clock import Clock

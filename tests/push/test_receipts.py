@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from push.channels.channel import DeliveryFailed
-from push.store.database import Database
-from push.store.device_rows import remove_channel
-from signaling.commands import Accept
-from signaling.errors import OperationRefused
-from signaling.identifiers import ChannelKind, DeviceId, Identity
+from bellwire.push.channels.channel import DeliveryFailed
+from bellwire.push.store.engine.database import Database
+from bellwire.push.store.rows.device_rows import remove_channel
+from bellwire.signaling.calls.commands import Accept
+from bellwire.signaling.errors import OperationRefused
+from bellwire.signaling.identifiers import ChannelKind, DeviceId, Identity
 from tests.push.clock import Clock
 from tests.push.push_service import APP, STREAM, PushingRelay, fcm
 from tests.push.streams import reading

@@ -5,12 +5,12 @@ import asyncio
 
 import pytest
 
-from push.channels.channel import DeliveryFailed
-from push.store.database import Database
-from push.store.device_rows import ChannelRow, remove_channel
-from signaling.errors import NobodyToCall
-from signaling.identifiers import DeviceId
-from signaling.requests import ChannelRequest
+from bellwire.push.channels.channel import DeliveryFailed
+from bellwire.push.store.engine.database import Database
+from bellwire.push.store.rows.device_rows import ChannelRow, remove_channel
+from bellwire.signaling.errors import NobodyToCall
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.wire.requests import ChannelRequest
 from tests.push.clock import Clock
 from tests.push.push_service import APP, STREAM, PushingRelay, fcm
 

@@ -9,12 +9,12 @@ import pytest
 import pytest_asyncio
 from pydantic import ValidationError
 
-from agent.media.engine import IceCandidate, PeerConnection, PeerListeners
-from agent.media.wrtc_engine import WrtcEngine
-from agent.negotiation import with_candidates
-from config.janus import read_janus_secret
-from config.relay import RelaySettings
-from signaling.errors import InvalidInput
+from bellwire.agent.media.engine.engine import IceCandidate, PeerConnection, PeerListeners
+from bellwire.agent.media.engine.wrtc_connection import WrtcEngine
+from bellwire.agent.media.negotiation import with_candidates
+from bellwire.config.ice_servers import read_janus_secret
+from bellwire.config.relay import RelaySettings
+from bellwire.signaling.errors import InvalidInput
 from tests.conftest import PATIENCE_S
 from tests.janus import SECRET, RunningJanus, janus, needs_janus
 from tests.push.support import Running, assert_problem, fresh, listening

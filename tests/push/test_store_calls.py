@@ -11,7 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
-from push.store.call_rows import (
+from bellwire.push.store.engine.database import Database
+from bellwire.push.store.engine.migrate import migrate
+from bellwire.push.store.engine.sqlite import SqliteDatabase, sqlite_engine
+from bellwire.push.store.engine.unit_of_work import CallWork, UnitOfWork, in_a_unit
+from bellwire.push.store.rows.call_rows import (
     IdempotencyRow,
     all_deadlines,
     find_idempotent,
@@ -22,14 +26,10 @@ from push.store.call_rows import (
     load_call,
     to_ms,
 )
-from push.store.database import Database
-from push.store.migrate import migrate
-from push.store.sqlite import SqliteDatabase, sqlite_engine
-from push.store.unit_of_work import CallWork, UnitOfWork, in_a_unit
-from signaling.calls import Call, UserState
-from signaling.commands import Accept, Cancel, Invitee, NewCall
-from signaling.identifiers import CallSid, Identity, new_call_sid
-from signaling.rules import apply, create_call
+from bellwire.signaling.calls.calls import Call, UserState
+from bellwire.signaling.calls.commands import Accept, Cancel, Invitee, NewCall
+from bellwire.signaling.calls.rules import apply, create_call
+from bellwire.signaling.identifiers import CallSid, Identity, new_call_sid
 from tests.conftest import PATIENCE_S
 from tests.push.clock import START, Clock
 from tests.push.parts import parts_on

@@ -11,10 +11,10 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect
 
-from push.store import migrate as migrate_module
-from push.store.migrate import migrate
-from push.store.sqlite import sqlite_engine
-from push.store.tables import metadata
+from bellwire.push.store.engine import migrate as migrate_module
+from bellwire.push.store.engine.migrate import migrate
+from bellwire.push.store.engine.sqlite import sqlite_engine
+from bellwire.push.store.tables import metadata
 
 
 @pytest.fixture

@@ -17,17 +17,17 @@ from psycopg import sql
 from sqlalchemy import Connection, create_engine, make_url, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from push.auth import Actor
-from push.calls import Invite
-from push.store.device_rows import ChannelRow, DeviceRow, put_device
-from push.store.opening import open_database
-from push.store.outbox_rows import Delivery, owe, take_due
-from push.store.postgres import PostgresDatabase
-from push.store.sqlite import SqliteDatabase
-from push.store.tables import metadata
-from signaling.commands import Accept, NewCall
-from signaling.errors import InvalidInput, OperationRefused, Unavailable
-from signaling.identifiers import DeviceId, Identity
+from bellwire.push.access.tokens import Actor
+from bellwire.push.calls.calls import Invite
+from bellwire.push.store.engine.opening import open_database
+from bellwire.push.store.engine.postgres import PostgresDatabase
+from bellwire.push.store.engine.sqlite import SqliteDatabase
+from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow, put_device
+from bellwire.push.store.rows.outbox_rows import Delivery, owe, take_due
+from bellwire.push.store.tables import metadata
+from bellwire.signaling.calls.commands import Accept, NewCall
+from bellwire.signaling.errors import InvalidInput, OperationRefused, Unavailable
+from bellwire.signaling.identifiers import DeviceId, Identity
 from tests.conftest import PATIENCE_S
 from tests.push.clock import Clock
 from tests.push.parts import parts_on
@@ -36,7 +36,7 @@ from tests.push.support import fresh
 OPEN = """
 import sys
 from sqlalchemy import make_url
-from push.store.postgres import PostgresDatabase
+from bellwire.push.store.engine.postgres import PostgresDatabase
 sys.stdin.readline()
 PostgresDatabase(make_url(sys.argv[1]))
 """

@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
-from push.store.sqlite import SqliteDatabase
-from signaling.errors import Unavailable
+from bellwire.push.store.engine.sqlite import SqliteDatabase
+from bellwire.signaling.errors import Unavailable
 from tests.conftest import PATIENCE_S
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import jwt
 import pytest
 
-from push.access import open_access
-from push.api_keys import ApiKeys, open_api_keys
-from push.auth import open_access_tokens
-from push.metrics import Metrics
-from push.store.sqlite import SqliteDatabase
-from signaling.errors import Unauthenticated
-from signaling.identifiers import DeviceId, Identity
+from bellwire.push.access.api_keys import ApiKeys, open_api_keys
+from bellwire.push.access.revocation import open_access
+from bellwire.push.access.tokens import open_access_tokens
+from bellwire.push.metrics import Metrics
+from bellwire.push.store.engine.sqlite import SqliteDatabase
+from bellwire.signaling.errors import Unauthenticated
+from bellwire.signaling.identifiers import DeviceId, Identity
 from tests.push.clock import START, Clock
 from tests.push.support import Running, assert_problem, fresh
 

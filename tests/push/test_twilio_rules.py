@@ -12,17 +12,23 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 from twilio.request_validator import RequestValidator
 
-from push.api.twilio import url_asked_for
-from push.store.call_rows import to_ms
-from push.store.database import Database
-from push.store.device_rows import ChannelRow
-from push.twilio_notifications import (
+from bellwire.push.api.twilio import url_asked_for
+from bellwire.push.calls.twilio_notifications import (
     Forwarded,
     check_signature,
     parse_notification,
     read_auth_token,
 )
-from signaling.errors import Forbidden, InvalidInput, NotFound, TooLarge, TooManyRequests
+from bellwire.push.store.engine.database import Database
+from bellwire.push.store.rows.call_rows import to_ms
+from bellwire.push.store.rows.device_rows import ChannelRow
+from bellwire.signaling.errors import (
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    TooLarge,
+    TooManyRequests,
+)
 from tests.push.clock import Clock
 from tests.push.fcm_parts import APP
 from tests.push.twilio_scene import (

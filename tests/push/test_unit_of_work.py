@@ -9,18 +9,18 @@ from functools import partial
 import pytest
 from sqlalchemy import text
 
-from push.auth import Actor
-from push.calls import Created, Invite
-from push.store.call_rows import load_call
-from push.store.database import Database
-from push.store.device_rows import ChannelRow, DeviceRow, put_device
-from push.store.opening import open_database
-from push.store.outbox_rows import count_owed
-from push.store.unit_of_work import CallWork, UnitOfWork
-from signaling.calls import UserState
-from signaling.commands import Accept, Cancel, NewCall, Quit, Received
-from signaling.errors import CallNotFound, OperationRefused, TooManyRequests
-from signaling.identifiers import CallSid, DeviceId, Identity
+from bellwire.push.access.tokens import Actor
+from bellwire.push.calls.calls import Created, Invite
+from bellwire.push.store.engine.database import Database
+from bellwire.push.store.engine.opening import open_database
+from bellwire.push.store.engine.unit_of_work import CallWork, UnitOfWork
+from bellwire.push.store.rows.call_rows import load_call
+from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow, put_device
+from bellwire.push.store.rows.outbox_rows import count_owed
+from bellwire.signaling.calls.calls import UserState
+from bellwire.signaling.calls.commands import Accept, Cancel, NewCall, Quit, Received
+from bellwire.signaling.errors import CallNotFound, OperationRefused, TooManyRequests
+from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
 from tests.conftest import PATIENCE_S
 from tests.push.clock import Clock
 from tests.push.parts import Parts, parts_on

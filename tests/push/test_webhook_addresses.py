@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from config.push_apps import WebhookTarget
-from push.channels.channel import ChannelAtFault, DeliveryFailed
-from push.channels.pinned_connection import is_public
-from push.channels.webhook import LIFE_S, WebhookChannel
-from push.store.outbox_rows import Delivery
-from signaling.identifiers import DeviceId
+from bellwire.config.relay import WebhookTarget
+from bellwire.push.channels.channel import ChannelAtFault, DeliveryFailed
+from bellwire.push.channels.webhook.pinned_connection import is_public
+from bellwire.push.channels.webhook.webhook import LIFE_S, WebhookChannel
+from bellwire.push.store.rows.outbox_rows import Delivery
+from bellwire.signaling.identifiers import DeviceId
 from tests.conftest import PATIENCE_S
 from tests.push.webhook_receiver import Backend, backend, certificate, status, target
 

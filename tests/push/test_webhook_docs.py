@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from standardwebhooks import WebhookVerificationError
 
-from config.push_apps import WebhookTarget
-from push.channels.webhook_target import read_target
-from push.webhooks import Webhooks
+from bellwire.config.relay import WebhookTarget
+from bellwire.push.channels.webhook.webhook_target import read_target
+from bellwire.push.delivery.webhooks import Webhooks
 from tests.docs.documents import ROOT, blocks
 from tests.push.webhook_receiver import OTHER_SECRET, SECRET, target
 

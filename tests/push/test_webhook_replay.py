@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, select
 
-from push import webhooks as webhooks_module
-from push.store.call_rows import to_ms
-from push.store.tables import outbox
-from push.webhooks import KEPT, Replayed
-from signaling.errors import NotFound
+from bellwire.push.delivery import webhooks as webhooks_module
+from bellwire.push.delivery.webhooks import KEPT, Replayed
+from bellwire.push.store.rows.call_rows import to_ms
+from bellwire.push.store.tables import outbox
+from bellwire.signaling.errors import NotFound
 from tests.push.webhook_receiver import Backend, backend
 from tests.push.webhook_scene import (
     Scene,

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from config.push_apps import WebhookTarget
-from push.channels.channel import DeliveryFailed, DeliveryRefused
-from push.channels.webhook import CONNECTIONS, LIFE_S, WebhookChannel
-from push.store.outbox_rows import Delivery
-from signaling.errors import InvalidInput
-from signaling.identifiers import DeviceId
+from bellwire.config.relay import WebhookTarget
+from bellwire.push.channels.channel import DeliveryFailed, DeliveryRefused
+from bellwire.push.channels.webhook.webhook import CONNECTIONS, LIFE_S, WebhookChannel
+from bellwire.push.store.rows.outbox_rows import Delivery
+from bellwire.signaling.errors import InvalidInput
+from bellwire.signaling.identifiers import DeviceId
 from tests.push.clock import Clock
 from tests.push.webhook_receiver import (
     OTHER_SECRET,

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
-from push.channels.webhook import LIFE_S
-from push.outbox import LEASE_S
-from push.store.call_rows import to_ms
-from push.store.outbox_rows import make_all_due, owe
-from push.webhooks import KEPT, Webhooks
-from signaling.commands import Accept, Quit, Reject
-from signaling.errors import InvalidInput
-from signaling.events import parse_event
+from bellwire.push.channels.webhook.webhook import LIFE_S
+from bellwire.push.delivery.outbox import LEASE_S
+from bellwire.push.delivery.webhooks import KEPT, Webhooks
+from bellwire.push.store.rows.call_rows import to_ms
+from bellwire.push.store.rows.outbox_rows import make_all_due, owe
+from bellwire.signaling.calls.commands import Accept, Quit, Reject
+from bellwire.signaling.calls.events import parse_event
+from bellwire.signaling.errors import InvalidInput
 from tests.push.clock import Clock
 from tests.push.webhook_receiver import Backend, backend, hang, status, target
 from tests.push.webhook_scene import BOB, CALLED, CANCELLED, PHONE, Scene, types

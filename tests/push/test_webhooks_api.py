@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from config.push_apps import WebhookTarget
-from signaling.errors import Unavailable
+from bellwire.config.relay import WebhookTarget
+from bellwire.signaling.errors import Unavailable
 from tests.conftest import PATIENCE_S
 from tests.forking import ForkedRelay
 from tests.push.support import Running, assert_problem, fresh

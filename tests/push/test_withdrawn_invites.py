@@ -6,16 +6,16 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Connection, select
 
-from push.auth import Actor
-from push.calls import Invite
-from push.store.call_rows import to_ms
-from push.store.database import Database
-from push.store.device_rows import ChannelRow, DeviceRow, put_device
-from push.store.tables import outbox
-from signaling.calls import Mode
-from signaling.commands import Invitee, InviteMore, NewCall, Reject
-from signaling.errors import Forbidden, NobodyToCall, OperationRefused
-from signaling.identifiers import CallSid, DeviceId, Identity
+from bellwire.push.access.tokens import Actor
+from bellwire.push.calls.calls import Invite
+from bellwire.push.store.engine.database import Database
+from bellwire.push.store.rows.call_rows import to_ms
+from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow, put_device
+from bellwire.push.store.tables import outbox
+from bellwire.signaling.calls.calls import Mode
+from bellwire.signaling.calls.commands import Invitee, InviteMore, NewCall, Reject
+from bellwire.signaling.errors import Forbidden, NobodyToCall, OperationRefused
+from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
 from tests.push.clock import START, Clock
 from tests.push.parts import Parts, parts_on
 

@@ -7,17 +7,14 @@ from typing import Any
 from sqlalchemy import Connection, select
 from twilio.request_validator import RequestValidator
 
-from push.flood_limits import FloodLimits
-from push.metrics import Metrics
-from push.outbox import Outbox
-from push.store.database import Database
-from push.store.device_rows import ChannelRow, DeviceRow, put_device
-from push.store.tables import outbox
-from push.twilio_notifications import (
-    Forwarded,
-    TwilioNotifications,
-)
-from signaling.identifiers import DeviceId, Identity
+from bellwire.push.calls.rate_limits import FloodLimits
+from bellwire.push.calls.twilio_notifications import Forwarded, TwilioNotifications
+from bellwire.push.delivery.outbox import Outbox
+from bellwire.push.metrics import Metrics
+from bellwire.push.store.engine.database import Database
+from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow, put_device
+from bellwire.push.store.tables import outbox
+from bellwire.signaling.identifiers import DeviceId, Identity
 from tests.push.clock import Clock
 from tests.push.fcm_parts import APP
 from tests.push.support import fresh

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from standardwebhooks import Webhook
 
-from config.push_apps import WebhookTarget
+from bellwire.config.relay import WebhookTarget
 from tests.conftest import PATIENCE_S
 
 SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"

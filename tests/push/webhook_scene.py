@@ -9,25 +9,25 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from broker.address import BrokerAddress
-from broker.session import Session
-from config.push_apps import WebhookTarget
-from push.auth import Actor
-from push.calls import Calls, Invite
-from push.channels.webhook import WebhookChannel
-from push.deliveries import Deliveries
-from push.flood_limits import FloodLimits
-from push.metrics import Metrics
-from push.outbox import Outbox
-from push.store.database import Database
-from push.store.device_rows import ChannelRow, DeviceRow, put_device
-from push.store.outbox_rows import count_owed
-from push.store.tables import delivery_results, outbox, webhook_events
-from push.streams import Streams
-from push.webhooks import KEPT, Replayed, Webhooks
-from signaling.calls import Call
-from signaling.commands import Cancel, NewCall
-from signaling.identifiers import DeviceId, Identity
+from bellwire.broker.session.address import BrokerAddress
+from bellwire.broker.session.session import Session
+from bellwire.config.relay import WebhookTarget
+from bellwire.push.access.tokens import Actor
+from bellwire.push.calls.calls import Calls, Invite
+from bellwire.push.calls.rate_limits import FloodLimits
+from bellwire.push.channels.webhook.webhook import WebhookChannel
+from bellwire.push.delivery.deliveries import Deliveries
+from bellwire.push.delivery.outbox import Outbox
+from bellwire.push.delivery.streams import Streams
+from bellwire.push.delivery.webhooks import KEPT, Replayed, Webhooks
+from bellwire.push.metrics import Metrics
+from bellwire.push.store.engine.database import Database
+from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow, put_device
+from bellwire.push.store.rows.outbox_rows import count_owed
+from bellwire.push.store.tables import delivery_results, outbox, webhook_events
+from bellwire.signaling.calls.calls import Call
+from bellwire.signaling.calls.commands import Cancel, NewCall
+from bellwire.signaling.identifiers import DeviceId, Identity
 from tests.conftest import PATIENCE_S
 from tests.push.clock import Clock
 from tests.push.webhook_receiver import Backend, Received, target

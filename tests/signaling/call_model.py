@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum
 
-from signaling.calls import Mode
+from bellwire.signaling.calls.calls import Mode
 from tests.signaling.calls_in_play import PENDING, all_of
 
 MAX_USERS = 10

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import pytest
 
-from signaling.calls import Call, Mode, RejectStatus, Unreachable, User, UserState
-from signaling.commands import (
+from bellwire.signaling.calls.calls import Call, Mode, RejectStatus, Unreachable, User, UserState
+from bellwire.signaling.calls.commands import (
     Accept,
     Cancel,
     Command,
@@ -27,10 +27,10 @@ from signaling.commands import (
     Reject,
     Say,
 )
-from signaling.errors import OperationRefused
-from signaling.events import CallEvent, CallUserStateChanged
-from signaling.identifiers import CallSid, DeviceId, Identity
-from signaling.rules import Outcome, Recipient, apply, create_call
+from bellwire.signaling.calls.events import CallEvent, CallUserStateChanged
+from bellwire.signaling.calls.rules import Outcome, Recipient, apply, create_call
+from bellwire.signaling.errors import OperationRefused
+from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
 
 SID = CallSid("CA0123456789abcdef0123456789abcdef")
 START = datetime(2026, 11, 21, 8, 0, tzinfo=UTC)

@@ -5,9 +5,9 @@ import json
 import pytest
 from pydantic import BaseModel
 
-from signaling.answers import CallAnswer, CallListAnswer, DeviceResponse, Problem
-from signaling.calls import Call, Mode, Unreachable, UserState
-from signaling.identifiers import Identity
+from bellwire.signaling.calls.calls import Call, Mode, Unreachable, UserState
+from bellwire.signaling.identifiers import Identity
+from bellwire.signaling.wire.answers import CallAnswer, CallListAnswer, DeviceResponse, Problem
 from tests.signaling.calls_in_play import (
     SID,
     accept,

@@ -6,11 +6,16 @@ from dataclasses import replace
 import pytest
 from pydantic import TypeAdapter
 
-from signaling.answers import CallAnswer
-from signaling.calls import Attestation, Call, Mode, RejectStatus
-from signaling.commands import Accept, Command, Join, Quit, Received, Reject, Say
-from signaling.events import CallCancelled, CallMessage, CallUserStateChanged, parse_event
-from signaling.rules import apply
+from bellwire.signaling.calls.calls import Attestation, Call, Mode, RejectStatus
+from bellwire.signaling.calls.commands import Accept, Command, Join, Quit, Received, Reject, Say
+from bellwire.signaling.calls.events import (
+    CallCancelled,
+    CallMessage,
+    CallUserStateChanged,
+    parse_event,
+)
+from bellwire.signaling.calls.rules import apply
+from bellwire.signaling.wire.answers import CallAnswer
 from tests.signaling.calls_in_play import (
     accept,
     advanced,

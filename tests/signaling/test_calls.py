@@ -1,11 +1,11 @@
-"""Copies of calls and users: what `signaling.calls.replace` makes is what dataclasses would make."""
+"""Copies of calls and users: what `signaling.calls.calls.replace` makes is what dataclasses would make."""
 
 import dataclasses
 
 import pytest
 from pydantic import TypeAdapter
 
-from signaling.calls import Call, CallState, User, UserState, replace
+from bellwire.signaling.calls.calls import Call, CallState, User, UserState, replace
 from tests.signaling.calls_in_play import ringing
 
 

@@ -7,12 +7,13 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from signaling.calls import Mode, RejectStatus
-from signaling.device_operations import (
+from bellwire.signaling.calls.calls import Mode, RejectStatus
+from bellwire.signaling.wire.device_operations import (
     CallOperation,
     DeviceAccept,
     DeviceCancel,
     DeviceDoorLockedOut,
+    DeviceDoorNotVerified,
     DeviceEnd,
     DeviceFeedback,
     DeviceIceServers,
@@ -31,7 +32,7 @@ from signaling.device_operations import (
     DeviceShow,
     parse_device_operation,
 )
-from signaling.requests import EXTENDED_DATA_MAX_LENGTH, FeedbackIssue, GroupReference
+from bellwire.signaling.wire.requests import EXTENDED_DATA_MAX_LENGTH, FeedbackIssue, GroupReference
 
 SID = "CA0123456789abcdef0123456789abcdef"
 KX = "KX0123456789abcdef0123456789abcdef"
@@ -108,6 +109,10 @@ UNDERSTOOD: list[tuple[dict[str, object], DeviceOperation]] = [
          "wrong_codes": 3, "locked_for_s": 300, "lock_out": 2},
         DeviceDoorLockedOut(operation="door_locked_out", call_sid=SID, caller="eve",
                             doors=("front",), wrong_codes=3, locked_for_s=300, lock_out=2),
+    ),
+    (
+        {"operation": "door_not_verified", "caller": "client:eve"},
+        DeviceDoorNotVerified(operation="door_not_verified", call_sid=SID, caller="eve"),
     ),
 ]  # fmt: skip
 OF_NO_CALL = ("invite", "list", "ice_servers", "keys")

@@ -2,8 +2,14 @@
 
 import pytest
 
-from signaling import errors
-from signaling.errors import ERROR_TABLE, CallError, InvalidInput, OperationRefused, Refusal
+from bellwire.signaling import errors
+from bellwire.signaling.errors import (
+    ERROR_TABLE,
+    CallError,
+    InvalidInput,
+    OperationRefused,
+    Refusal,
+)
 
 CODES = [
     *(20151, 31005, 31008, 31009, 31201, 31403, 31408, 31481, 31487, 31500, 31502, 31503, 31504),

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pydantic import JsonValue, ValidationError
 from pydantic_core import to_json
 
-from signaling.calls import CallType, Mode, RejectStatus, UserState
-from signaling.events import (
+from bellwire.signaling.calls.calls import CallType, Mode, RejectStatus, UserState
+from bellwire.signaling.calls.events import (
     CallCancelled,
     CallCreated,
     CallEnded,
@@ -28,7 +28,7 @@ from signaling.events import (
     parse_event,
     rfc3339,
 )
-from signaling.presence import Presence, parse_presence, presence_document
+from bellwire.signaling.wire.presence import Presence, parse_presence, presence_document
 
 SID = "CA0123456789abcdef0123456789abcdef"
 AT = datetime(2026, 11, 21, 8, 0, 0, 250_000, tzinfo=UTC)

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from signaling.errors import InvalidInput
-from signaling.identifiers import (
+from bellwire.signaling.errors import InvalidInput
+from bellwire.signaling.identifiers import (
     CallSidField,
     DeviceIdField,
     IdentityField,
@@ -16,7 +16,7 @@ from signaling.identifiers import (
     parse_identity,
     wire_address,
 )
-from signaling.tokens import AccessTokenClaims
+from bellwire.signaling.tokens import AccessTokenClaims
 
 MILLISECONDS = st.integers(0, 2**48 - 1)
 TEN_BYTES = st.binary(min_size=10, max_size=10)

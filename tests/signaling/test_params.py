@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from signaling.errors import InvalidInput
-from signaling.params import (
+from bellwire.signaling.errors import InvalidInput
+from bellwire.signaling.params import (
     MAX_NAME_LENGTH,
     MAX_PARAMETERS,
     check_name,

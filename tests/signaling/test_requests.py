@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from signaling.calls import RejectStatus
-from signaling.media import MEDIA_SDP_MAX_LENGTH, MediaOffer, parse_media
-from signaling.params import MAX_PARAMETERS
-from signaling.requests import (
+from bellwire.signaling.calls.calls import RejectStatus
+from bellwire.signaling.params import MAX_PARAMETERS
+from bellwire.signaling.wire.media import MEDIA_SDP_MAX_LENGTH, MediaOffer, parse_media
+from bellwire.signaling.wire.requests import (
     DEFAULT_TIMEOUT_S,
     EXTENDED_DATA_MAX_LENGTH,
     MAX_GROUP_MEMBERS,

@@ -2,12 +2,17 @@
 
 import pytest
 
-from signaling.calls import Call, CallState
-from signaling.commands import Command
-from signaling.errors import Forbidden, InvalidInput
-from signaling.events import CallCreated, CallEnded, CallReceived, CallUserStateChanged
-from signaling.identifiers import Identity
-from signaling.rules import apply
+from bellwire.signaling.calls.calls import Call, CallState
+from bellwire.signaling.calls.commands import Command
+from bellwire.signaling.calls.events import (
+    CallCreated,
+    CallEnded,
+    CallReceived,
+    CallUserStateChanged,
+)
+from bellwire.signaling.calls.rules import apply
+from bellwire.signaling.errors import Forbidden, InvalidInput
+from bellwire.signaling.identifiers import Identity
 from tests.signaling.calls_in_play import (
     PENDING,
     TIMEOUT_S,

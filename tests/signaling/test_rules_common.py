@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import pytest
 
-from signaling.calls import CallState, Mode
-from signaling.commands import Command
-from signaling.errors import Forbidden
-from signaling.events import CallCancelled, CallEnded
-from signaling.rules import apply
+from bellwire.signaling.calls.calls import CallState, Mode
+from bellwire.signaling.calls.commands import Command
+from bellwire.signaling.calls.events import CallCancelled, CallEnded
+from bellwire.signaling.calls.rules import apply
+from bellwire.signaling.errors import Forbidden
 from tests.signaling.calls_in_play import (
     accept,
     after,

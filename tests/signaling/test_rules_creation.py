@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from signaling.calls import CallState, CallType, Mode, PushText
-from signaling.commands import Invitee, NewCall
-from signaling.errors import InvalidInput
-from signaling.events import CallCreated, CallReceived, ErrorInvitee, TriedInvitee
-from signaling.identifiers import DeviceId, Identity
-from signaling.rules import create_call, invite_event
+from bellwire.signaling.calls.calls import CallState, CallType, Mode, PushText
+from bellwire.signaling.calls.commands import Invitee, NewCall
+from bellwire.signaling.calls.events import CallCreated, CallReceived, ErrorInvitee, TriedInvitee
+from bellwire.signaling.calls.rules import create_call, invite_event
+from bellwire.signaling.errors import InvalidInput
+from bellwire.signaling.identifiers import DeviceId, Identity
 from tests.signaling.calls_in_play import (
     DEADLINE,
     SID,

@@ -6,10 +6,10 @@ from datetime import timedelta
 
 import pytest
 
-from signaling.calls import Call, CallState, Mode
-from signaling.commands import Accept, Cancel, Command, End, Ignore, Received, Reject
-from signaling.events import CallEnded, CallTimeout, CallUserStateChanged
-from signaling.rules import apply
+from bellwire.signaling.calls.calls import Call, CallState, Mode
+from bellwire.signaling.calls.commands import Accept, Cancel, Command, End, Ignore, Received, Reject
+from bellwire.signaling.calls.events import CallEnded, CallTimeout, CallUserStateChanged
+from bellwire.signaling.calls.rules import apply
 from tests.signaling.calls_in_play import (
     DEADLINE,
     PENDING,

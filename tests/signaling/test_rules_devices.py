@@ -6,10 +6,10 @@ from datetime import timedelta
 
 import pytest
 
-from signaling.calls import Call, CallState, Mode
-from signaling.commands import Command
-from signaling.events import CallCancelled, CallUserStateChanged
-from signaling.rules import apply
+from bellwire.signaling.calls.calls import Call, CallState, Mode
+from bellwire.signaling.calls.commands import Command
+from bellwire.signaling.calls.events import CallCancelled, CallUserStateChanged
+from bellwire.signaling.calls.rules import apply
 from tests.signaling.calls_in_play import (
     DEADLINE,
     DEVICES,

@@ -10,10 +10,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from signaling.calls import Call, Mode
-from signaling.commands import Command, Expire
-from signaling.errors import Forbidden, InvalidInput, OperationRefused, Refusal
-from signaling.events import (
+from bellwire.signaling.calls.calls import Call, Mode
+from bellwire.signaling.calls.commands import Command, Expire
+from bellwire.signaling.calls.events import (
     CallCancelled,
     CallCreated,
     CallEnded,
@@ -22,7 +21,8 @@ from signaling.events import (
     CallTimeout,
     CallUserStateChanged,
 )
-from signaling.rules import Outcome, apply
+from bellwire.signaling.calls.rules import Outcome, apply
+from bellwire.signaling.errors import Forbidden, InvalidInput, OperationRefused, Refusal
 from tests.signaling.call_model import Expected, Model, Verdict
 from tests.signaling.calls_in_play import (
     DEVICES,

@@ -9,9 +9,9 @@ from itertools import product
 
 import pytest
 
-from signaling.calls import Call, CallState, Mode, RejectStatus, UserState
-from signaling.commands import Command
-from signaling.events import (
+from bellwire.signaling.calls.calls import Call, CallState, Mode, RejectStatus, UserState
+from bellwire.signaling.calls.commands import Command
+from bellwire.signaling.calls.events import (
     CallCancelled,
     CallCreated,
     CallEnded,
@@ -21,7 +21,7 @@ from signaling.events import (
     CallTimeout,
     CallUserStateChanged,
 )
-from signaling.rules import apply
+from bellwire.signaling.calls.rules import apply
 from tests.signaling.calls_in_play import (
     DEADLINE,
     DEVICES,

@@ -5,10 +5,10 @@ from itertools import product
 
 import pytest
 
-from signaling.calls import Call, CallState, Mode, UserState
-from signaling.commands import Command
-from signaling.errors import Forbidden, InvalidInput
-from signaling.rules import Operation, apply
+from bellwire.signaling.calls.calls import Call, CallState, Mode, UserState
+from bellwire.signaling.calls.commands import Command
+from bellwire.signaling.calls.rules import Operation, apply
+from bellwire.signaling.errors import Forbidden, InvalidInput
 from tests.signaling.calls_in_play import (
     accept,
     after,

@@ -5,9 +5,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from signaling.errors import InvalidInput
-from signaling.identifiers import DeviceId, DeviceIdField, parse_device_id
-from signaling.topics import (
+from bellwire.signaling.errors import InvalidInput
+from bellwire.signaling.identifiers import DeviceId, DeviceIdField, parse_device_id
+from bellwire.signaling.topics import (
     CONFIG_DEFAULT,
     CONFIG_GROUPS,
     PRESENCE_OF_ALL,

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from signaling.errors import InvalidInput, TooLarge
-from signaling.identifiers import Identity
-from signaling.twiml import MAX_BYTES, TwimlClient, TwimlDial, parse_twiml
+from bellwire.signaling.errors import InvalidInput, TooLarge
+from bellwire.signaling.identifiers import Identity
+from bellwire.signaling.twiml import MAX_BYTES, TwimlClient, TwimlDial, parse_twiml
 
 BOB = "<Client>bob</Client>"
 

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twilio.twiml.voice_response import VoiceResponse
 
-from signaling.errors import InvalidInput
-from signaling.identifiers import Identity
-from signaling.params import MAX_PARAMETERS
-from signaling.twiml import TwimlClient, TwimlDial, parse_twiml
+from bellwire.signaling.errors import InvalidInput
+from bellwire.signaling.identifiers import Identity
+from bellwire.signaling.params import MAX_PARAMETERS
+from bellwire.signaling.twiml import TwimlClient, TwimlDial, parse_twiml
 
 # What XML 1.0 can hold (§2.2): no other character can stand in a document at all.
 in_xml = st.characters(

@@ -18,8 +18,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from websockets.asyncio.client import ClientConnection, connect
 
-from signaling.identifiers import DeviceId
-from signaling.topics import call_topic, request_topic, response_topic
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import call_topic, request_topic, response_topic
 from tests.conftest import PATIENCE_S
 from tests.forking import ForkedRelay
 from tests.system.mosquitto import Mosquitto, running_mosquitto

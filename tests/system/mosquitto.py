@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from broker.embedded import EmbeddedBroker, find_mosquitto
+from bellwire.broker.embedded import EmbeddedBroker, find_mosquitto
 
 
 class Mosquitto:

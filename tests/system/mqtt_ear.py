@@ -12,7 +12,7 @@ import aiomqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from broker.address import BrokerAddress
+from bellwire.broker.session.address import BrokerAddress
 from tests.broker.running import own_client_id
 from tests.system.scene import Record
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import httpx
 
-from agent.call import CallRecord, CallStatus
-from broker.messages import Incoming
-from signaling.errors import Unavailable
-from signaling.events import CallEnded, CallEvent
+from bellwire.agent.calls.call import CallRecord, CallStatus
+from bellwire.broker.session.messages import Incoming
+from bellwire.signaling.calls.events import CallEnded, CallEvent
+from bellwire.signaling.errors import Unavailable
 from tests.conftest import PATIENCE_S, Station, register_station, running_station
 from tests.forking import ForkedRelay
 from tests.system.mosquitto import Mosquitto

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from agent.call import CallStatus
-from config.agent import agent_file
-from config.private_file import write_private
-from signaling.identifiers import DeviceId
-from signaling.topics import presence_topic
+from bellwire.agent.calls.call import CallStatus
+from bellwire.config.agent.settings import agent_file
+from bellwire.config.private_file import write_private
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import presence_topic
 from tests.conftest import PATIENCE_S, register_station
 from tests.forking import ForkedProcess, forked
 from tests.system.mqtt_ear import Ear, Heard, address_of_own_broker, ear

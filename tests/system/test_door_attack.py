@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import numpy as np
 
-from agent.call import Call
-from config.agent import AgentSettings, agent_file
-from config.behaviour import BehaviourSettings
-from config.panel import PanelSettings
-from config.private_file import write_private
-from signaling.identifiers import DeviceId
-from signaling.topics import presence_topic, telemetry_topic
+from bellwire.agent.calls.call import Call
+from bellwire.config.agent.behaviour import BehaviourSettings
+from bellwire.config.agent.panel import PanelSettings
+from bellwire.config.agent.settings import AgentSettings, agent_file
+from bellwire.config.private_file import write_private
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import presence_topic, telemetry_topic
 from tests.agent.talking import Talker, talker
 from tests.conftest import PATIENCE_S, register_station
 from tests.forking import ForkedRelay

@@ -4,7 +4,7 @@ import time
 
 import httpx
 
-from agent.call import CallStatus
+from bellwire.agent.calls.call import CallStatus
 from tests.conftest import register_station, running_station
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from config.agent import agent_file
-from config.private_file import write_private
-from tests.bellwire.command import bellwire, environment
+from bellwire.config.agent.settings import agent_file
+from bellwire.config.private_file import write_private
+from tests.cli.command import bellwire, environment
 from tests.conftest import PATIENCE_S, register_station
 from tests.forking import ForkedProcess, ForkedRelay, forked
 from tests.system.mosquitto import Mosquitto, running_mosquitto

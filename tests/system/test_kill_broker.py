@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from agent.call import CallStatus
-from signaling.events import CallReceived
+from bellwire.agent.calls.call import CallStatus
+from bellwire.signaling.calls.events import CallReceived
 from tests.conftest import PATIENCE_S
 from tests.system.mosquitto import Mosquitto, running_mosquitto
 from tests.system.scene import Scene, mosquitto_pid, scene

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.call import CallStatus
-from signaling.calls import UserState
-from signaling.events import CallReceived, CallUserStateChanged
+from bellwire.agent.calls.call import CallStatus
+from bellwire.signaling.calls.calls import UserState
+from bellwire.signaling.calls.events import CallReceived, CallUserStateChanged
 from tests.conftest import PATIENCE_S
 from tests.system.mosquitto import running_mosquitto
 from tests.system.scene import SILENT_WITHIN_S, Scene, scene

@@ -22,8 +22,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from bellwire.relay_client import RelayAccess
-from push.api.app import build_app
+from bellwire.cli.process.client import RelayAccess
+from bellwire.push.api.app import build_app
 from tests.conftest import PATIENCE_S
 from tests.forking import ForkedRelay
 

@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
-from agent.call import CallStatus
-from broker.address import BrokerAddress, parse_broker_url
-from config.agent import AgentSettings
-from signaling.calls import UserState
-from signaling.device_operations import (
+from bellwire.agent.calls.call import CallStatus
+from bellwire.broker.session.address import BrokerAddress, parse_broker_url
+from bellwire.config.agent.settings import AgentSettings
+from bellwire.signaling.calls.calls import UserState
+from bellwire.signaling.calls.events import CallReceived, CallUserStateChanged, event_document
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import call_topic, presence_topic, request_topic, response_topic
+from bellwire.signaling.wire.device_operations import (
     DeviceAccept,
     DeviceInvite,
     DeviceQuit,
     DeviceReceived,
 )
-from signaling.events import CallReceived, CallUserStateChanged, event_document
-from signaling.identifiers import DeviceId
-from signaling.topics import call_topic, presence_topic, request_topic, response_topic
 from tests.conftest import register_station, running_station
 from tests.system.mqtt_ear import Ear, address_of_own_broker, ear
 from tests.system.scene import Diary, Scene, scene

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.bellwire.command import bellwire
+from tests.cli.command import bellwire
 from tests.conftest import PATIENCE_S
 from tests.forking import ForkedRelay
 from tests.push.apns_server import Authority, Pushed, Reply, apns_server, write_team_key

@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from agent.call import CallStatus
-from config.agent import AgentSettings
+from bellwire.agent.calls.call import CallStatus
+from bellwire.config.agent.settings import AgentSettings
 from tests.conftest import PATIENCE_S, register_station, running_station
 from tests.forking import ForkedRelay
 from tests.push.support import Running, listening

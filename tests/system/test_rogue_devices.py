@@ -6,11 +6,11 @@ from pathlib import Path
 
 import httpx
 
-from broker.layer_register import LayerRegister
-from broker.session import Session
-from config.fleet_layer import LayerProblem, Reported, Rollout
-from config.fleet_writing import NOTHING, Draft
-from signaling.fleet_topics import REPORTED_OF_ALL, LayerName, group_layer
+from bellwire.broker.fleet.layer_register import LayerRegister
+from bellwire.broker.session.session import Session
+from bellwire.config.fleet.layer import LayerProblem, Reported, Rollout
+from bellwire.config.fleet.writing import NOTHING, Draft
+from bellwire.signaling.topics import REPORTED_OF_ALL, LayerName, group_layer
 from tests.broker.running import held, raw_client, soon
 from tests.conftest import PATIENCE_S, register_station
 from tests.system.mqtt_ear import address_of_own_broker

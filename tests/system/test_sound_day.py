@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.call import Call
-from agent.call_invite import CallInvite
-from agent.heap import share_arenas
-from bellwire.demo_stage import Stage, Station, demo_stage
-from hardware.audio.block import Block
+from bellwire.agent.calls.call import Call
+from bellwire.agent.calls.call_invite import CallInvite
+from bellwire.agent.heap import share_arenas
+from bellwire.cli.demo.stage import Stage, Station, demo_stage
+from bellwire.hardware.audio.block import Block
 from tests.conftest import PATIENCE_S
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from config.agent import AgentSettings
+from bellwire.config.agent.settings import AgentSettings
 from tests.conftest import PATIENCE_S, Station, register_station, running_station
 from tests.forking import ForkedRelay
 from tests.push.support import Device, Running, listening
@@ -60,6 +60,19 @@ class House:
                 result: str = said["content"]["result"]
                 return result
 
+    async def counted(self) -> float:
+        """How often the relay was told that a door stayed shut for want of attestation."""
+        exposition = (await self.running.http.get("/metrics")).text
+        name = 'bellwire_refused_total{reason="door-not-verified"} '
+        (line,) = (line for line in exposition.splitlines() if line.startswith(name))
+        return float(line.removeprefix(name))
+
+    async def is_counted(self, count: float) -> None:
+        """Waits until it was told so often."""
+        async with asyncio.timeout(PATIENCE_S):
+            while await self.counted() != count:  # noqa: ASYNC110 - the counter tells nobody
+                await asyncio.sleep(0.05)
+
     def is_open(self) -> bool:
         door = self.station.agent.panel.door
         assert door is not None
@@ -85,6 +98,7 @@ async def house(relay: ForkedRelay, http: httpx.AsyncClient) -> AsyncIterator[Ho
 async def test_a_server_that_accepts_as_whom_the_station_called_opens_no_door(
     house: House,
 ) -> None:
+    counted = await house.counted()
     sid = await house.call_ann()
     call = await house.server(sid, "accept")
     assert {user["identity"]: user["attestation"] for user in call["users"]} == {
@@ -100,6 +114,7 @@ async def test_a_server_that_accepts_as_whom_the_station_called_opens_no_door(
     for digit in "4711":
         house.station.agent.device.calls[0]._emit("digit", "ann", digit)  # as the media does
     assert not house.is_open()
+    await house.is_counted(counted + 1)
 
 
 async def test_a_message_that_a_server_says_in_the_name_of_who_accepted_herself_opens_no_door(

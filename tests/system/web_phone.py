@@ -10,10 +10,16 @@ from typing import Any
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
 
-from agent.media.engine import BLOCK_FRAMES, Block, IceCandidate, PeerListeners, PeerState
-from bellwire.relay_client import RelayClient
-from signaling.identifiers import Identity
-from signaling.requests import ChannelRequest, DeviceRequest, TokenRequest
+from bellwire.agent.media.engine.engine import (
+    BLOCK_FRAMES,
+    Block,
+    IceCandidate,
+    PeerListeners,
+    PeerState,
+)
+from bellwire.cli.process.client import RelayClient
+from bellwire.signaling.identifiers import Identity
+from bellwire.signaling.wire.requests import ChannelRequest, DeviceRequest, TokenRequest
 from tests.agent.media.aiortc_peer import AiortcPeer
 from tests.conftest import PATIENCE_S
 from tests.speech import Sound

@@ -22,17 +22,24 @@ from aiortc.mediastreams import MediaStreamError
 from aiortc.sdp import candidate_from_sdp
 from av import AudioFrame
 
-from agent.media.block_maker import BlockMaker
-from agent.media.engine import Block, IceCandidate, IceServer, MediaStats, PeerListeners, PeerState
-from agent.media.sdp import spoken_codecs
-from signaling.errors import CallError
+from bellwire.agent.media.engine.block_maker import BlockMaker
+from bellwire.agent.media.engine.engine import (
+    Block,
+    IceCandidate,
+    IceServer,
+    MediaStats,
+    PeerListeners,
+    PeerState,
+)
+from bellwire.agent.media.engine.sdp import spoken_codecs
+from bellwire.signaling.errors import CallError
 
 _FRAME = 960
 """aiortc's encoders take 20 ms."""
 
 
 class AiortcPeer:
-    """See `agent.media.engine.PeerConnection`. `codecs`: what it speaks, e.g. `("audio/PCMU",)`."""
+    """See `agent.media.engine.engine.PeerConnection`. `codecs`: what it speaks, e.g. `("audio/PCMU",)`."""
 
     def __init__(
         self,

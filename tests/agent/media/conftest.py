@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from agent.media.engine import PeerListeners
-from agent.media.wrtc_engine import WrtcEngine
+from bellwire.agent.media.engine.engine import PeerListeners
+from bellwire.agent.media.engine.wrtc_connection import WrtcEngine
 from tests.agent.media.aiortc_peer import AiortcPeer
 from tests.agent.media.party import Party
 

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 
-from agent.media.engine import (
+from bellwire.agent.media.engine.engine import (
     BLOCK_FRAMES,
     Block,
     IceCandidate,

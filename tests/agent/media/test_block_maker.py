@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from agent.media.block_maker import BlockMaker
-from agent.media.engine import BLOCK_FRAMES
+from bellwire.agent.media.engine.block_maker import BlockMaker
+from bellwire.agent.media.engine.engine import BLOCK_FRAMES
 from tests.speech import Sound
 
 

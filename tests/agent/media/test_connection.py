@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import wrtc
 
-from agent.media.engine import (
+from bellwire.agent.media.engine.engine import (
     Block,
     IceCandidate,
     IceServer,
@@ -19,9 +19,9 @@ from agent.media.engine import (
     PeerListeners,
     PeerState,
 )
-from agent.media.wrtc_engine import WrtcEngine
-from signaling.errors import CallError
-from signaling.media import MEDIA_SDP_MAX_LENGTH
+from bellwire.agent.media.engine.wrtc_connection import WrtcEngine
+from bellwire.signaling.errors import CallError
+from bellwire.signaling.wire.media import MEDIA_SDP_MAX_LENGTH
 from tests.agent.media.aiortc_peer import AiortcPeer
 from tests.agent.media.party import Party, call, negotiate, talk, trickling
 from tests.conftest import PATIENCE_S

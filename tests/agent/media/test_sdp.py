@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.media.sdp import asking_for_short_packets, is_of, spoken_codecs
+from bellwire.agent.media.engine.sdp import asking_for_short_packets, is_of, spoken_codecs
 
 OFFER = (
     "v=0\r\nm=audio 9 UDP/TLS/RTP/SAVPF {formats}\r\na=ice-ufrag:abcd\r\n"

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from hardware.audio.block import BLOCK_FRAMES, BLOCK_S
-from hardware.audio.drift import TARGET_FRAMES, DriftingSource
+from bellwire.hardware.audio.block import BLOCK_FRAMES, BLOCK_S
+from bellwire.hardware.audio.drift import TARGET_FRAMES, DriftingSource
 
 FREQUENCY_HZ = 500.0
 SINE = np.rint(10_000 * np.sin(2 * np.pi * FREQUENCY_HZ / 48_000 * np.arange(BLOCK_FRAMES))).astype(

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from hardware.audio.block import BLOCK_FRAMES, SILENCE, Block
-from hardware.audio.echo_path import Alongside
+from bellwire.hardware.audio.block import BLOCK_FRAMES, SILENCE, Block
+from bellwire.hardware.audio.echo_path import Alongside
 
 SECOND = 100
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hardware.audio.block import BLOCK_FRAMES, Block
-from hardware.audio.converter import CaptureConverter, PlaybackConverter
-from hardware.audio.level import Meter, level_db, volume
-from hardware.audio.mixer import Mixer
-from hardware.audio.ring import SampleRing
-from hardware.audio.tones import (
+from bellwire.hardware.audio.block import BLOCK_FRAMES, Block
+from bellwire.hardware.audio.converter import CaptureConverter, PlaybackConverter
+from bellwire.hardware.audio.level import Meter, level_db, volume
+from bellwire.hardware.audio.mixer import Mixer
+from bellwire.hardware.audio.ring import SampleRing
+from bellwire.hardware.audio.tones import (
     BUSY,
     CONGESTION,
     RING_TONES,

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hardware.audio.block import BLOCK_FRAMES
-from hardware.audio.recorder import Recorder
-from hardware.audio.tones import RECORDING_NOTICE, rendered
+from bellwire.hardware.audio.block import BLOCK_FRAMES
+from bellwire.hardware.audio.recorder import Recorder
+from bellwire.hardware.audio.tones import RECORDING_NOTICE, rendered
 
 
 def recorded(path: Path) -> np.ndarray:

@@ -5,10 +5,10 @@ import threading
 
 import numpy as np
 
-from config.audio import AudioSettings, ProcessingSettings
-from hardware.audio.block import BLOCK_FRAMES, Block
-from hardware.audio.simulated_card import SimulatedSoundCard
-from hardware.audio.sound import Sound
+from bellwire.config.agent.audio import AudioSettings, ProcessingSettings
+from bellwire.hardware.audio.block import BLOCK_FRAMES, Block
+from bellwire.hardware.audio.simulated_card import SimulatedSoundCard
+from bellwire.hardware.audio.sound import Sound
 from tests.conftest import PATIENCE_S
 
 _NOTHING_DONE = ProcessingSettings(

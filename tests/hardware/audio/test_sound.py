@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 
-from config.audio import AudioSettings, ProcessingSettings
-from hardware.audio.block import BLOCK_FRAMES, Block
-from hardware.audio.mixer import Source
-from hardware.audio.sound import Sound
-from hardware.audio.tones import RINGBACK, rendered
+from bellwire.config.agent.audio import AudioSettings, ProcessingSettings
+from bellwire.hardware.audio.block import BLOCK_FRAMES, Block
+from bellwire.hardware.audio.mixer import Source
+from bellwire.hardware.audio.sound import Sound
+from bellwire.hardware.audio.tones import RINGBACK, rendered
 from tests.pulse import MICROPHONE, PATIENCE_S, SPEAKER, PulseAudio, Samples, similarity
 
 UNPROCESSED = ProcessingSettings(

@@ -7,13 +7,13 @@ import sys
 import numpy as np
 import pytest
 
+from bellwire.config.agent.audio import ProcessingSettings
+from bellwire.hardware.audio import speex
+from bellwire.hardware.audio.block import BLOCK_FRAMES, SAMPLE_RATE_HZ, Samples
+from bellwire.hardware.audio.level import level_db
+from bellwire.hardware.audio.voice_processing import VoiceProcessing
 from bench.audio_quality import likeness
 from bench.speech_heard import speech_heard
-from config.audio import ProcessingSettings
-from hardware.audio import speex
-from hardware.audio.block import BLOCK_FRAMES, SAMPLE_RATE_HZ, Samples
-from hardware.audio.level import level_db
-from hardware.audio.voice_processing import VoiceProcessing
 from tests.pulse import speech
 
 ECHO_DELAY_S = 0.06
@@ -149,14 +149,14 @@ def test_without_the_library_echo_is_cancelled_and_what_to_install_is_logged(
 def test_stages_that_are_all_off_change_nothing_and_load_nothing() -> None:
     program = (
         "import sys, numpy as np\n"
-        "from config.audio import ProcessingSettings\n"
-        "from hardware.audio.voice_processing import VoiceProcessing\n"
+        "from bellwire.config.agent.audio import ProcessingSettings\n"
+        "from bellwire.hardware.audio.voice_processing import VoiceProcessing\n"
         "off = dict.fromkeys(ProcessingSettings.model_fields, False)\n"
         "block = np.arange(480).astype(np.int16)\n"
         "stage = VoiceProcessing(ProcessingSettings(**off))\n"
         "stage.set_delay(0.06); stage.played(block)\n"
         "assert stage.captured(block) is block\n"
-        "import hardware.audio.sound\n"
+        "import bellwire.hardware.audio.sound\n"
         "assert not {'livekit', 'soxr'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)  # noqa: S603

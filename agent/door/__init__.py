@@ -1,0 +1,1 @@
+"""Who may open a door, and when: codes, lock-outs, whom to believe. The pins are `hardware/panel`."""

@@ -1,0 +1,1 @@
+"""How good a call is: samples, levels, MOS, warnings. Measures; changes nothing."""

@@ -1,1 +1,0 @@
-"""The `bellwire` command: the one way to start, ask and mend everything."""

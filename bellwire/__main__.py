@@ -1,5 +1,0 @@
-"""`python -m bellwire`."""
-
-from bellwire.main import main
-
-main()

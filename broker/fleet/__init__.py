@@ -1,0 +1,1 @@
+"""The fleet's retained documents at the broker: layers written safely, reports read, rollouts guarded."""

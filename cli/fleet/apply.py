@@ -1,0 +1,332 @@
+"""`bellwire fleet apply`, `diff` and `export`: the fleet's configuration as files."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from bellwire.cli.failures import fail, reported
+from bellwire.cli.fleet.files import Settings, read_layers, write_layers
+from bellwire.cli.fleet.plan import Change, Effect, effects, plan
+from bellwire.cli.fleet.rights import refuse_rollout_of_rights, refuse_shut_rights, refuse_wiring
+from bellwire.cli.fleet.rollout import Followed, Outcome, roll_out, write_all
+from bellwire.cli.fleet.session import Fleet, JsonOption, OperatorOption, open_fleet
+from bellwire.cli.fleet.view import (
+    changes_view,
+    effects_view,
+    error_line,
+    followed_line,
+    rollout_lines,
+)
+from bellwire.config.fleet.rollout_pause import can_pause
+from bellwire.signaling.errors import InvalidInput
+from bellwire.signaling.topics import DEFAULT_LAYER, LayerName, device_layer, group_layer
+
+NOT_FOLLOWED = 3
+"""The exit code that says: it was done, and the fleet does not follow; or there is a difference."""
+
+PathArgument = Annotated[
+    Path, typer.Argument(metavar="PATH", help="A layer's file, or a directory of them.")
+]
+DefaultOption = Annotated[bool, typer.Option("--default", help="The layer of all devices.")]
+GroupOption = Annotated[
+    str | None, typer.Option("--group", metavar="NAME", help="The layer of a group.")
+]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", metavar="ID", help="The layer of one device.")
+]
+CommentOption = Annotated[
+    str, typer.Option("--comment", metavar="TEXT", help="Why, for the history.")
+]
+
+
+def chosen_layer(default: bool, group: str | None, device: str | None) -> LayerName | None:
+    """The layer that the options name; None where they name none."""
+    if sum((default, group is not None, device is not None)) > 1:
+        fail("give one of --default, --group NAME and --device ID")
+    if group is not None:
+        return group_layer(group)
+    if device is not None:
+        return device_layer(device)
+    return DEFAULT_LAYER if default else None
+
+
+@reported
+def apply(
+    path: PathArgument,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show what it would change on each device; write nothing."),
+    ] = False,
+    percent: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N[,N...]",
+            help="For this share of the devices only; several are steps, taken with --wait. [100]",
+        ),
+    ] = None,
+    pause_at_errors: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Go back a step if more devices refuse it: --wait, a relay and `watch --guard` do.",
+        ),
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until all devices that are online follow.")
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option(min=1, max=86_400, help="Seconds to wait at most, for each step.")
+    ] = 30,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write it although devices will refuse it.")
+    ] = False,
+    comment: CommentOption = "",
+    default: DefaultOption = False,
+    group: GroupOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+    operator: OperatorOption = None,
+) -> None:
+    """Makes the layers say what files say: `default`, `groups/NAME`, `devices/ID`, .toml or .json.
+
+    Layers that have no file are left alone. What a device that is known would refuse is not written, nor
+    what only a device's own file says (wiring, a door's times), nor who may open doors where a device's
+    file does not open that to layers.
+    A layer that another operator changed meanwhile is refused, and names them. The exit code is 0 if
+    all was done, 3 if it was and devices do not follow (`--wait`), 1 if it was not done.
+    """
+    steps = _steps(percent)
+    if device is not None and pause_at_errors is not None:
+        fail("--pause-at-errors counts devices, and a device's layer is for one: leave it out")
+    if len(steps) > 1 and not wait:
+        fail("steps need --wait: it is this command that takes them")
+    asyncio.run(
+        _apply(
+            read_layers(path, chosen_layer(default, group, device)),
+            operator,
+            steps=steps,
+            pause_at_errors=pause_at_errors,
+            dry_run=dry_run,
+            force=force,
+            timeout_s=timeout if wait else None,
+            comment=comment,
+            as_json=as_json,
+        )
+    )
+
+
+async def _apply(
+    wanted: Mapping[LayerName, Settings],
+    operator: Path | None,
+    *,
+    steps: list[int],
+    pause_at_errors: int | None,
+    dry_run: bool,
+    force: bool,
+    timeout_s: float | None,
+    comment: str,
+    as_json: bool,
+) -> None:
+    console = Console(stderr=as_json)
+    async with open_fleet(operator, histories=wanted) as fleet:
+        changes = plan(
+            fleet.register.layers(),
+            wanted,
+            percent=steps[-1] if steps else None,
+            pause_at_errors=pause_at_errors,
+            comment=comment,
+        )
+        found = list(effects(fleet, changes, "dry-run"))
+        console.print(changes_view(changes), soft_wrap=True)
+        if dry_run:
+            console.print(effects_view(found), soft_wrap=True)
+            try:
+                _refuse(fleet, changes, found, force=force)
+            except InvalidInput as error:
+                console.print(f"Without --dry-run: {error.detail}", style="red", markup=False)
+            _print_json(as_json, changes, found, None)
+            return
+        _refuse(fleet, changes, found, force=force)
+        outcome = await _write(fleet, changes, steps, pause_at_errors, timeout_s, console)
+    _print_json(as_json, changes, found, outcome)
+    _say_outcome(console, outcome, steps)
+    if not outcome.is_good:
+        raise typer.Exit(NOT_FOLLOWED)
+
+
+def _refuse(fleet: Fleet, changes: list[Change], found: list[Effect], *, force: bool) -> None:
+    refuse_wiring(changes)
+    refuse_rollout_of_rights(changes, whole=True)
+    if not force:
+        _refuse_bad(found)
+        refuse_shut_rights(fleet, changes, whole=True)
+
+
+def _refuse_bad(found: list[Effect]) -> None:
+    bad = [effect for effect in found if effect.errors]
+    if bad:
+        raise InvalidInput(
+            f"{len(bad)} device(s) would refuse it, the first {bad[0].device_id}:"
+            f" {error_line(bad[0].errors[0])}. Nothing was written; see all with --dry-run,"
+            " or write it all the same with --force"
+        )
+
+
+async def _write(
+    fleet: Fleet,
+    changes: list[Change],
+    steps: list[int],
+    pause_at_errors: int | None,
+    timeout_s: float | None,
+    console: Console,
+) -> Outcome:
+    if not changes or timeout_s is None:
+        return Outcome(await write_all(fleet, changes))
+    with Live(console=console, transient=True, refresh_per_second=8) as live:
+
+        def show(percent: int, followed: Followed) -> None:
+            live.update(f"{percent} %: {followed_line(followed)}")
+
+        return await roll_out(
+            fleet,
+            changes,
+            steps or [100],
+            pause_at_errors=pause_at_errors,
+            timeout_s=timeout_s,
+            show=show,
+        )
+
+
+def _say_outcome(console: Console, outcome: Outcome, steps: list[int]) -> None:
+    for name, layer in outcome.written.items():
+        share = "" if layer.rollout.percent == 100 else f" for {layer.rollout.percent} %"
+        console.print(f"Written: {name} revision {layer.revision}{share}", highlight=False)
+    if outcome.followed is None:
+        if any(map(can_pause, outcome.written.values())):
+            console.print(
+                "It goes back by itself where a relay runs on this broker; without one keep"
+                " `bellwire fleet watch --guard` running."
+            )
+        return
+    console.print(followed_line(outcome.followed), highlight=False)
+    for device_id, error in sorted(outcome.followed.errors.items())[:10]:
+        console.print(f"  ✗ {device_id}: {error_line(error)}", style="red", markup=False)
+    for device_id in outcome.followed.missing[:10]:
+        console.print(f"  ? {device_id} has not said that it follows", style="yellow", markup=False)
+    if outcome.paused:
+        for line in rollout_lines(outcome.written):
+            console.print(line, style="bold red", markup=False)
+        console.print("Paused: mend what was refused, then apply it again.", style="bold red")
+    elif steps and any(layer.rollout.percent < 100 for layer in outcome.written.values()):
+        console.print("Next: apply again with a larger --percent, or with --percent 100.")
+
+
+def _print_json(
+    as_json: bool, changes: list[Change], found: list[Effect], outcome: Outcome | None
+) -> None:
+    if not as_json:
+        return
+    followed = outcome.followed if outcome else None
+    document = {
+        "changes": [
+            {
+                "layer": change.name,
+                "from_revision": change.on.layer.revision if change.on.layer else None,
+                "differences": _differences(change.differences),
+            }
+            for change in changes
+        ],
+        "devices": [
+            {
+                "device_id": effect.device_id,
+                "differences": _differences(effect.differences),
+                "errors": [error.model_dump() for error in effect.errors],
+                "skipped": [skipped.model_dump() for skipped in effect.skipped],
+            }
+            for effect in found
+        ],
+        "written": {name: layer.revision for name, layer in outcome.written.items()}
+        if outcome
+        else {},
+        "following": sorted(followed.following) if followed else None,
+        "refusing": sorted(followed.errors) if followed else None,
+        "silent": followed.missing if followed else None,
+        "paused": bool(outcome and outcome.paused),
+    }
+    Console(soft_wrap=True).out(json.dumps(document, ensure_ascii=False))
+
+
+def _differences(found: list[tuple[str, str, str]]) -> list[dict[str, str]]:
+    return [{"path": path, "old": old, "new": new} for path, old, new in found]
+
+
+def _steps(text: str | None) -> list[int]:
+    if text is None:
+        return []
+    try:
+        steps = [int(part) for part in text.split(",")]
+    except ValueError:
+        steps = []
+    if not steps or steps != sorted(set(steps)) or not 0 <= steps[0] <= steps[-1] <= 100:
+        fail(f"--percent {text}: write a number of 0 to 100, or growing steps such as 10,50,100")
+    return steps
+
+
+@reported
+def diff(
+    path: PathArgument,
+    default: DefaultOption = False,
+    group: GroupOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+    operator: OperatorOption = None,
+) -> None:
+    """Shows how the layers differ from files. The exit code is 3 if they do.
+
+    `bellwire fleet apply --dry-run` shows besides what each device would run.
+    """
+
+    async def run() -> list[Change]:
+        wanted = read_layers(path, chosen_layer(default, group, device))
+        async with open_fleet(operator) as fleet:
+            return plan(fleet.register.layers(), wanted)
+
+    changes = asyncio.run(run())
+    if as_json:
+        _print_json(as_json, changes, [], None)
+    else:
+        Console().print(changes_view(changes), soft_wrap=True)
+    if changes:
+        raise typer.Exit(NOT_FOLLOWED)
+
+
+@reported
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write the files.")],
+    as_json: JsonOption = False,
+    operator: OperatorOption = None,
+) -> None:
+    """Writes all layers into a directory that `bellwire fleet apply` takes back unchanged."""
+
+    async def run() -> dict[LayerName, Settings]:
+        async with open_fleet(operator) as fleet:
+            held = fleet.register.layers()
+            return {name: now.layer.settings for name, now in held.items() if now.layer}
+
+    if folder.exists() and any(folder.iterdir()):
+        fail(f"{folder} is not empty: give a new directory")
+    layers = asyncio.run(run())
+    written = write_layers(folder, layers)
+    if as_json:
+        Console(soft_wrap=True).out(json.dumps({"files": list(map(str, written))}))
+        return
+    for file in written:
+        Console(soft_wrap=True).out(str(file))
+    Console().print(f"{len(written)} layers. Change them, then: bellwire fleet apply {folder}")

@@ -1,0 +1,153 @@
+"""`bellwire fleet status` and `watch`: who follows, who does not, and why."""
+
+import asyncio
+import json
+from collections.abc import Collection
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from bellwire.broker.fleet.rollout_guard import RolloutGuard
+from bellwire.cli.failures import reported
+from bellwire.cli.fleet.apply import NOT_FOLLOWED
+from bellwire.cli.fleet.session import Fleet, JsonOption, OperatorOption, open_fleet
+from bellwire.cli.fleet.standing import Standing, Standings
+from bellwire.cli.fleet.view import status_view
+from bellwire.cli.process.systemd import run_until_stopped
+from bellwire.config.fleet.layer import Layer
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import LayerName
+
+_REDRAW_S = 0.25
+_ROWS = 100
+"""What a person reads; a table of thousands takes seconds to lay out."""
+
+CheckOption = Annotated[
+    bool,
+    typer.Option(
+        "--check", help="Exit with 3 if a device is offline, was never seen, or does not follow."
+    ),
+]
+
+AllOption = Annotated[
+    bool, typer.Option("--all", help="Show all; else 100, those that do not follow first.")
+]
+
+GuardOption = Annotated[
+    bool, typer.Option("--guard", help="Take rollouts back that too many devices refuse.")
+]
+
+
+@reported
+def status(
+    check: CheckOption = False,
+    show_all: AllOption = False,
+    as_json: JsonOption = False,
+    operator: OperatorOption = None,
+) -> None:
+    """Shows each device: online, software, the layers in force, whether it follows, and what is wrong.
+
+    *in step* runs what the layers give; *waiting* will, once no call is in progress; *refused* keeps
+    the last good configuration, and says why; *behind* runs something else; *unknown* has never said.
+    `default:6→7` means that it runs revision 6 of the layer, which is at 7. A device that is registered
+    and has not come since is *never seen*. Below stand the keys of layers that devices skip, since only
+    their own file may say them.
+    """
+
+    async def run() -> tuple[list[Standing], dict[LayerName, Layer]]:
+        async with open_fleet(operator) as fleet:
+            return standings_of(fleet), _layers(fleet)
+
+    rows, layers = asyncio.run(run())
+    if as_json:
+        shown = {
+            "devices": [standing.as_json() for standing in rows],
+            "rollouts": [
+                {"layer": name, "revision": layer.revision, "comment": layer.comment}
+                | layer.rollout.model_dump(exclude={"before"})
+                for name, layer in layers.items()
+                if layer.rollout.percent < 100
+            ],
+        }
+        Console(soft_wrap=True).out(json.dumps(shown, ensure_ascii=False))
+    elif rows:
+        Console().print(status_view(rows, layers, None if show_all else _ROWS))
+    else:
+        Console().print(
+            "No device has reported yet: add one with `bellwire devices add`, and start its agent."
+        )
+    if check and not all(row.device.online and row.state == "in step" for row in rows):
+        raise typer.Exit(NOT_FOLLOWED)
+
+
+@reported
+def watch(
+    guard: GuardOption = False, as_json: JsonOption = False, operator: OperatorOption = None
+) -> None:
+    """Shows the devices live until Ctrl-C. With --json a line for each device that changes.
+
+    With --guard it takes rollouts back that more devices refuse than their --pause-at-errors says. A
+    relay does so by itself, and knows which devices are registered; here those count that the broker
+    knows.
+    """
+    run_until_stopped(lambda stop: _watch(stop, operator, guard=guard, as_json=as_json))
+
+
+async def _watch(
+    stop: asyncio.Event, operator: OperatorOption, *, guard: bool, as_json: bool
+) -> None:
+    async with open_fleet(operator) as fleet, asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(_print_lines(fleet) if as_json else _redraw(fleet))]
+        if guard:
+            running.append(tasks.create_task(_guard(fleet)))
+        await stop.wait()
+        for task in running:
+            task.cancel()
+
+
+async def _guard(fleet: Fleet) -> None:
+    async def registered(devices: Collection[DeviceId]) -> Collection[DeviceId]:
+        # There is no database here: whoever has a presence, which goes with a device's account.
+        known = ((device, fleet.devices.get(device)) for device in devices)
+        return [device for device, here in known if here is not None and here.presence is not None]
+
+    guard = RolloutGuard(fleet.register, registered)
+    for device in fleet.devices.values():
+        guard.take(device.device_id, device.reported)
+    fleet.listen(lambda device: guard.take(device.device_id, device.reported))
+    fleet.session.on_disconnected(guard.forget)
+    await guard.run()
+
+
+async def _redraw(fleet: Fleet) -> None:
+    with Live(console=Console(), auto_refresh=False, vertical_overflow="visible") as live:
+        while True:
+            live.update(status_view(standings_of(fleet), _layers(fleet), _ROWS), refresh=True)
+            await fleet.next_change()
+            await asyncio.sleep(_REDRAW_S)
+
+
+async def _print_lines(fleet: Fleet) -> None:
+    shown: dict[DeviceId, str] = {}
+    out = Console(soft_wrap=True)
+    while True:
+        for standing in standings_of(fleet):
+            line = json.dumps(standing.as_json(), ensure_ascii=False)
+            if shown.get(standing.device.device_id) != line:
+                shown[standing.device.device_id] = line
+                out.out(line)
+        await fleet.next_change()
+        await asyncio.sleep(_REDRAW_S)
+
+
+def standings_of(fleet: Fleet) -> list[Standing]:
+    """All devices, by id."""
+    standings = Standings(fleet.register.layers())
+    return [standings.of(device) for _, device in sorted(fleet.devices.items())]
+
+
+def _layers(fleet: Fleet) -> dict[LayerName, Layer]:
+    held = fleet.register.layers()
+    return {name: now.layer for name, now in held.items() if now.layer is not None}

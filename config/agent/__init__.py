@@ -1,0 +1,1 @@
+"""Settings of one device: panel, audio, behaviour, and the file that holds them. No fleet."""

@@ -1,0 +1,1 @@
+"""What stands on GPIO pins: ringer, lights, door, buttons, keypad. Knows nothing of calls."""

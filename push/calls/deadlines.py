@@ -1,0 +1,90 @@
+"""Fires the deadlines of calls: a heap in the process, refilled from the rows after a restart."""
+
+import asyncio
+import heapq
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime
+
+import structlog
+
+from bellwire.push.alarm import Alarm, Sleep
+from bellwire.push.store.rows.call_rows import to_ms
+from bellwire.signaling.errors import Refusal
+from bellwire.signaling.identifiers import CallSid
+
+log = structlog.get_logger(__name__)
+
+_RETRY_S = 1.0
+
+
+class Deadlines:
+    """When each call's next invitation runs out, and what is done then.
+
+    Args:
+        fire: Called with each call whose deadline has come; it sets the call's next one, if any.
+        now: Tells the time.
+        sleep: Waits.
+    """
+
+    def __init__(
+        self,
+        fire: Callable[[CallSid], Awaitable[None]],
+        *,
+        now: Callable[[], datetime],
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
+        self._fire = fire
+        self._now = now
+        self._alarm = Alarm(sleep)
+        self._heap: list[tuple[int, CallSid]] = []
+        self._current: dict[CallSid, int] = {}
+
+    def __len__(self) -> int:
+        """How many calls have a deadline to come."""
+        return len(self._current)
+
+    def set(self, call_sid: CallSid, due: datetime | None) -> None:
+        """Sets a call's next deadline; None where it has no more."""
+        self._set_ms(call_sid, None if due is None else to_ms(due))
+
+    def refill(self, rows: Iterable[tuple[CallSid, int]]) -> None:
+        """Sets what the database holds, in Unix milliseconds."""
+        for call_sid, due_ms in rows:
+            self._set_ms(call_sid, due_ms)
+
+    async def run(self) -> None:
+        """Fires deadlines until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                for call_sid in self._take_due():
+                    tasks.create_task(self._fire_one(call_sid))
+                wait_s = None
+                if self._heap:
+                    wait_s = max(0.0, (self._heap[0][0] - to_ms(self._now())) / 1000)
+                await self._alarm.wait(wait_s)
+
+    def _set_ms(self, call_sid: CallSid, due_ms: int | None) -> None:
+        if due_ms is None:
+            self._current.pop(call_sid, None)
+        elif self._current.get(call_sid) != due_ms:
+            self._current[call_sid] = due_ms
+            heapq.heappush(self._heap, (due_ms, call_sid))
+            if self._heap[0][1] == call_sid:
+                self._alarm.ring()
+
+    def _take_due(self) -> list[CallSid]:
+        now_ms = to_ms(self._now())
+        due: list[CallSid] = []
+        while self._heap and self._heap[0][0] <= now_ms:
+            due_ms, call_sid = heapq.heappop(self._heap)
+            if self._current.get(call_sid) == due_ms:  # else it was answered or moved
+                del self._current[call_sid]
+                due.append(call_sid)
+        return due
+
+    async def _fire_one(self, call_sid: CallSid) -> None:
+        try:
+            await self._fire(call_sid)
+        except (Refusal, OSError) as error:
+            log.error("deadline not carried out, trying again", call_sid=call_sid, error=str(error))
+            self._set_ms(call_sid, to_ms(self._now()) + int(_RETRY_S * 1000))

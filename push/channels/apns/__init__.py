@@ -1,0 +1,1 @@
+"""APNs: credentials, connections, pushes, what Apple's answers mean."""

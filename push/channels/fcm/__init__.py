@@ -1,0 +1,1 @@
+"""FCM: accounts, messages, what Google's answers mean."""

@@ -1,0 +1,81 @@
+"""What a push says, alike on APNs and FCM: Twilio's keys, as its Voice SDKs read them (spec §2)."""
+
+from collections.abc import Callable
+from datetime import datetime
+
+from bellwire.push.channels.channel import Addressee
+from bellwire.signaling.calls.events import (
+    CallCancelled,
+    CallEnded,
+    CallEvent,
+    CallReceived,
+    CallTimeout,
+)
+from bellwire.signaling.identifiers import CallSid, DeviceId, Identity, wire_address
+from bellwire.signaling.params import encode_params
+
+ConnectToken = Callable[[Identity, DeviceId, CallSid, datetime], str]
+"""Makes the token with which a device answers one call, until a while after the invite's end."""
+
+CALL = "twilio.voice.call"
+CANCEL = "twilio.voice.cancel"
+STIR = "twi_stir_status"
+"""What Twilio's SDKs make `callerInfo` of. The signature of it stays out of pushes: they come from
+Apple or Google with the app's own credentials, and its 450 bytes would be taken from the parameters."""
+
+
+class PushPayload:
+    """Writes the keys of pushes.
+
+    Args:
+        account_sid: `twi_account_sid`, the same in all of them.
+        connect_token: Makes `twi_bridge_token`.
+    """
+
+    def __init__(self, account_sid: str, connect_token: ConnectToken) -> None:
+        self._account_sid = account_sid
+        self._connect_token = connect_token
+
+    def keys(self, event: CallEvent, to: Addressee) -> dict[str, str] | None:
+        """The keys of a push that carries the event; None where a push carries no such events. An
+        invite that is over is a cancel, whatever ended it."""
+        match event:
+            case CallReceived():
+                return self._call(event, to)
+            case CallCancelled() | CallTimeout() | CallEnded():
+                return self._cancel(event, to)
+            case _:
+                return None
+
+    def _call(self, event: CallReceived, to: Addressee) -> dict[str, str]:
+        call, device = to.call, to.device
+        token = self._connect_token(
+            device.identity, device.device_id, call.call_sid, event.expires_at
+        )
+        shown = {"title": event.title, "content": event.content, "payload": event.payload}
+        return {
+            **self._common(CALL, event, event.from_, event.to),
+            "twi_params": encode_params(event.custom_parameters),
+            "twi_bridge_token": token,
+            **({} if event.caller_info is None else {STIR: event.caller_info.attestation.value}),
+            **{name: text for name, text in shown.items() if text is not None},
+        }
+
+    def _cancel(
+        self, event: CallCancelled | CallTimeout | CallEnded, to: Addressee
+    ) -> dict[str, str]:
+        caller = to.call.caller
+        from_ = None if caller is None else wire_address(caller)
+        return self._common(CANCEL, event, from_, wire_address(to.device.identity))
+
+    def _common(
+        self, message_type: str, event: CallEvent, from_: str | None, to: str
+    ) -> dict[str, str]:
+        return {
+            "twi_message_type": message_type,
+            "twi_call_sid": event.call_sid,
+            **({} if from_ is None else {"twi_from": from_}),
+            "twi_to": to,
+            "twi_account_sid": self._account_sid,
+            "twi_message_id": event.id,
+        }

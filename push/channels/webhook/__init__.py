@@ -1,0 +1,1 @@
+"""Webhooks: targets, signatures, connections to addresses that were checked."""

@@ -1,0 +1,1 @@
+"""What is owed to devices and backends, and how it gets there: deliveries, outbox, streams, dead tokens."""

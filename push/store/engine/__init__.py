@@ -1,0 +1,1 @@
+"""The database: opening, migrations, transactions on SQLite and PostgreSQL. Knows no row."""

@@ -1,0 +1,247 @@
+"""The events of a call as they travel (spec §3), the same over MQTT and WebSocket.
+
+`id` is the call SID and a running number: the same event has the same id on every channel and at
+every retry, so a reader can drop what it has seen.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cached_property, lru_cache
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    TypeAdapter,
+)
+
+from bellwire.signaling.calls.calls import (
+    Attestation,
+    CallType,
+    Mode,
+    RejectStatus,
+    Unreachable,
+    UserState,
+)
+from bellwire.signaling.identifiers import CallSidField
+
+
+def rfc3339(moment: datetime) -> str:
+    """A moment in UTC with milliseconds, as RFC 3339 writes it."""
+    return _written(moment.astimezone(UTC))
+
+
+@lru_cache(256)
+def _written(utc: datetime) -> str:
+    """Kept, since a command's moment stands in each event and answer that it makes, and writing one
+    takes 3 us."""
+    return utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+Moment = Annotated[AwareDatetime, PlainSerializer(rfc3339, return_type=str, when_used="json")]
+
+
+class _Document(BaseModel):
+    """What travels as one JSON document."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True, extra="ignore")
+
+    @cached_property
+    def document(self) -> str:
+        """The JSON document. Made once, as it goes to each device and webhook alike: 3 us for each."""
+        return self.model_dump_json(by_alias=True, exclude_none=True)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """See `BaseModel.model_copy`, which would copy the document too."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("document", None)
+        return copied
+
+
+class _Event(_Document):
+    id: str
+    call_sid: CallSidField
+    at: Moment
+
+
+class TriedInvitee(BaseModel):
+    """An invitee and the kinds of channels its devices are tried on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    identity: str
+    channels: tuple[str, ...]
+
+
+class ErrorInvitee(BaseModel):
+    """An invitee who cannot be called, and why: `unknown`, `no_device`, or `forbidden` by the relay's
+    call policy."""
+
+    model_config = ConfigDict(frozen=True)
+
+    identity: str
+    reason: Unreachable
+
+
+class CallCreated(_Event):
+    """To the caller: the call's SID and, per invitee, what is tried."""
+
+    event: Literal["call.created"] = "call.created"
+    invitees: tuple[TriedInvitee, ...]
+    error_invitees: tuple[ErrorInvitee, ...] = ()
+
+
+class CallerToken(BaseModel):
+    """How sure the relay is of who calls: `A`, the caller's own token or connection said so; `B`, a
+    server did. `token` is the relay's signature of it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    attestation: Attestation
+    token: str | None = None
+
+
+class CallReceived(_Event):
+    """To each device of each invitee: the call invite. `from` is absent where nobody in particular
+    calls; addresses are written as on Twilio's wire, `client:alice`. `caller_info` says how sure the
+    relay is of `from`, with its signature (a JWT) over MQTT and WebSocket."""
+
+    event: Literal["call.received"] = "call.received"
+    from_: str | None = Field(default=None, alias="from")
+    to: str
+    custom_parameters: dict[str, str]
+    expires_at: Moment
+    mode: Mode = Mode.COMMON
+    call_type: CallType = CallType.AUDIO
+    extended_data: str = ""
+    title: str | None = None
+    content: str | None = None
+    payload: str | None = None
+    caller_info: CallerToken | None = None
+
+
+class CallUserStateChanged(_Event):
+    """To the caller and to all who are invited or in the call: one user's new state. `attestation` is
+    `A` where the user's own token or connection brought it about, `B` where a server did in its name;
+    absent, nobody did, and nothing is known. `main_device` is there with `Accepted`, where the relay
+    knows it. `automatic` is there, and true, where a device rejected by itself, without its user."""
+
+    event: Literal["call.user_state_changed"] = "call.user_state_changed"
+    identity: str
+    state: UserState
+    extended_data: str = ""
+    reject_status: RejectStatus | None = None
+    attestation: Attestation | None = None
+    main_device: str | None = None
+    automatic: bool | None = None
+
+
+CancelReason = Literal["cancelled", "answered_elsewhere", "rejected_elsewhere", "joined_elsewhere"]
+
+
+class CallCancelled(_Event):
+    """To who need not answer any more: the caller withdrew, or another device of the identity
+    answered; `joined_elsewhere` where another took over a call that this one was in."""
+
+    event: Literal["call.cancelled"] = "call.cancelled"
+    reason: CancelReason = "cancelled"
+    extended_data: str = ""
+
+
+class CallTimeout(_Event):
+    """To the invitee who did not answer in time."""
+
+    event: Literal["call.timeout"] = "call.timeout"
+
+
+class CallEnded(_Event):
+    """To all who are invited or in the call: it is over."""
+
+    event: Literal["call.ended"] = "call.ended"
+
+
+class CallMessage(_Event):
+    """To the other parties: what one of them says to them through the relay (seed 003, "Call
+    Message Events"). `from` is absent where a server says it for itself; `attestation` says how sure the
+    relay is of `from`: `A`, its own token or connection said it, `B`, a server did in its name.
+    `voice_event_sid` names the message."""
+
+    event: Literal["call.message"] = "call.message"
+    from_: str | None = Field(default=None, alias="from")
+    message_type: str
+    content_type: str
+    content: JsonValue
+    voice_event_sid: str
+    attestation: Attestation | None = None
+
+
+class DeviceChannelRemoved(_Document):
+    """To the device's own stream, where it has one, and to webhooks: a push channel was removed, since
+    the push service says that its token is dead. Register the device again, with a new one."""
+
+    event: Literal["device.channel_removed"] = "device.channel_removed"
+    id: str
+    at: Moment
+    device_id: str
+    identity: str
+    kind: Literal["apns", "fcm"]
+    app: str
+    reason: str
+
+
+class DoorLockedOut(_Document):
+    """To webhooks: the station `device_id` says that `caller` has typed too many wrong door codes in a
+    call, so that their digits open nothing `until` then. `caller` is absent where nobody knows who
+    typed, in a call of more than five."""
+
+    event: Literal["door.locked_out"] = "door.locked_out"
+    id: str
+    at: Moment
+    call_sid: CallSidField
+    device_id: str
+    identity: str
+    caller: str | None = None
+    doors: tuple[str, ...]
+    wrong_codes: int
+    until: Moment
+
+
+CallEvent = (
+    CallCreated
+    | CallReceived
+    | CallUserStateChanged
+    | CallCancelled
+    | CallTimeout
+    | CallEnded
+    | CallMessage
+)
+_EVENT: TypeAdapter[CallEvent] = TypeAdapter(Annotated[CallEvent, Field(discriminator="event")])
+
+
+def parse_event(document: bytes | str) -> CallEvent:
+    """The event in a JSON document.
+
+    Raises:
+        pydantic.ValidationError: it is no event of this version.
+    """
+    return _EVENT.validate_json(document)
+
+
+def what_to_shorten(event: CallEvent) -> str:
+    """The members that make an event as long as it is, for who must shorten it."""
+    match event:
+        case CallReceived():
+            return "custom_parameters, extended_data or push.payload"
+        case CallMessage():
+            return "content"
+        case _:
+            return "extended_data"
+
+
+def event_document(event: CallEvent | DeviceChannelRemoved) -> str:
+    """The event as its JSON document."""
+    return event.document

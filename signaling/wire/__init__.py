@@ -1,0 +1,1 @@
+"""What travels: requests, answers, events, media documents, presence. No rule."""

@@ -1,0 +1,1 @@
+"""Bellwire: rings intercoms, desk phones, mobiles and browsers, and connects the call."""
