@@ -31,6 +31,16 @@ PATIENCE_S = 45.0
 device whose next look for a lost broker is as far away as it can be."""
 
 
+_LONG = (
+    "tests/push/test_hostile_http.py",
+    "tests/system/",
+    "tests/model/",
+    "tests/bench/",
+    "tests/deploy/",
+)
+"""The files that take longest, where time-outs have to pass or much is started."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run the long tests too")
 
@@ -47,7 +57,7 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # Side by side, the longest files first: none is then begun when all others have ended.
-    items.sort(key=lambda item: "tests/system/" not in item.nodeid)
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
     if config.getoption("--full"):
         return
     skip = pytest.mark.skip(reason="a long run: script/test --full")
