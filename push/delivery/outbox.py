@@ -92,7 +92,7 @@ class Outbox:
         self._tasks: asyncio.TaskGroup | None = None
         self._sleep = sleep
         self._alarm = Alarm(sleep)
-        self._under_way: set[int] = set()
+        self._in_flight: set[int] = set()
         self._done: list[int] = []
         self._results: list[DeliveryResult] = []
         self._done_wake = asyncio.Event()
@@ -108,8 +108,8 @@ class Outbox:
         if self._tasks is None:
             return  # Stopping, or not started: the sweeper of the next run takes them.
         for delivery in deliveries:
-            if delivery.delivery_id not in self._under_way:
-                self._under_way.add(delivery.delivery_id)
+            if delivery.delivery_id not in self._in_flight:
+                self._in_flight.add(delivery.delivery_id)
                 self._tasks.create_task(self._try(delivery))
 
     async def retry_now(self, kind: str, device: DeviceId | None = None) -> None:
@@ -156,9 +156,9 @@ class Outbox:
         try:
             failure = await self._send(delivery)
         finally:
-            self._under_way.discard(delivery.delivery_id)
+            self._in_flight.discard(delivery.delivery_id)
         if failure is not None:
-            # No longer under way: once this is committed the sweeper may take it, before it is known here.
+            # No longer in flight: once this is committed the sweeper may take it, before it is known here.
             await self._put_off(delivery, failure)
 
     async def _send(self, delivery: Delivery) -> DeliveryFailed | None:

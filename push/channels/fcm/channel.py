@@ -333,7 +333,7 @@ class FcmLine:
 
     httpcore does not reset the stream of a request that was cancelled, so streams that stall use up
     those that the server allows until it can send no more; and a cancelled write breaks TLS. What is
-    under way on a connection that is given up may end on it.
+    in flight on a connection that is given up may end on it.
 
     Args:
         trust: Whose certificates are trusted.
@@ -374,7 +374,7 @@ class FcmLine:
             content=_encode(json),
         )
         connection = self._current()
-        connection.under_way += 1
+        connection.in_flight += 1
         try:
             response = await connection.transport.handle_async_request(request)
             await response.aread()
@@ -382,7 +382,7 @@ class FcmLine:
             self._give_up(connection)
             raise
         finally:
-            connection.under_way -= 1
+            connection.in_flight -= 1
             await connection.close_if_done()
         response.request = request
         return response.raise_for_status()
@@ -391,7 +391,7 @@ class FcmLine:
         """Does nothing: firebase-admin calls it in an event loop that is not the connection's."""
 
     async def close(self) -> None:
-        """Closes the line, once what is under way has ended."""
+        """Closes the line, once what is in flight has ended."""
         self._closed = True
         connection = self._connection
         if connection is not None:
@@ -412,16 +412,16 @@ class FcmLine:
 
 
 class _Connection:
-    """One connection, and how many requests are under way on it."""
+    """One connection, and how many requests are in flight on it."""
 
     def __init__(self, trust: ssl.SSLContext) -> None:
         limits = httpx.Limits(keepalive_expiry=_IDLE_S)
         self.transport = httpx.AsyncHTTPTransport(verify=trust, http2=True, limits=limits)
-        self.under_way = 0
+        self.in_flight = 0
         self.is_given_up = False
 
     async def close_if_done(self) -> None:
-        if self.is_given_up and not self.under_way:
+        if self.is_given_up and not self.in_flight:
             await self.transport.aclose()
 
 
