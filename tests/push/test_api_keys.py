@@ -21,7 +21,7 @@ from bellwire.push.access.revocation import open_access
 from bellwire.push.access.tokens import AccessTokens, new_signing_key
 from bellwire.push.api.app import build_app
 from bellwire.push.metrics import Metrics
-from bellwire.push.store.engine import migrate as migrate_module
+from bellwire.push.store import tables as migrate_module
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.engine.opening import open_database
 from bellwire.push.store.engine.sqlite import sqlite_engine

@@ -15,8 +15,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, Operation
 
 from bellwire.push.store.engine.database import Work
 from bellwire.push.store.engine.group_commit import GroupCommit
-from bellwire.push.store.engine.migrate import migrate
 from bellwire.push.store.engine.unit_of_work import CallWork, carry_out_together
+from bellwire.push.store.tables import migrate
 from bellwire.signaling.errors import Unavailable
 
 T = TypeVar("T")
