@@ -23,7 +23,7 @@ from bellwire.push.delivery.deliveries import Deliveries, Owed
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.engine.unit_of_work import CallWork, UnitOfWork
-from bellwire.push.store.rows.call_rows import (
+from bellwire.push.store.rows.calls import (
     IdempotencyRow,
     all_deadlines,
     forget_idempotent,
@@ -33,7 +33,7 @@ from bellwire.push.store.rows.call_rows import (
     put_feedback,
     to_ms,
 )
-from bellwire.push.store.rows.device_rows import DeviceRow
+from bellwire.push.store.rows.devices import DeviceRow
 from bellwire.signaling.calls.calls import Attestation, Call, CallState
 from bellwire.signaling.calls.commands import (
     Command,

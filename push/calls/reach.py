@@ -7,8 +7,8 @@ from sqlalchemy import Connection
 
 from bellwire.push.calls.policy import not_let_ring
 from bellwire.push.store.engine.unit_of_work import UnitOfWork
-from bellwire.push.store.rows.device_rows import DeviceRow
-from bellwire.push.store.rows.group_rows import members_of
+from bellwire.push.store.rows.devices import DeviceRow
+from bellwire.push.store.rows.groups import members_of
 from bellwire.signaling.calls.calls import Unreachable
 from bellwire.signaling.calls.commands import Invitee
 from bellwire.signaling.errors import NobodyToCall, NotFound

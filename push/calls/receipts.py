@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from bellwire.push.store.engine.unit_of_work import Kept, UnitOfWork
-from bellwire.push.store.rows.call_rows import to_ms
-from bellwire.push.store.rows.result_rows import Confirmed
+from bellwire.push.store.rows.calls import to_ms
+from bellwire.push.store.rows.deliveries import Confirmed
 from bellwire.signaling.calls.calls import Call
 from bellwire.signaling.calls.commands import Received
 from bellwire.signaling.identifiers import ChannelKind

@@ -10,8 +10,8 @@ from bellwire.push.access.revocation import Access
 from bellwire.push.delivery.streams import Streams
 from bellwire.push.devices.absent import Publishing, retain_registered
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.call_rows import to_ms
-from bellwire.push.store.rows.device_rows import (
+from bellwire.push.store.rows.calls import to_ms
+from bellwire.push.store.rows.devices import (
     ChannelRow,
     DeviceRow,
     all_devices,

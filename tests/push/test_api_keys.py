@@ -25,8 +25,7 @@ from bellwire.push.store import tables as migrate_module
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.engine.opening import open_database
 from bellwire.push.store.engine.sqlite import sqlite_engine
-from bellwire.push.store.rows.access_rows import advance_access
-from bellwire.push.store.rows.key_rows import SigningKeyRow
+from bellwire.push.store.rows.access import SigningKeyRow, advance_access
 from bellwire.push.store.tables import api_keys
 from bellwire.signaling.errors import Conflict, NotFound, Unauthenticated, Unavailable
 from bellwire.signaling.identifiers import DeviceId, Identity

@@ -20,7 +20,7 @@ from bellwire.push.channels.channel import (
     DeliveryRefused,
     TokenDead,
 )
-from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow
+from bellwire.push.store.rows.devices import ChannelRow, DeviceRow
 from bellwire.signaling.calls.calls import Call, User, UserState
 from bellwire.signaling.calls.events import (
     CallCancelled,

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from bellwire.push.channels.channel import Addressee, ChannelAtFault, DeliveryRefused
 from bellwire.push.channels.fcm.channel import LIMIT_BYTES, FcmChannel, compose_data
 from bellwire.push.metrics import Metrics
-from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow
+from bellwire.push.store.rows.devices import ChannelRow, DeviceRow
 from bellwire.signaling.calls.calls import CallState
 from bellwire.signaling.calls.commands import Invitee, NewCall
 from bellwire.signaling.calls.events import CallEnded, CallEvent, CallReceived, CallUserStateChanged

@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.engine.sqlite import SqliteDatabase, sqlite_engine
 from bellwire.push.store.engine.unit_of_work import CallWork, UnitOfWork, in_a_unit
-from bellwire.push.store.rows.call_rows import (
+from bellwire.push.store.rows.calls import (
     IdempotencyRow,
     all_deadlines,
     find_idempotent,

@@ -36,7 +36,7 @@ from bellwire.push.channels.channel import (
 )
 from bellwire.push.channels.payload import PushPayload
 from bellwire.push.metrics import Metrics
-from bellwire.push.store.rows.outbox_rows import Delivery
+from bellwire.push.store.rows.outbox import Delivery
 from bellwire.signaling.calls.events import (
     CallCancelled,
     CallEnded,

@@ -17,7 +17,7 @@ from bellwire.push.channels.fcm.app import FcmSender
 from bellwire.push.channels.fcm.fault import Fault
 from bellwire.push.channels.payload import PushPayload
 from bellwire.push.metrics import Metrics
-from bellwire.push.store.rows.outbox_rows import Delivery
+from bellwire.push.store.rows.outbox import Delivery
 from bellwire.signaling.calls.events import CallEvent, what_to_shorten
 
 LIMIT_BYTES = 4096

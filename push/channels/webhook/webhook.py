@@ -33,8 +33,8 @@ from bellwire.push.channels.webhook.pinned_connection import (
     PinnedBackend,
 )
 from bellwire.push.channels.webhook.webhook_target import Target, read_target
-from bellwire.push.store.rows.outbox_rows import Delivery
-from bellwire.push.store.rows.webhook_rows import KIND
+from bellwire.push.store.rows.outbox import Delivery
+from bellwire.push.store.rows.webhooks import KIND
 from bellwire.signaling.calls.events import CallEvent
 
 log = structlog.get_logger(__name__)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from bellwire.push.store.prepared import Prepared, PreparedForList, Row
-from bellwire.push.store.rows.access_rows import revoke_device
-from bellwire.push.store.rows.outbox_rows import make_failed_due
-from bellwire.push.store.rows.result_rows import refuse_owed
+from bellwire.push.store.rows.access import revoke_device
+from bellwire.push.store.rows.deliveries import refuse_owed
+from bellwire.push.store.rows.outbox import make_failed_due
 from bellwire.push.store.tables import channels, connections, devices
 from bellwire.signaling.identifiers import DeviceId, Identity
 

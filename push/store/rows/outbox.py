@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import BigInteger, Connection, and_, bindparam, delete, func, select, update
 
 from bellwire.push.store.prepared import PreparedForList, insert_each
-from bellwire.push.store.rows.connection_rows import is_online
+from bellwire.push.store.rows.connections import is_online
 from bellwire.push.store.tables import channels, outbox
 from bellwire.signaling.identifiers import DeviceId
 
