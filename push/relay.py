@@ -21,7 +21,7 @@ from typing import Protocol
 import structlog
 import uvicorn
 
-from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.embedded import EmbeddedBroker
 from bellwire.broker.fleet.rollout_guard import guard_rollouts
 from bellwire.broker.session.address import BrokerAddress, parse_broker_url

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from bellwire.config.ice_servers import read_janus_secret
+from bellwire.config.media_servers import read_janus_secret
 from bellwire.config.relay import RelaySettings
 from bellwire.push.access.tokens import Actor
 from bellwire.push.alarm import Sleep

@@ -5,7 +5,7 @@ from datetime import datetime
 
 import structlog
 
-from bellwire.broker.accounts.provision import Provisioner
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.push.access.revocation import Access
 from bellwire.push.delivery.streams import Streams
 from bellwire.push.devices.absent import Publishing, retain_registered
@@ -34,7 +34,7 @@ class Devices:
     def __init__(
         self,
         database: Database,
-        provisioner: Provisioner,
+        provisioner: DynamicSecurity,
         broker_url: str,
         kinds: Collection[str],
         apps: Mapping[str, Collection[str]],

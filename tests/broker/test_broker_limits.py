@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.accounts.dynamic_security import CONTROL_TOPIC, device_acls, device_role_name
-from bellwire.broker.accounts.provision import DynamicSecurity
 from bellwire.broker.session.address import BrokerAddress
 from bellwire.broker.session.session import Session
 from bellwire.signaling.identifiers import DeviceId, mqtt_client_id

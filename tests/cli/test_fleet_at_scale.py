@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.fleet.rollout_guard import guard_rollouts
 from bellwire.broker.session.receiving import ReceivingSession
 from bellwire.broker.session.session import Session
