@@ -64,8 +64,7 @@ from bellwire.push.devices.operations import LIMIT_BYTES, DeviceOperations
 from bellwire.push.devices.rate_limits import DeviceFloods
 from bellwire.push.devices.requests import DeviceRequests
 from bellwire.push.metrics import Metrics
-from bellwire.push.store.engine.database import Database
-from bellwire.push.store.engine.opening import open_database
+from bellwire.push.store.engine.database import Database, open_database
 from bellwire.push.store.rows.calls import to_ms
 from bellwire.push.store.rows.deliveries import forget_results
 from bellwire.push.store.rows.devices import registered_among

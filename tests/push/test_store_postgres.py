@@ -19,7 +19,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 
 from bellwire.push.access.tokens import Actor
 from bellwire.push.calls.calls import Invite
-from bellwire.push.store.engine.opening import open_database
+from bellwire.push.store.engine.database import open_database
 from bellwire.push.store.engine.postgres import PostgresDatabase
 from bellwire.push.store.engine.sqlite import SqliteDatabase
 from bellwire.push.store.rows.devices import ChannelRow, DeviceRow, put_device

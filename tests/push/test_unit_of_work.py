@@ -11,8 +11,7 @@ from sqlalchemy import text
 
 from bellwire.push.access.tokens import Actor
 from bellwire.push.calls.calls import Created, Invite
-from bellwire.push.store.engine.database import Database
-from bellwire.push.store.engine.opening import open_database
+from bellwire.push.store.engine.database import Database, open_database
 from bellwire.push.store.engine.unit_of_work import CallWork, UnitOfWork
 from bellwire.push.store.rows.calls import load_call
 from bellwire.push.store.rows.devices import ChannelRow, DeviceRow, put_device

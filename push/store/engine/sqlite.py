@@ -15,9 +15,8 @@ from typing import Any, TypeVar, cast
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import OperationalError
 
-from bellwire.push.store.engine.database import Work
 from bellwire.push.store.engine.group_commit import GroupCommit
-from bellwire.push.store.engine.unit_of_work import CallWork, carry_out_together
+from bellwire.push.store.engine.unit_of_work import CallWork, Work, carry_out_together
 from bellwire.push.store.tables import migrate
 from bellwire.signaling.errors import Unavailable
 

@@ -30,6 +30,8 @@ from bellwire.signaling.identifiers import CallSid, Identity
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Work = Callable[[Connection], T]
+"""What is done in one transaction."""
 
 
 @dataclass(slots=True, eq=False)
