@@ -10,7 +10,7 @@ from fastapi.security import (
     SecurityScopes,
 )
 
-from bellwire.broker.accounts.provision import Provisioner
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.session.session import Session
 from bellwire.config.relay import RelaySettings
 from bellwire.push.access.api_keys import API_KEY_PREFIX, ApiKeys
@@ -46,7 +46,7 @@ class Services:
         settings: RelaySettings,
         database: Database,
         session: Session,
-        provisioner: Provisioner,
+        provisioner: DynamicSecurity,
         calls: Calls,
         groups: Groups,
         devices: Devices,

@@ -24,7 +24,7 @@ from bellwire.push.delivery.owed import Deliveries, Owed
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.engine.unit_of_work import CallWork, Kept, UnitOfWork
-from bellwire.push.store.rows.call_rows import (
+from bellwire.push.store.rows.calls import (
     IdempotencyRow,
     all_deadlines,
     forget_idempotent,
@@ -34,7 +34,7 @@ from bellwire.push.store.rows.call_rows import (
     put_feedback,
     to_ms,
 )
-from bellwire.push.store.rows.result_rows import Confirmed
+from bellwire.push.store.rows.deliveries import Confirmed
 from bellwire.signaling.calls.calls import Attestation, Call, CallState
 from bellwire.signaling.calls.commands import (
     Command,
