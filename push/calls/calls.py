@@ -47,7 +47,7 @@ from bellwire.signaling.calls.commands import (
 from bellwire.signaling.calls.rules import apply, check_inviter, create_call
 from bellwire.signaling.errors import CallNotFound, Conflict, Forbidden
 from bellwire.signaling.identifiers import CallSid, ChannelKind, DeviceId, Identity, new_call_sid
-from bellwire.signaling.wire.requests import FeedbackFields
+from bellwire.signaling.wire.operations import FeedbackFields
 
 log = structlog.get_logger(__name__)
 

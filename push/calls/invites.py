@@ -19,7 +19,7 @@ from bellwire.signaling.calls.commands import Invitee, InviteMore, NewCall, Say
 from bellwire.signaling.errors import Forbidden, InvalidInput, NobodyToCall, NotFound
 from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
 from bellwire.signaling.twiml import TwimlDial
-from bellwire.signaling.wire.requests import (
+from bellwire.signaling.wire.operations import (
     DEFAULT_TIMEOUT_S,
     GroupReference,
     InviteMoreFields,

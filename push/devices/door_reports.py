@@ -22,7 +22,7 @@ from bellwire.push.store.rows.outbox import owe
 from bellwire.signaling.calls.events import DoorLockedOut
 from bellwire.signaling.errors import Forbidden, InvalidInput
 from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
-from bellwire.signaling.wire.device_operations import DeviceDoorLockedOut, DeviceDoorNotVerified
+from bellwire.signaling.wire.operations import DeviceDoorLockedOut, DeviceDoorNotVerified
 
 log = structlog.get_logger(__name__)
 

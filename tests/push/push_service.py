@@ -34,7 +34,8 @@ from bellwire.signaling.calls.commands import Received
 from bellwire.signaling.calls.events import CallEvent, CallReceived, event_document
 from bellwire.signaling.identifiers import ChannelKind, DeviceId, Identity
 from bellwire.signaling.wire.answers import DeliveryAnswer
-from bellwire.signaling.wire.requests import ChannelRequest, DeviceRequest, InviteRequest
+from bellwire.signaling.wire.operations import InviteRequest
+from bellwire.signaling.wire.requests import ChannelRequest, DeviceRequest
 from tests.conftest import PATIENCE_S
 from tests.push.clock import Clock
 

@@ -21,7 +21,7 @@ from bellwire.signaling.calls.calls import Call, CallState
 from bellwire.signaling.calls.commands import NewCall
 from bellwire.signaling.identifiers import DeviceId, Identity
 from bellwire.signaling.topics import presence_topic
-from bellwire.signaling.wire.presence import Presence, presence_document
+from bellwire.signaling.wire.station import Presence, presence_document
 from tests.broker.running import RunningBroker, held, raw_client, soon
 from tests.conftest import PATIENCE_S
 from tests.push.clock import Clock
