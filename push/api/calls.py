@@ -12,10 +12,9 @@ from bellwire.push.access.tokens import Actor
 from bellwire.push.api.call_route import CallRoute, media_type
 from bellwire.push.api.services import Services
 from bellwire.push.api.who_asks import ActorDep, AnyActorDep, ServicesDep, settle_device
-from bellwire.push.calls.calls import Invite
-from bellwire.push.calls.invites import invite_from_json, invite_from_twiml
+from bellwire.push.calls.invites import Invite, invite_from_json, invite_from_twiml
 from bellwire.push.calls.operations import carry_out
-from bellwire.push.delivery.deliveries import report_deliveries
+from bellwire.push.delivery.owed import report_deliveries
 from bellwire.push.problems import REFUSALS
 from bellwire.signaling.errors import Forbidden, InvalidInput
 from bellwire.signaling.identifiers import CallSid, CallSidField, Identity, IdentityField

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bellwire.broker.accounts.provision import Provisioner
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.session.session import Session
 from bellwire.config.relay import RelaySettings
 from bellwire.push.access.api_keys import ApiKeys
@@ -13,14 +13,14 @@ from bellwire.push.calls.groups import Groups
 from bellwire.push.calls.ice_servers import IceServers
 from bellwire.push.calls.rooms import Rooms
 from bellwire.push.calls.twilio_notifications import TwilioNotifications
-from bellwire.push.channels.webhook.webhook import WebhookChannel
+from bellwire.push.channels.webhook.channel import WebhookChannel
 from bellwire.push.data_disk import DataDisk
-from bellwire.push.delivery.webhooks import Webhooks
+from bellwire.push.delivery.webhook_events import Webhooks
 from bellwire.push.devices.connections import Connections
 from bellwire.push.devices.devices import Devices
 from bellwire.push.devices.event_stream import EventStream
 from bellwire.push.devices.metrics import DeviceMetrics
-from bellwire.push.devices.rate_limits import DeviceFloods
+from bellwire.push.devices.rate_limits import DeviceRateLimits
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
 
@@ -32,11 +32,11 @@ class Services:
     settings: RelaySettings
     database: Database
     session: Session
-    provisioner: Provisioner
+    provisioner: DynamicSecurity
     calls: Calls
     groups: Groups
     devices: Devices
-    device_floods: DeviceFloods
+    device_floods: DeviceRateLimits
     connections: Connections
     event_stream: EventStream
     access: Access

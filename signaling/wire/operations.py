@@ -35,7 +35,7 @@ from bellwire.signaling.identifiers import (
     GroupNameField,
     IdentityField,
 )
-from bellwire.signaling.params import CustomParameters
+from bellwire.signaling.twi_params import CustomParameters
 from bellwire.signaling.wire.answers import (
     CallAnswer,
     CallListAnswer,

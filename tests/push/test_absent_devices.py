@@ -10,8 +10,8 @@ from typing import Any
 from bellwire.broker.embedded import embedded_address
 from bellwire.broker.session.session import Session
 from bellwire.push.store.engine.sqlite import SqliteDatabase
-from bellwire.push.store.rows.connection_rows import ConnectionRow, absent_devices, put_connection
-from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow, put_device
+from bellwire.push.store.rows.connections import ConnectionRow, absent_devices, put_connection
+from bellwire.push.store.rows.devices import ChannelRow, DeviceRow, put_device
 from bellwire.signaling.identifiers import DeviceId, Identity
 from bellwire.signaling.topics import PRESENCE_OF_ALL, presence_topic
 from bellwire.signaling.wire.station import Presence, parse_presence, presence_document
