@@ -30,7 +30,7 @@ from bellwire.push.api.call_route import CallsFirst
 from bellwire.push.api.floods_first import FloodsFirst, WhoAsksFirst
 from bellwire.push.api.server.body_limit import BodyLimit
 from bellwire.push.api.server.counted import Counted
-from bellwire.push.api.services import Services
+from bellwire.push.parts import Relay
 from bellwire.push.problems import (
     MEDIA_TYPE,
     REFUSALS,
@@ -55,16 +55,18 @@ Errors are problem documents (RFC 9457), with Twilio's code where one fits.
 """
 
 
-def served_app(services: Services) -> ASGIApp:
+def served_app(relay: Relay) -> ASGIApp:
     """What a relay serves: the application, and what stands before its routes."""
-    routes = build_app(services)
-    app: ASGIApp = BodyLimit(CallsFirst(routes), services.settings.max_body_bytes, services.metrics)
-    app = FloodsFirst(WhoAsksFirst(app, services), services)
-    return ServerErrorMiddleware(Counted(app, services.metrics), handler=_failed)
+    routes = build_app(relay)
+    app: ASGIApp = BodyLimit(
+        CallsFirst(routes), relay.ground.settings.max_body_bytes, relay.ground.metrics
+    )
+    app = FloodsFirst(WhoAsksFirst(app, relay), relay)
+    return ServerErrorMiddleware(Counted(app, relay.ground.metrics), handler=_failed)
 
 
-def build_app(services: Services | None = None) -> FastAPI:
-    """The application. Without services it serves nothing and only knows its own description."""
+def build_app(relay: Relay | None = None) -> FastAPI:
+    """The application. Without a relay it serves nothing and only knows its own description."""
     app = FastAPI(
         title="Bellwire",
         version=version("bellwire"),
@@ -90,8 +92,8 @@ def build_app(services: Services | None = None) -> FastAPI:
     app.router.routes[:0] = calls.router.routes
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    if services is not None:
-        app.state.services = services
+    if relay is not None:
+        app.state.relay = relay
     return app
 
 

@@ -13,8 +13,8 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
-from bellwire.push.api.services import Services
 from bellwire.push.api.who_asks import CALL_SCOPE, authenticate_by, take_turn
+from bellwire.push.parts import Relay
 from bellwire.push.problems import problem_of_validation, problem_response, refusal_response
 from bellwire.signaling.errors import InvalidInput, Refusal
 from bellwire.signaling.identifiers import CallSid, parse_call_sid
@@ -24,7 +24,7 @@ _IDEMPOTENCY_KEY_LIMIT = 255
 
 
 class CallRoute(APIRoute):
-    """The route of an operation. Its endpoint is given by name what it takes: `services` and `actor`;
+    """The route of an operation. Its endpoint is given by name what it takes: `relay` and `actor`;
     `call_sid` where the path has one; `body`, or the `request` where it reads that itself; and
     `idempotency_key`. It answers with a model, or with a response."""
 
@@ -63,17 +63,17 @@ class CallRoute(APIRoute):
 
     async def _answer(self, scope: Scope, receive: Receive) -> BaseModel | Response:
         operation = self._operation
-        services: Services = scope["app"].state.services
+        relay: Relay = scope["app"].state.relay
         headers = dict(scope["headers"])
         actor = await authenticate_by(
-            services,
+            relay,
             scope,
             CALL_SCOPE,
             authorization=_text(headers.get(b"authorization")),
             api_key=_text(headers.get(b"x-api-key")),
         )
-        take_turn(services, actor)
-        given: dict[str, Any] = {"services": services, "actor": actor}
+        take_turn(relay, actor)
+        given: dict[str, Any] = {"relay": relay, "actor": actor}
         call_sid: CallSid | None = None
         if scope["path_params"]:
             given["call_sid"] = call_sid = parse_call_sid(scope["path_params"]["call_sid"])

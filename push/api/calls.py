@@ -10,11 +10,11 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from bellwire.push.access.tokens import Actor
 from bellwire.push.api.call_route import CallRoute, media_type
-from bellwire.push.api.services import Services
-from bellwire.push.api.who_asks import ActorDep, AnyActorDep, ServicesDep, settle_device
+from bellwire.push.api.who_asks import ActorDep, AnyActorDep, RelayDep, settle_device
 from bellwire.push.calls.invites import Invite, invite_from_json, invite_from_twiml
 from bellwire.push.calls.operations import carry_out
 from bellwire.push.delivery.owed import report_deliveries
+from bellwire.push.parts import Relay
 from bellwire.push.problems import REFUSALS
 from bellwire.signaling.errors import Forbidden, InvalidInput
 from bellwire.signaling.identifiers import CallSid, CallSidField, Identity, IdentityField
@@ -63,14 +63,14 @@ _TAGS: list[str | Enum] = ["calls"]
 
 async def create(
     request: Request,
-    services: ServicesDep,
+    relay: RelayDep,
     actor: ActorDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Any:  # noqa: ANN401 - a CallAnswer, or the response with one
     """Makes a call and rings every device of the invitees. The body is JSON or TwiML."""
     body = await request.body()
-    invite = _invite(services, actor, request.headers.get("content-type"), body, idempotency_key)
-    created = await services.calls.create(invite)
+    invite = _invite(relay, actor, request.headers.get("content-type"), body, idempotency_key)
+    created = await relay.calls.calls.create(invite)
     answer = CallAnswer.of(created.call)
     if not created.repeated:
         return answer
@@ -83,9 +83,9 @@ async def create(
 
 
 def _invite(
-    services: Services, actor: Actor, content_type: str | None, body: bytes, key: str | None
+    relay: Relay, actor: Actor, content_type: str | None, body: bytes, key: str | None
 ) -> Invite:
-    calls, shown = services.calls, media_type(content_type)
+    calls, shown = relay.calls.calls, media_type(content_type)
     if shown in _XML:
         dial = parse_twiml(body)
         return invite_from_twiml(
@@ -100,7 +100,7 @@ def _invite(
         actor,
         new_sid=calls.new_sid,
         at=calls.now(),
-        check_after_s=services.settings.not_received_after_s,
+        check_after_s=relay.ground.settings.not_received_after_s,
         idempotency_key=key,
     )
 
@@ -119,7 +119,7 @@ router.add_api_route(
 
 @router.get("/v1/calls", tags=_TAGS)
 async def list_calls(
-    services: ServicesDep,
+    relay: RelayDep,
     actor: ActorDep,
     identity: Annotated[IdentityField | None, Query(description="Whose calls")] = None,
     count: Annotated[int, Query(ge=1, description="Over 100 counts as 100")] = 20,
@@ -131,14 +131,14 @@ async def list_calls(
     if actor.identity is not None and identity not in (None, actor.identity):
         raise Forbidden("a token lists the calls of its own identity only")
     whose = actor.identity or (None if identity is None else Identity(identity))
-    calls, following = await services.calls.list_of(whose, count=count, before=next_)
+    calls, following = await relay.calls.calls.list_of(whose, count=count, before=next_)
     return CallListAnswer(calls=tuple(map(CallAnswer.of, calls)), next=following)
 
 
 @router.get("/v1/calls/{call_sid}", tags=_TAGS)
-async def show(call_sid: SidPath, services: ServicesDep, actor: ActorDep) -> CallAnswer:
+async def show(call_sid: SidPath, relay: RelayDep, actor: ActorDep) -> CallAnswer:
     """A call as it stands."""
-    return CallAnswer.of(await services.calls.show(CallSid(call_sid), actor))
+    return CallAnswer.of(await relay.calls.calls.show(CallSid(call_sid), actor))
 
 
 class _Endpoint:
@@ -149,7 +149,7 @@ class _Endpoint:
         self._model = model
         takes: dict[str, Any] = {
             "call_sid": SidPath,
-            "services": ServicesDep,
+            "relay": RelayDep,
             "actor": ActorDep,
             "body": model if operation.body_required else model | None,
         }
@@ -171,7 +171,7 @@ class _Endpoint:
     async def __call__(
         self,
         *,
-        services: Services,
+        relay: Relay,
         actor: Actor,
         call_sid: str,
         body: AsWhom | None = None,
@@ -179,9 +179,9 @@ class _Endpoint:
     ) -> CallAnswer:
         """Carries it out."""
         asked = self._model() if body is None else body
-        await settle_device(services, actor, asked.device_id)
+        await settle_device(relay, actor, asked.device_id)
         return await carry_out(
-            services.calls,
+            relay.calls.calls,
             self._operation,
             asked,
             actor,
@@ -214,13 +214,11 @@ _serve_operations()
 
 
 @router.get("/v1/calls/{call_sid}/deliveries", tags=_TAGS)
-async def deliveries(
-    call_sid: SidPath, services: ServicesDep, actor: ActorDep
-) -> CallDeliveriesAnswer:
+async def deliveries(call_sid: SidPath, relay: RelayDep, actor: ActorDep) -> CallDeliveriesAnswer:
     """What became of a call's events, by device and channel. A token sees its identity's devices."""
-    call = await services.calls.show(CallSid(call_sid), actor)
-    return await services.database.read(
-        partial(report_deliveries, call=call, whose=actor.identity, now=services.calls.now())
+    call = await relay.calls.calls.show(CallSid(call_sid), actor)
+    return await relay.ground.database.read(
+        partial(report_deliveries, call=call, whose=actor.identity, now=relay.calls.calls.now())
     )
 
 
@@ -228,17 +226,17 @@ async def deliveries(
     "/v1/calls/{call_sid}/room", tags=["media"], description=OPERATIONS[DeviceRoom].meaning
 )
 async def room(
-    call_sid: SidPath, body: RoomRequest, services: ServicesDep, actor: ActorDep
+    call_sid: SidPath, body: RoomRequest, relay: RelayDep, actor: ActorDep
 ) -> RoomAnswer:
     """Brings a user's sound to the room of a call."""
-    await settle_device(services, actor, body.device_id)
+    await settle_device(relay, actor, body.device_id)
     identity, device = actor.acting_as(body.identity, body.device_id)
     sid = CallSid(call_sid)
-    sdp = await services.rooms.enter(sid, identity, device, body.sdp, actor.attestation)
+    sdp = await relay.calls.rooms.enter(sid, identity, device, body.sdp, actor.attestation)
     return RoomAnswer(sdp=sdp)
 
 
 @ice.get("/v1/ice-servers", description=OPERATIONS[DeviceIceServers].meaning)
-async def ice_servers(services: ServicesDep, actor: AnyActorDep) -> IceServersAnswer:
+async def ice_servers(relay: RelayDep, actor: AnyActorDep) -> IceServersAnswer:
     """The servers to connect calls by."""
-    return services.ice_servers.of(actor)
+    return relay.calls.ice_servers.of(actor)

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Response, Security
 
 from bellwire.push.access.tokens import Actor
-from bellwire.push.api.who_asks import ServicesDep, require_server
+from bellwire.push.api.who_asks import RelayDep, require_server
 from bellwire.signaling.identifiers import DeviceId, DeviceIdField
 from bellwire.signaling.tokens import Scope
 from bellwire.signaling.wire.answers import DeviceAnswer, DeviceListAnswer
@@ -19,9 +19,9 @@ DevicePath = Annotated[DeviceIdField, Path(description="1 to 64 of `A-Z a-z 0-9 
 
 
 @router.get("")
-async def list_devices(services: ServicesDep, _: ServerDep) -> DeviceListAnswer:
+async def list_devices(relay: RelayDep, _: ServerDep) -> DeviceListAnswer:
     """All devices, by id."""
-    devices = services.devices
+    devices = relay.devices.registered
     return DeviceListAnswer(devices=tuple(await devices.all()), broker_url=devices.broker_url)
 
 
@@ -30,23 +30,23 @@ async def put(
     device_id: DevicePath,
     body: DeviceRequest,
     response: Response,
-    services: ServicesDep,
+    relay: RelayDep,
     _: ServerDep,
 ) -> DeviceAnswer:
     """Registers a device in place of what had its id. With the `mqtt` channel the answer carries
     the broker's URL and the device's credentials, once."""
-    answer, is_new = await services.devices.put(DeviceId(device_id), body)
+    answer, is_new = await relay.devices.registered.put(DeviceId(device_id), body)
     response.status_code = 201 if is_new else 200
     return answer
 
 
 @router.get("/{device_id}")
-async def get(device_id: DevicePath, services: ServicesDep, _: ServerDep) -> DeviceAnswer:
+async def get(device_id: DevicePath, relay: RelayDep, _: ServerDep) -> DeviceAnswer:
     """A device, without its secrets."""
-    return await services.devices.get(DeviceId(device_id))
+    return await relay.devices.registered.get(DeviceId(device_id))
 
 
 @router.delete("/{device_id}", status_code=204)
-async def delete(device_id: DevicePath, services: ServicesDep, _: ServerDep) -> None:
+async def delete(device_id: DevicePath, relay: RelayDep, _: ServerDep) -> None:
     """Removes a device, and its access to the broker."""
-    await services.devices.delete(DeviceId(device_id))
+    await relay.devices.registered.delete(DeviceId(device_id))

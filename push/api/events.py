@@ -11,9 +11,9 @@ from fastapi import APIRouter, Query, WebSocket
 
 from bellwire.push.access.api_keys import API_KEY_PREFIX
 from bellwire.push.access.tokens import Actor
-from bellwire.push.api.services import Services
 from bellwire.push.api.who_asks import CALL_SCOPE, authenticate_by, settle_device
 from bellwire.push.channels.websocket import STREAM
+from bellwire.push.parts import Relay
 from bellwire.push.problems import refusal_response
 from bellwire.signaling.errors import Forbidden, InvalidInput, Refusal, Unauthenticated
 from bellwire.signaling.identifiers import DeviceId, Identity, parse_device_id
@@ -29,23 +29,23 @@ async def events(
     cursor: Annotated[str | None, Query()] = None,
 ) -> None:
     """A device's stream. A browser, which cannot set headers, shows its access token as `token`."""
-    services: Services = socket.app.state.services
+    relay: Relay = socket.app.state.relay
     try:
-        actor, device = await _reader(services, socket, token, device_id)
-        stream = await services.connections.open_stream(device, _number(cursor))
+        actor, device = await _reader(relay, socket, token, device_id)
+        stream = await relay.devices.connections.open_stream(device, _number(cursor))
     except Refusal as refusal:
         await socket.send_denial_response(refusal_response(refusal))
         return
     await socket.accept()
-    await services.event_stream.serve(socket, actor, stream)
+    await relay.devices.event_stream.serve(socket, actor, stream)
 
 
 async def _reader(
-    services: Services, socket: WebSocket, token: str | None, asked: str | None
+    relay: Relay, socket: WebSocket, token: str | None, asked: str | None
 ) -> tuple[Actor, DeviceId]:
     """Who reads, and on which device: one of the reader's own, with the WebSocket channel."""
     if token is not None and token.startswith(API_KEY_PREFIX):
-        raise services.access.counted(
+        raise relay.access.ended.counted(
             "api-key-in-url",
             Unauthenticated(
                 "an API key is not taken from a URL, which proxies and browsers keep: show it in a"
@@ -53,7 +53,7 @@ async def _reader(
             ),
         )
     actor = await authenticate_by(
-        services,
+        relay,
         socket.scope,
         CALL_SCOPE,
         authorization=socket.headers.get("authorization"),
@@ -66,12 +66,12 @@ async def _reader(
     device = actor.device or named
     if device is None:
         raise InvalidInput("say for which device: give `device_id`, or a token that names one")
-    row = await services.devices.get(device)
+    row = await relay.devices.registered.get(device)
     if actor.identity not in (None, row.identity):
         raise Forbidden(f"{device} is not a device of {actor.identity}")
     if not any(channel.kind == STREAM for channel in row.channels):
         raise Forbidden(f"{device} has no `websocket` channel: register it with one")
-    await settle_device(services, actor, device)
+    await settle_device(relay, actor, device)
     return replace(actor, identity=Identity(row.identity), device=device), device
 
 

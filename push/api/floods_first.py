@@ -13,8 +13,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bellwire.config.waiting import Sleep
 from bellwire.push.access.tokens import Actor
 from bellwire.push.api.server.admission import let_in
-from bellwire.push.api.services import Services
 from bellwire.push.api.who_asks import identify
+from bellwire.push.parts import Relay
 from bellwire.push.problems import refusal_response
 from bellwire.signaling.errors import Refusal, Unauthenticated, Unavailable
 
@@ -33,13 +33,13 @@ class FloodsFirst:
 
     Args:
         app: What serves the others, and counts them.
-        services: The relay's parts.
+        relay: Knows who asks, and how often they have.
         sleep: Waits.
     """
 
-    def __init__(self, app: ASGIApp, services: Services, *, sleep: Sleep = asyncio.sleep) -> None:
+    def __init__(self, app: ASGIApp, relay: Relay, *, sleep: Sleep = asyncio.sleep) -> None:
         self._app = app
-        self._services = services
+        self._relay = relay
         self._sleep = sleep
         self._held = 0
         self._number = 0
@@ -63,14 +63,14 @@ class FloodsFirst:
         actor = self._known(scope)
         if actor is None or actor.token is None or actor.identity is None:
             return None
-        access = self._services.access
+        access = self._relay.access.ended
         try:
             access.must_be_fresh()
         except Unavailable:
             return None
         if access.refusal(actor.token, actor.identity, actor.device) is not None:
             return None
-        refusal = self._services.device_floods.refusal(actor.identity, actor.device)
+        refusal = self._relay.devices.rate_limits.refusal(actor.identity, actor.device)
         if refusal is not None:
             try:
                 let_in(scope, actor.identity)  # it is no stranger's connection
@@ -91,7 +91,7 @@ class FloodsFirst:
         scheme, _, credentials = shown.decode("latin-1").partition(" ")
         if scheme.lower() != "bearer":
             return None
-        return self._services.tokens.verified(credentials.strip())
+        return self._relay.access.tokens.verified(credentials.strip())
 
 
 """Whose credentials are a signature that covers the body."""
@@ -106,12 +106,12 @@ class WhoAsksFirst:
 
     Args:
         app: What serves the others.
-        services: The relay's parts.
+        relay: Knows who asks, and how often they have.
     """
 
-    def __init__(self, app: ASGIApp, services: Services) -> None:
+    def __init__(self, app: ASGIApp, relay: Relay) -> None:
         self._app = app
-        self._services = services
+        self._relay = relay
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request (ASGI)."""
@@ -119,7 +119,7 @@ class WhoAsksFirst:
         if b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0":
             try:
                 actor = await identify(
-                    self._services,
+                    self._relay,
                     _text(headers.get(b"authorization")),
                     _text(headers.get(b"x-api-key")),
                     None,
@@ -127,7 +127,7 @@ class WhoAsksFirst:
                 let_in(scope, actor.identity)
             except Refusal as refusal:
                 if isinstance(refusal, Unauthenticated):
-                    self._services.metrics.count_refused(_STRANGERS_BODY)
+                    self._relay.ground.metrics.count_refused(_STRANGERS_BODY)
                 await refusal_response(refusal)(scope, receive, send)
                 return
             scope["user"] = actor

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from sqlalchemy import text
 
 from bellwire.push.access.tokens import Actor
-from bellwire.push.api.who_asks import ServicesDep, require_server
+from bellwire.push.api.who_asks import RelayDep, require_server
 from bellwire.signaling.errors import Unavailable
 from bellwire.signaling.tokens import Scope
 
@@ -40,30 +40,30 @@ async def healthz() -> Health:
 
 
 @router.get("/readyz")
-async def readyz(services: ServicesDep) -> Readiness:
+async def readyz(relay: RelayDep) -> Readiness:
     """Whether it can carry calls: send it no traffic while this is 503."""
-    await services.database.read(lambda c: c.execute(text("SELECT 1")).scalar())
-    if not services.session.connected:
+    await relay.ground.database.read(lambda c: c.execute(text("SELECT 1")).scalar())
+    if not relay.ground.session.connected:
         raise Unavailable("the broker is not connected", database=True, broker=False)
-    problem = (await services.disk.state()).problem if services.writes_to_disk else None
+    problem = (await relay.disk.state()).problem if relay.writes_to_disk else None
     if problem is not None:
         raise Unavailable(problem, database=True, broker=True, disk=False)
     return Readiness(database=True, broker=True, disk=True)
 
 
 @router.get("/metrics", response_class=Response)
-async def metrics(services: ServicesDep) -> Response:
+async def metrics(relay: RelayDep) -> Response:
     """Counters in Prometheus' text format."""
-    services.metrics.broker_connected.set(services.session.connected)
-    services.metrics.disk_free.set((await services.disk.state()).free_bytes)
-    return Response(services.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+    relay.ground.metrics.broker_connected.set(relay.ground.session.connected)
+    relay.ground.metrics.disk_free.set((await relay.disk.state()).free_bytes)
+    return Response(relay.ground.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
 @for_keys.get("/metrics/devices", response_class=Response)
 async def device_metrics(
-    services: ServicesDep,
+    relay: RelayDep,
     _: Annotated[Actor, Security(require_server, scopes=[Scope.METRICS])],
 ) -> Response:
     """Each registered device in Prometheus' text format: is it there, when was it last, its faults."""
-    exposition = await services.device_metrics.exposition()
+    exposition = await relay.devices.metrics.exposition()
     return Response(exposition, media_type=CONTENT_TYPE_LATEST)

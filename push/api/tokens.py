@@ -8,8 +8,8 @@ from fastapi import APIRouter, Security
 from sqlalchemy import Connection
 
 from bellwire.push.access.tokens import Actor
-from bellwire.push.api.services import Services
-from bellwire.push.api.who_asks import ServicesDep, require_server
+from bellwire.push.api.who_asks import RelayDep, require_server
+from bellwire.push.parts import Relay
 from bellwire.push.store.rows.access import Ended, revoke, revoke_device
 from bellwire.push.store.rows.calls import to_ms
 from bellwire.signaling.errors import Conflict, InvalidInput, Unauthenticated
@@ -26,47 +26,47 @@ ServerDep = Annotated[Actor, Security(require_server, scopes=[Scope.TOKENS])]
 
 
 @router.post("/v1/tokens", status_code=201)
-async def issue(body: TokenRequest, services: ServicesDep, _: ServerDep) -> TokenAnswer:
+async def issue(body: TokenRequest, relay: RelayDep, _: ServerDep) -> TokenAnswer:
     """An access token for one identity, to hand to its app. One for a device lives with it: it is good
     while the device is registered for the identity."""
     identity = Identity(body.identity)
     device = None if body.device_id is None else DeviceId(body.device_id)
-    owner = None if device is None else await services.devices.identity_of(device)
+    owner = None if device is None else await relay.devices.registered.identity_of(device)
     if owner not in (None, identity):
         raise Conflict(f"{device} is another identity's device: a token is for devices of its own")
     # What another relay has revoked by now was revoked before.
-    await services.access.look()
-    token, expires_at = services.tokens.issue(identity, device, body.ttl)
+    await relay.access.ended.look()
+    token, expires_at = relay.access.tokens.issue(identity, device, body.ttl)
     return TokenAnswer(token=token, expires_at=expires_at)
 
 
 @router.post("/v1/tokens/revoke")
 async def revoke_tokens(
-    body: RevokeTokensRequest, services: ServicesDep, _: ServerDep
+    body: RevokeTokensRequest, relay: RelayDep, _: ServerDep
 ) -> RevokedTokensAnswer:
     """Ends access tokens before their time, at every relay within a second, and closes their streams.
     Nothing else is taken: a device keeps its access to the broker until it is removed."""
     revoked = RevokedTokensAnswer(
         identity=body.identity,
         device_id=body.device_id,
-        jti=body.jti if body.token is None else await _jti(services, body.token),
+        jti=body.jti if body.token is None else await _jti(relay, body.token),
     )
-    at_ms = to_ms(services.calls.now())
-    await services.database.write(partial(_revoke, revoked=revoked, at_ms=at_ms))
-    await services.access.look()
+    at_ms = to_ms(relay.calls.calls.now())
+    await relay.ground.database.write(partial(_revoke, revoked=revoked, at_ms=at_ms))
+    await relay.access.ended.look()
     log.info("access tokens revoked", **revoked.model_dump(exclude_none=True))
     return revoked
 
 
 @router.get("/.well-known/jwks.json")
-async def jwks(services: ServicesDep) -> KeySetAnswer:
+async def jwks(relay: RelayDep) -> KeySetAnswer:
     """The keys that sign access tokens and caller tokens, as a JSON Web Key Set (RFC 7517)."""
-    return await services.tokens.key_set()
+    return await relay.access.tokens.key_set()
 
 
-async def _jti(services: Services, token: str) -> str:
+async def _jti(relay: Relay, token: str) -> str:
     try:
-        return (await services.tokens.read(token)).jti
+        return (await relay.access.tokens.read(token)).jti
     except Unauthenticated as error:
         raise InvalidInput(f"token: {error.detail}, so there is nothing to revoke") from error
 

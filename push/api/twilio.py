@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request
 from pydantic import BaseModel
 
-from bellwire.push.api.who_asks import ServicesDep
+from bellwire.push.api.who_asks import RelayDep
 
 router = APIRouter(prefix="/v1/twilio", tags=["twilio"])
 
@@ -36,15 +36,15 @@ class NotificationAnswer(BaseModel):
 @router.post("/notifications", openapi_extra=_BODY)
 async def notify(
     request: Request,
-    services: ServicesDep,
+    relay: RelayDep,
     x_twilio_signature: Annotated[
         str | None, Header(description="HMAC-SHA1 of the URL, which holds `bodySHA256`")
     ] = None,
 ) -> NotificationAnswer:
     """Twilio's Client Call Notification Webhook (`clientNotificationUrl`): forwards its keys to the
     apps of `twi_to`. 404 where these have registered no device."""
-    url = url_asked_for(request, services.settings.public_url)
-    forwarded = await services.twilio.forward(url, x_twilio_signature, await request.body())
+    url = url_asked_for(request, relay.ground.settings.public_url)
+    forwarded = await relay.calls.twilio.forward(url, x_twilio_signature, await request.body())
     return NotificationAnswer(deliveries=forwarded.deliveries, repeated=forwarded.repeated)
 
 

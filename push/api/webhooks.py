@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Security
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from bellwire.push.access.tokens import Actor
-from bellwire.push.api.who_asks import ServicesDep, require_server
+from bellwire.push.api.who_asks import RelayDep, require_server
 from bellwire.signaling.calls.events import Moment
 from bellwire.signaling.errors import InvalidInput
 from bellwire.signaling.identifiers import CallSidField
@@ -73,10 +73,10 @@ class TestAnswer(_Answer):
 
 
 @router.get("")
-async def list_webhooks(services: ServicesDep, _: ServerDep) -> WebhookListAnswer:
+async def list_webhooks(relay: RelayDep, _: ServerDep) -> WebhookListAnswer:
     """The webhooks of the relay's settings, and how they fare."""
-    webhooks, channel = services.webhooks, services.webhook_channel
-    owed = await services.database.read(webhooks.owed)
+    webhooks, channel = relay.delivery.webhooks, relay.delivery.webhook_channel
+    owed = await relay.ground.database.read(webhooks.owed)
     answers = []
     for name, target in sorted(webhooks.targets.items()):
         last = channel.last.get(name)
@@ -96,15 +96,15 @@ async def list_webhooks(services: ServicesDep, _: ServerDep) -> WebhookListAnswe
 
 @router.post("/{name}/replay")
 async def replay(
-    name: NamePath, body: ReplayRequest, services: ServicesDep, _: ServerDep
+    name: NamePath, body: ReplayRequest, relay: RelayDep, _: ServerDep
 ) -> ReplayAnswer:
     """Sends a webhook the events of a time again, under the ids they had, as far as they are kept (7
     days). What it is still owed is not doubled."""
     if body.until is not None and body.until <= body.since:
         raise InvalidInput("until must be after since")
-    replayed = await services.database.write(
+    replayed = await relay.ground.database.write(
         partial(
-            services.webhooks.replay,
+            relay.delivery.webhooks.replay,
             name=name,
             since=body.since,
             until=body.until,
@@ -115,9 +115,9 @@ async def replay(
 
 
 @router.post("/{name}/test", status_code=202)
-async def test(name: NamePath, services: ServicesDep, _: ServerDep) -> TestAnswer:
+async def test(name: NamePath, relay: RelayDep, _: ServerDep) -> TestAnswer:
     """Sends a webhook the event `webhook.test`, within two seconds; the list of webhooks then shows
     what came of it."""
     return TestAnswer(
-        event_id=await services.database.write(partial(services.webhooks.test, name=name))
+        event_id=await relay.ground.database.write(partial(relay.delivery.webhooks.test, name=name))
     )

@@ -14,7 +14,7 @@ from fastapi.security import (
 from bellwire.push.access.api_keys import API_KEY_PREFIX
 from bellwire.push.access.tokens import Actor
 from bellwire.push.api.server.admission import let_in
-from bellwire.push.api.services import Services
+from bellwire.push.parts import Relay
 from bellwire.signaling.errors import Forbidden, Unauthenticated
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.tokens import Scope
@@ -30,18 +30,18 @@ _header = APIKeyHeader(
 )
 
 
-async def services_of(request: Request) -> Services:
-    """The relay's parts."""
-    return cast("Services", request.app.state.services)
+async def relay_of(request: Request) -> Relay:
+    """The relay that is asked."""
+    return cast("Relay", request.app.state.relay)
 
 
-ServicesDep = Annotated[Services, Depends(services_of)]
+RelayDep = Annotated[Relay, Depends(relay_of)]
 
 
 async def authenticate_any(
     needed: SecurityScopes,
     request: Request,
-    services: ServicesDep,
+    relay: RelayDep,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     header: Annotated[str | None, Depends(_header)],
 ) -> Actor:
@@ -56,20 +56,20 @@ async def authenticate_any(
     (scope,) = needed.scopes
     credentials = None if bearer is None else bearer.credentials
     actor = await authenticate_by(
-        services, request.scope, Scope(scope), api_key=header, bearer=credentials
+        relay, request.scope, Scope(scope), api_key=header, bearer=credentials
     )
-    take_turn(services, actor)
+    take_turn(relay, actor)
     return actor
 
 
-def take_turn(services: Services, actor: Actor) -> None:
+def take_turn(relay: Relay, actor: Actor) -> None:
     """Counts a request of who shows an access token: an app holds one, as a device its connection.
 
     Raises:
         TooManyRequests: it is one too many.
     """
     if actor.token is not None and actor.identity is not None:
-        services.device_floods.admit(actor.identity, actor.device)
+        relay.devices.rate_limits.admit(actor.identity, actor.device)
 
 
 CALL_SCOPE = Scope.CALLS
@@ -92,7 +92,7 @@ async def authenticate(
 
 
 async def authenticate_by(
-    services: Services,
+    relay: Relay,
     connection: starlette.types.Scope,
     needed: Scope,
     *,
@@ -110,17 +110,17 @@ async def authenticate_by(
     """
     actor: Actor | None = connection.get("user")
     if actor is None:
-        actor = await identify(services, authorization, api_key, bearer)
+        actor = await identify(relay, authorization, api_key, bearer)
     try:
         actor.must_have(needed)
     except Forbidden as refusal:
-        raise services.access.counted("scope-missing", refusal) from None
+        raise relay.access.ended.counted("scope-missing", refusal) from None
     let_in(connection, actor.identity)
     return actor
 
 
 async def identify(
-    services: Services, authorization: str | None, api_key: str | None, bearer: str | None
+    relay: Relay, authorization: str | None, api_key: str | None, bearer: str | None
 ) -> Actor:
     """Who asks, by an `Authorization` header, an API key or a bearer's credentials, as they are shown.
 
@@ -136,14 +136,14 @@ async def identify(
             "show an API key or an access token: `Authorization: Bearer ...`, or `X-API-Key: ...`"
         )
     if api_key is not None or shown.startswith(API_KEY_PREFIX):
-        return await services.api_keys.check(shown)
-    actor = await services.tokens.check(shown)
+        return await relay.access.api_keys.check(shown)
+    actor = await relay.access.tokens.check(shown)
     if actor.token is not None and actor.identity is not None:
-        await services.access.admit(actor.token, actor.identity, actor.device)
+        await relay.access.ended.admit(actor.token, actor.identity, actor.device)
     return actor
 
 
-async def settle_device(services: Services, actor: Actor, device: str | None) -> None:
+async def settle_device(relay: Relay, actor: Actor, device: str | None) -> None:
     """Sees that a token for any device of an identity acts only as one that the identity has, and ends
     with it.
 
@@ -152,7 +152,7 @@ async def settle_device(services: Services, actor: Actor, device: str | None) ->
     """
     if device is None or actor.token is None or actor.identity is None or actor.device is not None:
         return
-    await services.access.act_as(actor.token, actor.identity, DeviceId(device))
+    await relay.access.ended.act_as(actor.token, actor.identity, DeviceId(device))
 
 
 ActorDep = Annotated[Actor, Security(authenticate, scopes=[CALL_SCOPE])]
