@@ -21,15 +21,12 @@ from bellwire.push.api import (
     events,
     groups,
     health,
-    keys,
-    tokens,
+    keys_and_tokens,
     twilio,
     webhooks,
 )
+from bellwire.push.api.before_routes import BodyLimit, Counted, FloodsFirst, WhoAsksFirst
 from bellwire.push.api.call_route import CallsFirst
-from bellwire.push.api.floods_first import FloodsFirst, WhoAsksFirst
-from bellwire.push.api.server.body_limit import BodyLimit
-from bellwire.push.api.server.counted import Counted
 from bellwire.push.parts import Relay
 from bellwire.push.problems import (
     MEDIA_TYPE,
@@ -77,8 +74,8 @@ def build_app(relay: Relay | None = None) -> FastAPI:
     for router in (
         devices.router,
         groups.router,
-        tokens.router,
-        keys.router,
+        keys_and_tokens.tokens,
+        keys_and_tokens.router,
         calls.ice,
         webhooks.router,
         twilio.router,

@@ -1,0 +1,304 @@
+"""What stands before the routes, from the outside in: every request is counted, who floods is refused, who
+asks is known, and the body is bounded. All of it costs less than what it saves, so it is plain ASGI.
+
+A flood is refused before a signature is verified, a body read, a route looked for or the database asked.
+Who asks is known before a body is read: FastAPI reads and parses it before it looks at anything else, so
+that a stranger would have the relay do that work. Their answer needs no byte of it, also where they wait
+for `100 Continue`.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from prometheus_client import Counter, Histogram
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bellwire.config.waiting import Sleep
+from bellwire.push.access.tokens import Actor
+from bellwire.push.api.server.admission import let_in
+from bellwire.push.api.who_asks import identify
+from bellwire.push.metrics import Metrics
+from bellwire.push.parts import Relay
+from bellwire.push.problems import MEDIA_TYPE, problem_of, refusal_response
+from bellwire.signaling.errors import Refusal, TooLarge, Unauthenticated, Unavailable
+
+_SIGNED = "/v1/twilio/"
+"""Whose credentials are a signature that covers the body."""
+
+_HELD_S = 0.5
+"""How late who floods is refused at least, and at most twice as late. Whoever asks again as soon as they are
+answered would else have the relay do nothing but refuse; they are told to wait a second anyway."""
+_GOLDEN = 0.618034
+"""The multiples of this lie apart from each other, modulo 1: what comes at once is not refused at once."""
+_HELD_AT_ONCE = 4096
+
+_STRANGERS_BODY = "body-of-stranger"
+"""The reason of `bellwire_refused_total`."""
+
+_DRAIN_BYTES = 16 * 1024 * 1024
+_DRAIN_S = 2.0
+
+
+class Counted:
+    """Counts and times requests by their route, never by their path."""
+
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._clock = clock
+        self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request (ASGI)."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 500
+        started = self._clock()
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            method = scope["method"] if route != "unmatched" else "any"
+            seconds = self._clock() - started
+            requests, request_seconds = self._counters(method, route, status)
+            requests.inc()
+            request_seconds.observe(seconds)
+
+    def _counters(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+        """Looked up once: their labels are few, and looking them up costs more than counting."""
+        key = (method, route, status)
+        if key not in self._known:
+            self._known[key] = (
+                self._metrics.requests.labels(*key),
+                self._metrics.request_seconds.labels(method, route),
+            )
+        return self._known[key]
+
+
+class FloodsFirst:
+    """Refuses requests by access tokens that have asked too often. Only such as the relay has found good
+    before, and that are good still: all others go on to where that is looked at.
+
+    Args:
+        app: What serves the others, and counts them.
+        relay: Knows who asks, and how often they have.
+        sleep: Waits.
+    """
+
+    def __init__(self, app: ASGIApp, relay: Relay, *, sleep: Sleep = asyncio.sleep) -> None:
+        self._app = app
+        self._relay = relay
+        self._sleep = sleep
+        self._held = 0
+        self._number = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request (ASGI)."""
+        refusal = self._refusal(scope)
+        if refusal is None:
+            await self._app(scope, receive, send)
+            return
+        if self._held < _HELD_AT_ONCE:
+            self._held += 1
+            self._number += 1
+            try:
+                await self._sleep(_HELD_S * (1 + self._number * _GOLDEN % 1))
+            finally:
+                self._held -= 1
+        await refusal_response(refusal)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> Refusal | None:
+        actor = self._known(scope)
+        if actor is None or actor.token is None or actor.identity is None:
+            return None
+        access = self._relay.access.ended
+        try:
+            access.must_be_fresh()
+        except Unavailable:
+            return None
+        if access.refusal(actor.token, actor.identity, actor.device) is not None:
+            return None
+        refusal = self._relay.devices.rate_limits.refusal(actor.identity, actor.device)
+        if refusal is not None:
+            try:
+                let_in(scope, actor.identity)  # it is no stranger's connection
+            except Refusal as no_place:
+                return no_place
+        return refusal
+
+    def _known(self, scope: Scope) -> Actor | None:
+        """Whom an access token in the header stands for, where that is known without looking."""
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+            return None
+        if scope["path"].startswith(_SIGNED):
+            return None
+        headers = dict(scope["headers"])
+        shown = headers.get(b"authorization")
+        if shown is None or b"x-api-key" in headers:
+            return None
+        scheme, _, credentials = shown.decode("latin-1").partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        return self._relay.access.tokens.verified(credentials.strip())
+
+
+class WhoAsksFirst:
+    """Refuses requests with a body from strangers, without its body. Of the others, says in the scope's
+    `user` who asks.
+
+    Args:
+        app: What serves the others.
+        relay: Knows who asks, and how often they have.
+    """
+
+    def __init__(self, app: ASGIApp, relay: Relay) -> None:
+        self._app = app
+        self._relay = relay
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request (ASGI)."""
+        headers = dict(scope["headers"]) if _needs_credentials(scope) else {}
+        if b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0":
+            try:
+                actor = await identify(
+                    self._relay,
+                    _text(headers.get(b"authorization")),
+                    _text(headers.get(b"x-api-key")),
+                    None,
+                )
+                let_in(scope, actor.identity)
+            except Refusal as refusal:
+                if isinstance(refusal, Unauthenticated):
+                    self._relay.ground.metrics.count_refused(_STRANGERS_BODY)
+                await refusal_response(refusal)(scope, receive, send)
+                return
+            scope["user"] = actor
+        await self._app(scope, receive, send)
+
+
+def _needs_credentials(scope: Scope) -> bool:
+    if scope["type"] != "http":
+        return False
+    path: str = scope["path"]
+    return path.startswith("/v1/") and not path.startswith(_SIGNED)
+
+
+def _text(header: bytes | None) -> str | None:
+    return None if header is None else header.decode("latin-1")
+
+
+class BodyLimit:
+    """Refuses bodies over `limit_bytes` with 413, by their declared length or once they pass it. FastAPI's
+    own limit answers in plain text; this is a problem document like every other refusal.
+
+    Args:
+        app: What serves the others.
+        limit_bytes: How long a body may be.
+        metrics: Counts what is refused.
+    """
+
+    def __init__(self, app: ASGIApp, limit_bytes: int, metrics: Metrics) -> None:
+        self._app = app
+        self._limit = limit_bytes
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request (ASGI)."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        declared = headers.get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self._limit:
+            if b"expect" not in headers and int(declared) <= _DRAIN_BYTES:
+                await _drain(receive)
+            await self._refuse(scope, receive, send)
+            return
+        if b"content-length" in headers and b"transfer-encoding" not in headers:
+            # The server reads no more than was declared (RFC 9112, 6.3).
+            await self._app(scope, receive, send)
+            return
+        body = _Bounded(receive, self._limit)
+        answer = _Held(send, body)
+        with suppress(_BodyTooLarge):
+            await self._app(scope, body.receive, answer.send)
+        if body.is_over:
+            await _drain(receive)
+            await self._refuse(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._metrics.count_refused("body-too-large")
+        problem = problem_of(
+            TooLarge(f"the body is over the limit of {self._limit} bytes", limit=self._limit)
+        )
+        response = JSONResponse(
+            problem.model_dump(exclude_none=True),
+            status_code=problem.status,
+            media_type=MEDIA_TYPE,
+            headers={"Connection": "close"},
+        )
+        await response(scope, receive, send)
+
+
+class _Bounded:
+    """A body that may be read up to its limit."""
+
+    def __init__(self, receive: Receive, limit_bytes: int) -> None:
+        self._receive = receive
+        self._left = limit_bytes
+        self.is_over = False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._left -= len(message.get("body", b""))
+        if self._left < 0:
+            self.is_over = True
+            raise _BodyTooLarge
+        return message
+
+
+class _Held:
+    """Lets an answer through unless the body was too long: then the refusal is the answer."""
+
+    def __init__(self, send: Send, body: _Bounded) -> None:
+        self._send = send
+        self._body = body
+
+    async def send(self, message: Message) -> None:
+        if not self._body.is_over:
+            await self._send(message)
+
+
+async def _drain(receive: Receive) -> None:
+    """Takes what a client is still sending, so that it comes to read the answer; within bounds."""
+    left = _DRAIN_BYTES
+    try:
+        async with asyncio.timeout(_DRAIN_S):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return
+
+
+class _BodyTooLarge(HTTPException):
+    """Raised into a handler that reads past the limit. FastAPI hides what is no HTTPException."""
+
+    def __init__(self) -> None:
+        super().__init__(413)
