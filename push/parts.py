@@ -40,14 +40,13 @@ from bellwire.push.delivery.dead_tokens import DeadTokens
 from bellwire.push.delivery.outbox import Outbox
 from bellwire.push.delivery.owed import Deliveries
 from bellwire.push.delivery.webhook_events import Webhooks
-from bellwire.push.devices.absent import AbsentDevices
 from bellwire.push.devices.connections import Connections
-from bellwire.push.devices.devices import Devices
 from bellwire.push.devices.door_reports import DoorReports
 from bellwire.push.devices.event_stream import EventStream
 from bellwire.push.devices.metrics import DeviceMetrics
 from bellwire.push.devices.operations import DeviceOperations
 from bellwire.push.devices.rate_limits import DeviceRateLimits
+from bellwire.push.devices.registration import AbsentDevices, Devices
 from bellwire.push.devices.requests import DeviceRequests
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database

@@ -20,10 +20,9 @@ from bellwire.broker.session.session import BACKOFF_LONGEST_S, NotConnected
 from bellwire.config.waiting import Sleep
 from bellwire.push.access.tokens import Actor
 from bellwire.push.devices.connections import Connections
-from bellwire.push.devices.devices import Devices
-from bellwire.push.devices.fair_turns import FairTurns
 from bellwire.push.devices.operations import DeviceOperations
-from bellwire.push.devices.rate_limits import DeviceRateLimits
+from bellwire.push.devices.rate_limits import DeviceRateLimits, FairTurns
+from bellwire.push.devices.registration import Devices
 from bellwire.push.problems import problem_of
 from bellwire.signaling.errors import (
     InvalidInput,

@@ -17,11 +17,11 @@ from bellwire.push.channels.websocket import StreamReaders
 from bellwire.push.delivery.outbox import Outbox
 from bellwire.push.delivery.owed import Deliveries
 from bellwire.push.devices.connections import Connections
-from bellwire.push.devices.devices import Devices
 from bellwire.push.devices.door_reports import DoorReports
 from bellwire.push.devices.event_stream import EventStream
 from bellwire.push.devices.operations import DeviceOperations
 from bellwire.push.devices.rate_limits import DeviceRateLimits
+from bellwire.push.devices.registration import Devices
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
 from tests.push.clock import Clock

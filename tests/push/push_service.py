@@ -21,7 +21,7 @@ from bellwire.push.delivery.dead_tokens import DeadTokens
 from bellwire.push.delivery.outbox import Outbox
 from bellwire.push.delivery.owed import Deliveries, report_deliveries
 from bellwire.push.delivery.webhook_events import OnEvent
-from bellwire.push.devices.devices import Devices
+from bellwire.push.devices.registration import Devices
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.rows.calls import load_call

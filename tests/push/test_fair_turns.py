@@ -6,8 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from bellwire.push.devices.fair_turns import FairTurns
-from bellwire.push.devices.rate_limits import DeviceRateLimits
+from bellwire.push.devices.rate_limits import DeviceRateLimits, FairTurns
 from bellwire.push.metrics import Metrics
 from bellwire.signaling.errors import TooManyRequests
 from tests.conftest import PATIENCE_S
