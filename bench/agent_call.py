@@ -13,8 +13,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bellwire.cli.demo.stage import register_station
-from bellwire.cli.process.client import RelayClient
 from bellwire.cli.process.relay import RelayProcess
+from bellwire.cli.relay_client import RelayClient
 from bellwire.config.agent.audio import AudioSettings, ProcessingSettings
 from bellwire.config.agent.settings import agent_file
 from bellwire.config.private_file import write_private

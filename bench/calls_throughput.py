@@ -27,8 +27,8 @@ from pathlib import Path
 from rich.console import Console
 from sqlalchemy import Connection, make_url
 
-from bellwire.cli.process.client import RelayClient
 from bellwire.cli.process.relay import RelayProcess
+from bellwire.cli.relay_client import RelayClient
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.engine.opening import open_database
 from bellwire.push.store.rows.call_rows import insert_calls, insert_users, to_ms

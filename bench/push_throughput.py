@@ -23,8 +23,8 @@ from pathlib import Path
 import uvloop
 from rich.console import Console
 
-from bellwire.cli.process.client import RelayClient
 from bellwire.cli.process.relay import RelayProcess
+from bellwire.cli.relay_client import RelayClient
 from bellwire.signaling.errors import Unavailable
 from bellwire.signaling.wire.requests import ChannelRequest, DeviceRequest
 from bench.apns_server import ApnsServer

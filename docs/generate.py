@@ -17,7 +17,7 @@ import typer
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from bellwire.cli.fleet.group import schema_text
+from bellwire.cli.fleet.command import schema_text
 from bellwire.cli.main import app
 from bellwire.config.agent.settings import default_panel
 from bellwire.config.relay import ApnsApp, FcmApp, RelaySettings, WebhookTarget

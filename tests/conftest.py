@@ -18,7 +18,7 @@ from bellwire.agent.calls.call import CallRecord, CallStatus
 from bellwire.agent.main import Agent
 from bellwire.agent.media.sound_card import SoundCard
 from bellwire.cli.demo.station import SimulatedStation
-from bellwire.cli.process.client import RelayClient
+from bellwire.cli.relay_client import RelayClient
 from bellwire.config.agent.settings import AgentSettings, BrokerSettings, default_panel
 from bellwire.config.fleet.last_good import LastGood
 from bellwire.signaling.wire.requests import ChannelRequest, DeviceRequest

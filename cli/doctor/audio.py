@@ -27,8 +27,6 @@ _LOUDEST_ECHO_DB = -45.0
 _LONGEST_ROUND_TRIP_S = 0.15
 _BAR_WIDTH = 40
 
-doctor_audio_epilog = "Example: `bellwire doctor audio --config desk.toml`"
-
 
 @reported
 def audio(

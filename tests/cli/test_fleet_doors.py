@@ -5,16 +5,16 @@ from io import StringIO
 
 from rich.console import Console
 
-from bellwire.cli.fleet.session import Device
+from bellwire.cli.fleet.session import FleetDevice
 from bellwire.cli.fleet.standing import Standing
-from bellwire.cli.fleet.view import status_view
+from bellwire.cli.fleet.status import status_view
 from bellwire.config.agent.telemetry import DoorNow, Telemetry
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.wire.presence import Presence
 
 
 def station(door: DoorNow | None) -> Standing:
-    device = Device(DeviceId("gate"))
+    device = FleetDevice(DeviceId("gate"))
     device.presence = Presence(online=True)
     device.telemetry = Telemetry(
         device_id="gate", at=datetime.now(UTC), software="agent", uptime_s=1, door=door

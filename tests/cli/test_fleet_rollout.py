@@ -8,7 +8,7 @@ import pytest
 
 from bellwire.broker.fleet.rollout_guard import guard_rollouts
 from bellwire.broker.session.receiving import ReceivingSession
-from bellwire.cli.fleet.view import rollout_lines
+from bellwire.cli.fleet.rollout import rollout_lines
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import (
     DEFAULT_LAYER,

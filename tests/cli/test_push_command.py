@@ -10,8 +10,8 @@ import pytest
 
 from bellwire.agent.calls.call import CallStatus
 from bellwire.cli.doctor.diagnosis import Verdict
+from bellwire.cli.push.command import ChannelReport, report_channel
 from bellwire.cli.push.reasons import APNS, FCM
-from bellwire.cli.push.view import ChannelReport, report_channel
 from bellwire.signaling.calls.calls import UserState
 from bellwire.signaling.wire.answers import ChannelAnswer, DeliveryAnswer, DeliveryState
 from tests.cli.command import Ended, bellwire

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bellwire.cli.process.systemd import keep_watchdog, notify
+from bellwire.cli.process.service import keep_watchdog, notify
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from bellwire.cli.process.client import RelayAccess
+from bellwire.cli.relay_client import RelayAccess
 from bellwire.push.api.app import build_app
 from tests.conftest import PATIENCE_S
 from tests.forking import ForkedRelay

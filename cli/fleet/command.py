@@ -1,4 +1,4 @@
-"""`bellwire fleet`: the group of commands, and the two that are not about layers."""
+"""`bellwire fleet`: all its commands by name, and the two that are not about layers."""
 
 import asyncio
 import json
@@ -11,15 +11,7 @@ from rich.console import Console
 
 from bellwire.broker.session.session import NobodyListens, NotConnected
 from bellwire.cli.failures import fail, reported
-from bellwire.cli.fleet import (
-    apply as fleet_apply_command,
-)
-from bellwire.cli.fleet import (
-    layer as fleet_layer_command,
-)
-from bellwire.cli.fleet import (
-    status as fleet_status_command,
-)
+from bellwire.cli.fleet import apply, layer, status
 from bellwire.cli.fleet.operator import operator
 from bellwire.cli.fleet.session import JsonOption, OperatorOption, open_fleet
 from bellwire.config.agent.settings import settings_schema
@@ -32,25 +24,19 @@ fleet = typer.Typer(
     no_args_is_help=True,
     help="Configures all devices and shows which follow, over MQTT alone: no relay need run.",
 )
-fleet.command("apply", epilog="Example: `bellwire fleet apply fleet/ --dry-run`")(
-    fleet_apply_command.apply
-)
-fleet.command("diff", epilog="Example: `bellwire fleet diff fleet/`")(fleet_apply_command.diff)
-fleet.command("status", epilog="Example: `bellwire fleet status`")(fleet_status_command.status)
-fleet.command("watch", epilog="Example: `bellwire fleet watch`")(fleet_status_command.watch)
-fleet.command("export", epilog="Example: `bellwire fleet export fleet/`")(
-    fleet_apply_command.export
-)
+fleet.command("apply", epilog="Example: `bellwire fleet apply fleet/ --dry-run`")(apply.apply)
+fleet.command("diff", epilog="Example: `bellwire fleet diff fleet/`")(apply.diff)
+fleet.command("status", epilog="Example: `bellwire fleet status`")(status.status)
+fleet.command("watch", epilog="Example: `bellwire fleet watch`")(status.watch)
+fleet.command("export", epilog="Example: `bellwire fleet export fleet/`")(apply.export)
 fleet.command("set", epilog="Example: `bellwire fleet set audio.ring_volume=0.4 --group north`")(
-    fleet_layer_command.set_value
+    layer.set_value
 )
 fleet.command("unset", epilog="Example: `bellwire fleet unset audio.ring_volume --group north`")(
-    fleet_layer_command.unset
+    layer.unset
 )
-fleet.command("log", epilog="Example: `bellwire fleet log --group north`")(fleet_layer_command.log)
-fleet.command("rollback", epilog="Example: `bellwire fleet rollback --group north`")(
-    fleet_layer_command.rollback
-)
+fleet.command("log", epilog="Example: `bellwire fleet log --group north`")(layer.log)
+fleet.command("rollback", epilog="Example: `bellwire fleet rollback --group north`")(layer.rollback)
 
 
 @fleet.command("ring-test", epilog="Example: `bellwire fleet ring-test lobby-1`")

@@ -1,9 +1,8 @@
-"""Tells systemd how this process is: the sd_notify(3) protocol, without its library.
+"""A command that runs as a service: until SIGINT or SIGTERM asks it to stop, and telling systemd how it is by
+the sd_notify(3) protocol, without its library.
 
 Nothing here needs systemd: outside a unit with `Type=notify` every call does nothing. A message that
 cannot be delivered is dropped, because systemd itself acts on the silence; sd_watchdog_enabled(3).
-
-Running a long-lived command until SIGINT or SIGTERM asks it to stop.
 """
 
 import asyncio

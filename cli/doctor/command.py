@@ -1,4 +1,5 @@
-"""`bellwire doctor`: checks each thing that can be wrong, and says how to mend it."""
+"""`bellwire doctor`: checks each thing that can be wrong, and says how to mend it; `bellwire doctor audio`
+looks at the sound alone."""
 
 import asyncio
 import tomllib
@@ -12,12 +13,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from bellwire.cli.doctor.agent import examine_agent
+from bellwire.cli.doctor.audio import audio
 from bellwire.cli.doctor.diagnosis import Finding, Verdict, bad, unknown
 from bellwire.cli.doctor.machine import examine_machine
 from bellwire.cli.doctor.relay import examine_call_policy, examine_relay
 from bellwire.cli.failures import reported
-from bellwire.cli.process.client import DataOption, KeyFileOption, RelayOption
 from bellwire.cli.process.logs import configure_logs
+from bellwire.cli.relay_client import DataOption, KeyFileOption, RelayOption
 from bellwire.config.agent.settings import AgentSettings
 from bellwire.config.relay import RelaySettings, load_relay_settings
 from bellwire.config.setting_mistakes import mistake_in_words
@@ -31,8 +33,15 @@ _SIGNS = {
 }
 
 
+doctor = typer.Typer()
+doctor.command("audio", epilog="Example: `bellwire doctor audio --config desk.toml`")(audio)
+
+
+@doctor.callback(
+    invoke_without_command=True, epilog="Example: `bellwire doctor --config desk.toml`"
+)
 @reported
-def doctor(
+def look_at_all(
     context: typer.Context,
     config: Annotated[
         list[Path] | None,
