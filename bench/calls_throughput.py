@@ -37,12 +37,12 @@ from bellwire.signaling.calls.rules import create_call
 from bellwire.signaling.identifiers import DeviceId, Identity, new_call_sid
 from bellwire.signaling.topics import call_topic
 from bellwire.signaling.wire.requests import ChannelRequest, DeviceRequest
-from bench.bare_database import postgres_calls_per_s, sqlite_calls_per_s
-from bench.command_line import at_least_one, duration_s, stoppable
-from bench.http_connection import HttpConnection
-from bench.measures import Measured, percentile, print_result
-from bench.mqtt_listener import listening
-from bench.postgres_cluster import postgres_cluster
+from bench.lab.command_line import at_least_one, duration_s, stoppable
+from bench.lab.http_connection import HttpConnection
+from bench.lab.measures import Measured, percentile, print_result
+from bench.lab.mqtt_listener import listening
+from bench.lab.postgres_cluster import postgres_cluster
+from bench.peers.bare_database import postgres_calls_per_s, sqlite_calls_per_s
 
 _LANES = (32, 128)
 """Calls at once."""
@@ -157,7 +157,7 @@ def bare_fastapi() -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         process = subprocess.Popen(  # noqa: S603 - this very Python
-            [sys.executable, "-m", "bench.bare_fastapi", str(listener.fileno())],
+            [sys.executable, "-m", "bench.peers.bare_fastapi", str(listener.fileno())],
             pass_fds=[listener.fileno()],
         )
     try:

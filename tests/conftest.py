@@ -22,7 +22,7 @@ from bellwire.cli.relay_client import RelayClient
 from bellwire.config.agent.settings import AgentSettings, BrokerSettings, default_panel
 from bellwire.config.fleet.last_good import LastGood
 from bellwire.signaling.wire.requests import ChannelRequest, DeviceRequest
-from bench.postgres_cluster import postgres_cluster
+from bench.lab.postgres_cluster import postgres_cluster
 from tests.forking import ForkedRelay
 
 PATIENCE_S = 45.0

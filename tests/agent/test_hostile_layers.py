@@ -21,7 +21,7 @@ from bellwire.config.fleet.layer import LAYER_LIMIT_BYTES, Layer, LayerProblem, 
 from bellwire.config.fleet.merge import judge, parse_layer
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import CONFIG_DEFAULT, CONFIG_GROUPS, config_topic
-from bench.simulated_agent import SimulatedAgent
+from bench.lab.simulated_agent import SimulatedAgent
 from tests.agent.rough_broker import RoughBroker, RoughSession
 from tests.broker.running import raw_client
 from tests.cli.fleet_stage import fleet_stage

@@ -20,7 +20,7 @@ from bellwire.cli.fleet.session import Fleet, open_fleet
 from bellwire.cli.main import app
 from bellwire.config.fleet.operator import OperatorSettings, write_operator_file
 from bellwire.signaling.identifiers import DeviceId
-from bench.simulated_agent import SimulatedAgent
+from bench.lab.simulated_agent import SimulatedAgent
 from tests.broker.running import RunningBroker, held, soon
 from tests.cli.command import Ended
 from tests.conftest import PATIENCE_S

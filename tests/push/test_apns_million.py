@@ -16,7 +16,7 @@ from bellwire.config.relay import ApnsApp
 from bellwire.push.channels.apns.channel import ApnsChannel
 from bellwire.push.channels.payload import PushPayload
 from bellwire.push.metrics import Metrics
-from bench.apns_server import ApnsServer
+from bench.lab.apns_server import ApnsServer
 from tests.push.apns_scene import BUNDLE, KEY_ID, TEAM_ID, at_work, delivery, utc_now
 from tests.push.apns_server import Authority, write_team_key
 

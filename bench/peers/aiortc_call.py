@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from bench.pulse_server import PulseServer, end
-from bench.standing_call import StandingCall, namespace_command
+from bench.lab.lossy_network import namespace_command
+from bench.lab.pulse_server import PulseServer, end
+from bench.sound.standing_call import StandingCall
 
 _TIMEOUT_S = 60.0
 
@@ -36,7 +37,7 @@ async def _start(
     opened: AsyncExitStack, pulse: PulseServer, party: str, role: str, *, namespaces: bool
 ) -> Process:
     process = await asyncio.create_subprocess_exec(
-        *namespace_command(party, inside=namespaces), sys.executable, "-m", "bench.aiortc_party",
+        *namespace_command(party, inside=namespaces), sys.executable, "-m", "bench.peers.aiortc_party",
         role, env=pulse.environment_of(party), stdin=PIPE, stdout=PIPE, stderr=DEVNULL,
     )  # fmt: skip
     opened.push_async_callback(end, process)

@@ -1,8 +1,11 @@
-"""What the benchmarks have in common: percentiles, the table for people, the JSON line for programs."""
+"""What the benchmarks measure by: percentiles, the CPU time and memory of a process as Linux counts them, the
+table for people, the JSON line for programs."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -53,3 +56,21 @@ def print_result(
     console.out(
         json.dumps({name: round(value, 3) for name, value in result.items()}), highlight=False
     )
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of all its threads since it began (proc(5), /proc/PID/stat)."""
+    # The name in parentheses may hold blanks; utime and stime are fields 14 and 15.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_mb(pid: int) -> tuple[float, float]:
+    """Resident memory, and the share of it that is its own (Rss and Pss of smaps_rollup), in MB of
+    10^6 bytes."""
+    found = {"Rss:": 0.0, "Pss:": 0.0}
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        name, *rest = line.split()
+        if name in found:
+            found[name] = int(rest[0]) * 1024 / 1e6
+    return found["Rss:"], found["Pss:"]

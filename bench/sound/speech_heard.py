@@ -11,7 +11,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from bench.pulse_server import RATE_HZ, Samples
+from bench.lab.pulse_server import RATE_HZ, Samples
 
 HEARD_CORRELATION = 0.75
 """From here a window counts as heard. Windows of other speech stay below: `chance_heard` says how
@@ -37,7 +37,7 @@ Bands = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class SpeechHeard:
     """Of the windows in which somebody spoke: the share that was heard, and the mean correlation."""
 
     fraction: float
@@ -45,7 +45,7 @@ class Heard:
     windows: int
 
 
-def speech_heard(told: Samples, heard: Samples) -> Heard:
+def speech_heard(told: Samples, heard: Samples) -> SpeechHeard:
     """Of two channels of one recording: what one was told and the other played."""
     said, played = _bands(told), _bands(heard)
     energy = 10 * np.log10(np.sum(np.square(said), axis=0) + 1e-9)
@@ -59,7 +59,7 @@ def speech_heard(told: Samples, heard: Samples) -> Heard:
                 found.append(_best_likeness(window, played, start + delay))
     if not found:
         raise ValueError("nothing was said")
-    return Heard(
+    return SpeechHeard(
         float(np.mean(np.array(found) >= HEARD_CORRELATION)), float(np.mean(found)), len(found)
     )
 

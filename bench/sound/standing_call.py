@@ -1,6 +1,5 @@
 """What the calls that are compared have in common while they stand."""
 
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -28,13 +27,3 @@ class StandingCall:
 
     pid: int | None = None
     concealment: Callable[[], Awaitable[Concealment]] | None = None
-
-
-def namespace(party: str) -> str:
-    """The name of a party's network namespace; of this process only, so that two runs do not meet."""
-    return f"bellwire-{os.getpid()}-{party}"
-
-
-def namespace_command(party: str, *, inside: bool) -> tuple[str, ...]:
-    """What a party's command begins with, so that it runs in its network namespace."""
-    return ("ip", "netns", "exec", namespace(party)) if inside else ()

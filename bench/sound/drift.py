@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwire.agent.media.engine.engine import BLOCK_FRAMES, Block
-from bench.pulse_server import RATE_HZ
+from bench.lab.pulse_server import RATE_HZ
 
 _TONE_HZ = 430
 """No whole number of periods in a block, so that a block that is lost shows."""
@@ -24,7 +24,7 @@ _BEGINNING = 100
 """Blocks of which the first are silent: no tear."""
 
 
-class Source(Protocol):
+class PlayoutQueue(Protocol):
     """What stands between the network and the sound card, as both see it."""
 
     def play(self, block: Block) -> None:
@@ -54,7 +54,7 @@ class PlainQueue:
         return self._blocks.popleft() if self._is_playing else np.zeros(BLOCK_FRAMES, np.int16)
 
 
-def count_tears(make_source: Callable[[], Source], ppm: float, seconds: float) -> int:
+def count_tears(make_source: Callable[[], PlayoutQueue], ppm: float, seconds: float) -> int:
     """How often the sound is torn where the sound card is `ppm` faster than the network."""
     source = make_source()
     sent = 0

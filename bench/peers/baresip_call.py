@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from bench.pulse_server import PulseServer, end
-from bench.standing_call import StandingCall
+from bench.lab.pulse_server import PulseServer, end
+from bench.sound.standing_call import StandingCall
 
 _SETTINGS = """
 sip_listen 127.0.0.1:{port}

@@ -16,13 +16,13 @@ from bellwire.broker.session.client import client_of
 from bellwire.broker.session.session import Hook
 from bellwire.cli.process.logs import configure_logs
 from bellwire.signaling.identifiers import DeviceId
-from bench.fleet_broker import BARE_CHANGE, BARE_REPLIES, PASSWORD
-from bench.simulated_agent import SimulatedAgent
+from bench.lab.fleet_broker import BARE_CHANGE, BARE_REPLIES, PASSWORD
+from bench.lab.simulated_agent import SimulatedAgent
 
 _CONNECTING_AT_ONCE = 16
 
 
-class Devices:
+class AgentsHere:
     """The agents of this process, and when each last connected."""
 
     def __init__(self, names: list[str], port: int) -> None:
@@ -115,7 +115,7 @@ async def work(names: list[str], port: int, reply_size: int) -> None:
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(lines), sys.stdin
     )
-    devices = Devices(names, port)
+    devices = AgentsHere(names, port)
     bare = BareClients(names, port, b"x" * max(0, reply_size - 16))
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(devices.run())

@@ -22,7 +22,7 @@ _DECK = 1_000
 """Packets among which the share that is lost is exact."""
 
 
-class Direction:
+class WireDirection:
     """From one device to the other."""
 
     def __init__(self, source: int, target: int, seed: int) -> None:
@@ -79,7 +79,7 @@ def open_tun(namespace: str, number: int) -> int:
 async def wire(namespaces: list[str]) -> None:
     """Until its input ends."""
     near, far = (open_tun(namespace, number) for number, namespace in enumerate(namespaces))
-    directions = (Direction(near, far, 1), Direction(far, near, 2))
+    directions = (WireDirection(near, far, 1), WireDirection(far, near, 2))
     loop = asyncio.get_running_loop()
     for device, direction in zip((near, far), directions, strict=True):
         loop.add_reader(device, direction.forward)

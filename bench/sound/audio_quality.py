@@ -11,7 +11,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from bench.pulse_server import RATE_HZ, Samples
+from bench.lab.pulse_server import RATE_HZ, Samples
 
 CHIRP_PERIOD_S = 0.5
 _CHIRP_S = 0.08

@@ -13,9 +13,9 @@ from livekit.rtc import AudioFrame, AudioProcessingModule
 from numpy.typing import NDArray
 
 from bellwire.agent.media.engine.engine import BLOCK_FRAMES, Block
-from bench.audio_quality import level_db, likeness, speech
-from bench.pulse_server import RATE_HZ, Samples
-from bench.speech_heard import speech_heard
+from bench.lab.pulse_server import RATE_HZ, Samples
+from bench.sound.audio_quality import level_db, likeness, speech
+from bench.sound.speech_heard import speech_heard
 
 ECHO_DELAY_MS = 60
 Stage = Callable[[Block, Block], Block]
@@ -30,7 +30,7 @@ _CONVERGE_S, _FAR_ALONE_S, _DOUBLE_TALK_S = 6, 8, 8
 @dataclass(frozen=True, slots=True)
 class EchoResult:
     """Of one stage: `erle_db`, and the correlation of the near voice in double talk with what is sent
-    of it: by the loudness of its bands (`bench.speech_heard`), and sample by sample, which also counts
+    of it: by the loudness of its bands (`bench.sound.speech_heard`), and sample by sample, which also counts
     changes of gain and phase that nobody hears."""
 
     erle_db: float

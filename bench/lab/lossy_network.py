@@ -2,7 +2,7 @@
 by a wire whose faults are set while calls stand on it.
 
 Where the kernel has netem the wire is a veth pair with netem at both ends; else it is a pair of TUN
-devices and `bench.tun_wire`, a process that forwards between them. Both take a loss of all packets and
+devices and `bench.lab.tun_wire`, a process that forwards between them. Both take a loss of all packets and
 a delay of `jitter_ms` +- `jitter_ms`, evenly spread, in each direction. Needs root.
 """
 
@@ -23,8 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from bench.pulse_server import end
-from bench.standing_call import namespace
+from bench.lab.pulse_server import end
 
 _CLONE_NEWNET = 0x40000000
 _START_TIMEOUT_S = 20.0
@@ -128,7 +127,7 @@ class LossyNetwork:
 
     async def _join_by_tun(self) -> None:
         self._forwarder = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "bench.tun_wire", *map(namespace, self._parties),
+            sys.executable, "-m", "bench.lab.tun_wire", *map(namespace, self._parties),
             stdin=PIPE, stdout=PIPE,
         )  # fmt: skip
         async with asyncio.timeout(_START_TIMEOUT_S):
@@ -229,3 +228,13 @@ def _inside(party: str, *command: str) -> None:
 
 def _run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True, timeout=_START_TIMEOUT_S)  # noqa: S603
+
+
+def namespace(party: str) -> str:
+    """The name of a party's network namespace; of this process only, so that two runs do not meet."""
+    return f"bellwire-{os.getpid()}-{party}"
+
+
+def namespace_command(party: str, *, inside: bool) -> tuple[str, ...]:
+    """What a party's command begins with, so that it runs in its network namespace."""
+    return ("ip", "netns", "exec", namespace(party)) if inside else ()

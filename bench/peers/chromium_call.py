@@ -9,8 +9,9 @@ from typing import Any
 
 from playwright.async_api import Page, Playwright, async_playwright
 
-from bench.pulse_server import PulseServer
-from bench.standing_call import Concealment, StandingCall, namespace_command
+from bench.lab.lossy_network import namespace_command
+from bench.lab.pulse_server import PulseServer
+from bench.sound.standing_call import Concealment, StandingCall
 
 CHROMIUM = Path("/usr/bin/chromium")
 _ARGUMENTS = [

@@ -19,9 +19,9 @@ from bellwire.config.agent.audio import AudioSettings, ProcessingSettings
 from bellwire.config.agent.settings import agent_file
 from bellwire.config.private_file import write_private
 from bellwire.signaling.wire.answers import CallAnswer
-from bench.lossy_network import listening_socket
-from bench.pulse_server import PulseServer, end
-from bench.standing_call import Concealment, StandingCall, namespace_command
+from bench.lab.lossy_network import listening_socket, namespace_command
+from bench.lab.pulse_server import PulseServer, end
+from bench.sound.standing_call import Concealment, StandingCall
 
 _TIMEOUT_S = 60.0
 _PENDING = frozenset({"Inviting", "NotYetReceived"})
@@ -97,7 +97,7 @@ class AgentStage:
                 raise SystemExit(f"the agent {party} ended with {agent.returncode}")
 
     async def _concealment(self) -> Concealment:
-        """Asks bench.agent_party."""
+        """Asks `bench.sound.agent_party`."""
         callee = list(self._agents.values())[1]
         callee.send_signal(signal.SIGUSR1)
         if callee.stdout is None:
@@ -124,7 +124,7 @@ async def agent_stage(
         folder: For the relay's data and the agents' logs, which tell of failures.
         processing: Whether the voice is processed as it is by default (echo, noise), or not at all.
         namespaces: Each agent in its party's network namespace.
-        counted: Concealment can be asked for; then the agents run under `bench.agent_party`.
+        counted: Concealment can be asked for; then the agents run under `bench.sound.agent_party`.
         more_calls: Whom the further call buttons of both call.
         arguments: Further arguments of a party's `bellwire agent`.
     """
@@ -143,7 +143,7 @@ async def agent_stage(
             if namespaces:
                 port = urlsplit(settings.broker.url).port or 1883
                 await _bridge(opened, party, port)
-            module = "bench.agent_party" if counted else "bellwire"
+            module = "bench.sound.agent_party" if counted else "bellwire"
             command = [*namespace_command(party, inside=namespaces), sys.executable, "-m", module]
             command += ["agent", "--simulate", "--config", str(file), "--log-format", "json"]
             command += (arguments or {}).get(party, ())
@@ -165,7 +165,7 @@ async def _start(
         notified.bind(str(notify))
         process = await asyncio.create_subprocess_exec(
             *command, env={**pulse.environment_of(party), "NOTIFY_SOCKET": str(notify)},
-            stdin=PIPE, stdout=PIPE if "bench.agent_party" in command else DEVNULL, stderr=errors,
+            stdin=PIPE, stdout=PIPE if "bench.sound.agent_party" in command else DEVNULL, stderr=errors,
         )  # fmt: skip
         opened.push_async_callback(end, process)
         loop = asyncio.get_running_loop()

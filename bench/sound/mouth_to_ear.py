@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from rich.table import Table
 
-from bench.audio_quality import chirp_latencies, chirps
-from bench.measures import percentile
-from bench.process_cost import cpu_seconds, memory_mb
-from bench.pulse_server import RATE_HZ, PulseServer, Samples
-from bench.standing_call import StandingCall
+from bench.lab.measures import cpu_seconds, memory_mb, percentile
+from bench.lab.pulse_server import RATE_HZ, PulseServer, Samples
+from bench.sound.audio_quality import chirp_latencies, chirps
+from bench.sound.standing_call import StandingCall
 
 _TRIES = 15
 MakeCall = Callable[[], AbstractAsyncContextManager[StandingCall]]

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from bench.audio_quality import speech
-from bench.lossy_network import Faults, LossyNetwork, Probed
-from bench.mouth_to_ear import MakeCall, until_heard
-from bench.pulse_server import PulseServer
-from bench.speech_heard import Heard, speech_heard
+from bench.lab.lossy_network import Faults, LossyNetwork, Probed
+from bench.lab.pulse_server import PulseServer
+from bench.sound.audio_quality import speech
+from bench.sound.mouth_to_ear import MakeCall, until_heard
+from bench.sound.speech_heard import SpeechHeard, speech_heard
 
 FAULTS = (Faults(), Faults(1), Faults(5), Faults(10), Faults(0, 50))
 _SETTLE_S = 1.0
@@ -23,7 +23,7 @@ class UnderLoss:
     """One stack under some faults: both directions together; `concealed` on the called side, None
     where the stack does not count it."""
 
-    heard: Heard
+    heard: SpeechHeard
     concealed: float | None
 
 
@@ -84,9 +84,9 @@ def loss_table(
     return table
 
 
-def _together(one: Heard, other: Heard) -> Heard:
+def _together(one: SpeechHeard, other: SpeechHeard) -> SpeechHeard:
     windows = one.windows + other.windows
-    return Heard(
+    return SpeechHeard(
         (one.fraction * one.windows + other.fraction * other.windows) / windows,
         (one.correlation * one.windows + other.correlation * other.windows) / windows,
         windows,

@@ -18,7 +18,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.pulse_daemon import PulseDaemon
+from bench.lab.pulse_daemon import PulseDaemon
 
 RATE_HZ = 48_000
 Samples = NDArray[np.float32]
