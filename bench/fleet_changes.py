@@ -4,8 +4,9 @@ broker was restarted.
 
 Each agent is an MQTT session of its own with the agent's own code for layers: merge, validation, report.
 The bare clients are aiomqtt's as :mod:`broker.session.client` mends it, answer a message with one of a
-report's size, and do nothing else. Rounds alternate. All agents share this machine: what 2,000 devices
-do at once on 2,000 processors is done here one after the other, so that the times are upper bounds.
+report's size, and do nothing else. Rounds alternate. All agents share this machine's cores: what 2,000
+devices do at once on 2,000 processors is done here one after the other, so that the times are upper
+bounds.
 """
 
 import argparse
@@ -34,10 +35,10 @@ from bellwire.cli.process.logs import configure_logs
 from bellwire.config.fleet.writing import Draft
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import DEFAULT_LAYER, REPORTED_OF_ALL
-from bench.lab.command_line import at_least_one, stoppable
-from bench.lab.fleet_broker import BARE_CHANGE, BARE_REPLIES, FleetBroker
-from bench.lab.measures import percentile
-from bench.lab.simulated_agent import SimulatedAgent
+from bench.command_line import at_least_one, stoppable
+from bench.fleet_broker import BARE_CHANGE, BARE_REPLIES, FleetBroker
+from bench.measures import percentile
+from bench.simulated_agent import SimulatedAgent
 
 _PROCESSES = 2
 _ROUND_TIMEOUT_S = 120.0
@@ -116,7 +117,7 @@ async def workers(broker: FleetBroker, agents: int, reply_size: int) -> AsyncIte
     started = [
         await asyncio.create_subprocess_exec(
             *("setpriv", "--pdeathsig", "KILL"),  # they end with this process, however it ends
-            *(sys.executable, "-m", "bench.lab.fleet_worker", "--port", str(broker.address.port)),
+            *(sys.executable, "-m", "bench.fleet_worker", "--port", str(broker.address.port)),
             *("--reply-size", str(reply_size), "--first", str(first), "--count", str(end - first)),
             stdin=PIPE,
             stdout=PIPE,
