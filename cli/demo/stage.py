@@ -23,6 +23,10 @@ from bellwire.hardware.audio.simulated_card import SimulatedSoundCard
 from bellwire.signaling.errors import Unavailable
 from bellwire.signaling.wire.requests import ChannelRequest, DeviceRequest
 
+T = TypeVar("T")
+
+STEP_TIMEOUT_S = 10.0
+
 
 @dataclass(frozen=True, slots=True)
 class Station:
@@ -105,11 +109,6 @@ async def _station(client: RelayClient, name: str, calls: str) -> Station:
     sound = SoundCard(settings.audio, initialise=card.initialised)
     agent = Agent(settings, pin_factory=fingers.pins, card=sound, allow_loopback=True)
     return Station(agent, fingers, card)
-
-
-T = TypeVar("T")
-
-STEP_TIMEOUT_S = 10.0
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from bellwire.cli.doctor.agent import examine_agent
 from bellwire.cli.doctor.audio import audio
-from bellwire.cli.doctor.diagnosis import Finding, Verdict, bad, unknown
+from bellwire.cli.doctor.diagnosis import Condition, Finding, bad, unknown
 from bellwire.cli.doctor.machine import examine_machine
 from bellwire.cli.doctor.relay import examine_call_policy, examine_relay
 from bellwire.cli.failures import reported
@@ -26,10 +26,10 @@ from bellwire.config.setting_mistakes import mistake_in_words
 from bellwire.signaling.errors import InvalidInput
 
 _SIGNS = {
-    Verdict.GOOD: "[green]✓[/]",
-    Verdict.BAD: "[bold red]✗[/]",
-    Verdict.UNKNOWN: "[yellow]?[/]",
-    Verdict.WARNING: "[yellow]![/]",
+    Condition.GOOD: "[green]✓[/]",
+    Condition.BAD: "[bold red]✗[/]",
+    Condition.UNKNOWN: "[yellow]?[/]",
+    Condition.WARNING: "[yellow]![/]",
 }
 
 
@@ -136,8 +136,8 @@ def _show(console: Console, title: str, findings: Iterable[Finding]) -> int:
     for number, finding in enumerate(findings):
         if not number:
             console.print(f"\n[bold]{escape(title)}[/]")
-        wrong += finding.verdict is Verdict.BAD
-        console.print(f"  {_SIGNS[finding.verdict]} {escape(finding.what)}", highlight=False)
-        if finding.mend and finding.verdict is not Verdict.GOOD:
+        wrong += finding.condition is Condition.BAD
+        console.print(f"  {_SIGNS[finding.condition]} {escape(finding.what)}", highlight=False)
+        if finding.mend and finding.condition is not Condition.GOOD:
             console.print(f"      → {escape(finding.mend)}", highlight=False)
     return wrong

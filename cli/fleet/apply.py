@@ -30,7 +30,7 @@ from bellwire.cli.fleet.rollout import (
     rollout_lines,
     write_all,
 )
-from bellwire.cli.fleet.session import Fleet, JsonOption, OperatorOption, open_fleet
+from bellwire.cli.fleet.session import JsonOption, OperatorOption, RetainedFleet, open_fleet
 from bellwire.cli.fleet.standing import error_line, skipped_line
 from bellwire.config.fleet.rollout_pause import can_pause
 from bellwire.signaling.errors import InvalidInput
@@ -170,7 +170,9 @@ async def _apply(
         raise typer.Exit(NOT_FOLLOWED)
 
 
-def _refuse(fleet: Fleet, changes: list[LayerChange], found: list[Effect], *, force: bool) -> None:
+def _refuse(
+    fleet: RetainedFleet, changes: list[LayerChange], found: list[Effect], *, force: bool
+) -> None:
     refuse_wiring(changes)
     refuse_rollout_of_rights(changes, whole=True)
     if not force:
@@ -189,7 +191,7 @@ def _refuse_bad(found: list[Effect]) -> None:
 
 
 async def _write(
-    fleet: Fleet,
+    fleet: RetainedFleet,
     changes: list[LayerChange],
     steps: list[int],
     pause_at_errors: int | None,

@@ -30,7 +30,7 @@ from bellwire.cli.fleet.plan import (
     rollout_on,
 )
 from bellwire.cli.fleet.rollout import rollout_lines
-from bellwire.cli.fleet.session import Fleet, JsonOption, OperatorOption, open_fleet
+from bellwire.cli.fleet.session import JsonOption, OperatorOption, RetainedFleet, open_fleet
 from bellwire.cli.fleet.standing import error_line, printable
 from bellwire.config.fleet.layer import Layer, Rollout
 from bellwire.config.fleet.rollout_pause import COMMENT_LIMIT
@@ -173,7 +173,7 @@ def _changed(on: Held, path: list[str], change: Callable[[Settings, str], None])
 
 
 async def _write(
-    fleet: Fleet, name: LayerName, on: Held, settings: Settings, comment: str, force: bool
+    fleet: RetainedFleet, name: LayerName, on: Held, settings: Settings, comment: str, force: bool
 ) -> Layer:
     """Writes a layer for the share of devices that it is for already, allowing as many errors."""
     old = on.layer.rollout if on.layer else Rollout()
@@ -185,7 +185,7 @@ async def _write(
     return await fleet.register.write(name, change.draft, on=on)
 
 
-def _refuse_bad(fleet: Fleet, change: LayerChange) -> None:
+def _refuse_bad(fleet: RetainedFleet, change: LayerChange) -> None:
     for effect in effects(fleet, [change], "dry-run"):
         if effect.errors:
             raise InvalidInput(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from bellwire.cli.fleet.files import Settings
-from bellwire.cli.fleet.session import Fleet
+from bellwire.cli.fleet.session import RetainedFleet
 from bellwire.cli.fleet.standing import Standings, differences
 from bellwire.config.agent.layer_reach import (
     NOT_THERE,
@@ -125,7 +125,7 @@ def rollout_on(on: Held, percent: int, pause_at_errors: int | None = None) -> Ro
     return Rollout(percent=percent, pause_at_errors=pause_at_errors, before=before)
 
 
-def effects(fleet: Fleet, changes: list[LayerChange], author: str) -> Iterator[Effect]:
+def effects(fleet: RetainedFleet, changes: list[LayerChange], author: str) -> Iterator[Effect]:
     """What the changes would do to each device that has reported, where they do anything."""
     changed = {change.name for change in changes}
     now = Standings(fleet.register.layers())
@@ -144,7 +144,9 @@ def effects(fleet: Fleet, changes: list[LayerChange], author: str) -> Iterator[E
             yield Effect(device_id, found, errors, skipped)
 
 
-def layers_after(fleet: Fleet, changes: list[LayerChange], author: str) -> dict[LayerName, Held]:
+def layers_after(
+    fleet: RetainedFleet, changes: list[LayerChange], author: str
+) -> dict[LayerName, Held]:
     """All layers, as they will be once the changes are written."""
     at = datetime.now(UTC)
     written = {
@@ -197,7 +199,7 @@ def refuse_rollout_of_rights(changes: list[LayerChange], *, whole: bool) -> None
             )
 
 
-def refuse_shut_rights(fleet: Fleet, changes: list[LayerChange], *, whole: bool) -> None:
+def refuse_shut_rights(fleet: RetainedFleet, changes: list[LayerChange], *, whole: bool) -> None:
     """Refuses rights where a known device that has the door, and that the layer is for, does not open them
     to layers, or where no known device heeds them at all.
 
@@ -236,7 +238,7 @@ def _rights(change: LayerChange, *, whole: bool) -> list[str]:
 
 
 def _reached(
-    fleet: Fleet, changes: list[LayerChange], name: LayerName
+    fleet: RetainedFleet, changes: list[LayerChange], name: LayerName
 ) -> Iterator[tuple[str, Reach]]:
     """The known devices that a layer is for once the changes are written."""
     held = layers_after(fleet, changes, "dry-run").items()

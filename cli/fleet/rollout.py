@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from bellwire.broker.fleet.layer_register import LayerConflict
 from bellwire.cli.fleet.files import Settings
 from bellwire.cli.fleet.plan import LayerChange, rollout_on
-from bellwire.cli.fleet.session import Fleet, FleetDevice
+from bellwire.cli.fleet.session import FleetDevice, RetainedFleet
 from bellwire.cli.fleet.standing import Standings, printable
 from bellwire.config.fleet.layer import Layer, LayerProblem, Rollout
 from bellwire.config.fleet.merge import in_rollout
@@ -71,7 +71,7 @@ class RolloutOutcome:
         )
 
 
-async def write_all(fleet: Fleet, changes: Sequence[LayerChange]) -> dict[LayerName, Layer]:
+async def write_all(fleet: RetainedFleet, changes: Sequence[LayerChange]) -> dict[LayerName, Layer]:
     """Writes changes, several at once. Those before a conflict stand.
 
     Raises:
@@ -92,7 +92,7 @@ async def write_all(fleet: Fleet, changes: Sequence[LayerChange]) -> dict[LayerN
 
 
 async def roll_out(
-    fleet: Fleet,
+    fleet: RetainedFleet,
     changes: Sequence[LayerChange],
     steps: Sequence[int],
     *,
@@ -151,13 +151,13 @@ def _too_many(followed: Followed, errors_at_most: int | None) -> bool:
     return errors_at_most is not None and len(followed.errors) > errors_at_most
 
 
-def _overtaken(fleet: Fleet, written: Mapping[LayerName, Layer]) -> bool:
+def _overtaken(fleet: RetainedFleet, written: Mapping[LayerName, Layer]) -> bool:
     """Whether somebody has written one of the layers since."""
     return any(fleet.register.held(name).layer != layer for name, layer in written.items())
 
 
 async def _pause(
-    fleet: Fleet, written: Mapping[LayerName, Layer], followed: Followed
+    fleet: RetainedFleet, written: Mapping[LayerName, Layer], followed: Followed
 ) -> dict[LayerName, Layer]:
     """Takes each of the layers back that a guard has not taken back already, but one that takes rights
     away.
@@ -186,7 +186,7 @@ async def _pause(
 
 
 async def follow(
-    fleet: Fleet,
+    fleet: RetainedFleet,
     written: Mapping[LayerName, Layer],
     *,
     timeout_s: float,
@@ -221,7 +221,7 @@ async def follow(
     return followed
 
 
-async def _next_change(fleet: Fleet, followed: Followed) -> None:
+async def _next_change(fleet: RetainedFleet, followed: Followed) -> None:
     try:
         async with asyncio.timeout(_ASK_AGAIN_S):
             await fleet.next_change()
@@ -230,7 +230,7 @@ async def _next_change(fleet: Fleet, followed: Followed) -> None:
 
 
 def _look(
-    fleet: Fleet,
+    fleet: RetainedFleet,
     written: Mapping[LayerName, Layer],
     concerned: Mapping[DeviceId, Mapping[str, Layer]],
 ) -> Followed:

@@ -77,7 +77,7 @@ class FleetDevice:
         return self.presence is not None and self.presence.never_seen
 
 
-class Fleet:
+class RetainedFleet:
     """The devices and their layers, kept up to date while the session runs."""
 
     def __init__(self, session: ReceivingSession, register: LayerRegister) -> None:
@@ -163,7 +163,7 @@ class Fleet:
 @asynccontextmanager
 async def open_fleet(
     operator: Path | None, *, histories: Collection[LayerName] = ()
-) -> AsyncIterator[Fleet]:
+) -> AsyncIterator[RetainedFleet]:
     """The fleet, with all that the broker retains of it read.
 
     Args:
@@ -181,7 +181,7 @@ async def open_fleet(
     register = LayerRegister(
         session, settings.name, histories=histories, now=lambda: datetime.now(UTC)
     )
-    fleet = Fleet(session, register)
+    fleet = RetainedFleet(session, register)
     async with running(session):
         await register.read()
         await fleet.wait_read()

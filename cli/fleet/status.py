@@ -16,7 +16,13 @@ from bellwire.broker.fleet.rollout_guard import RolloutGuard
 from bellwire.cli.failures import reported
 from bellwire.cli.fleet.apply import NOT_FOLLOWED
 from bellwire.cli.fleet.rollout import rollout_lines
-from bellwire.cli.fleet.session import Fleet, FleetDevice, JsonOption, OperatorOption, open_fleet
+from bellwire.cli.fleet.session import (
+    FleetDevice,
+    JsonOption,
+    OperatorOption,
+    RetainedFleet,
+    open_fleet,
+)
 from bellwire.cli.fleet.standing import Standing, Standings, error_line, printable, skipped_line
 from bellwire.cli.process.service import run_until_stopped
 from bellwire.config.fleet.layer import Layer
@@ -26,6 +32,16 @@ from bellwire.signaling.topics import LayerName
 _REDRAW_S = 0.25
 _ROWS = 100
 """What a person reads; a table of thousands takes seconds to lay out."""
+
+_STYLES = {
+    "in step": "green",
+    "waiting": "yellow",
+    "refused": "bold red",
+    "behind": "yellow",
+    "unknown": "dim",
+}
+_DEVICES_NAMED = 10
+_URGENCY = ("refused", "behind", "waiting", "unknown", "in step")
 
 CheckOption = Annotated[
     bool,
@@ -110,7 +126,7 @@ async def _watch(
             task.cancel()
 
 
-async def _guard(fleet: Fleet) -> None:
+async def _guard(fleet: RetainedFleet) -> None:
     async def registered(devices: Collection[DeviceId]) -> Collection[DeviceId]:
         # There is no database here: whoever has a presence, which goes with a device's account.
         known = ((device, fleet.devices.get(device)) for device in devices)
@@ -124,7 +140,7 @@ async def _guard(fleet: Fleet) -> None:
     await guard.run()
 
 
-async def _redraw(fleet: Fleet) -> None:
+async def _redraw(fleet: RetainedFleet) -> None:
     with Live(console=Console(), auto_refresh=False, vertical_overflow="visible") as live:
         while True:
             live.update(status_view(standings_of(fleet), _layers(fleet), _ROWS), refresh=True)
@@ -132,7 +148,7 @@ async def _redraw(fleet: Fleet) -> None:
             await asyncio.sleep(_REDRAW_S)
 
 
-async def _print_lines(fleet: Fleet) -> None:
+async def _print_lines(fleet: RetainedFleet) -> None:
     shown: dict[DeviceId, str] = {}
     out = Console(soft_wrap=True)
     while True:
@@ -145,30 +161,15 @@ async def _print_lines(fleet: Fleet) -> None:
         await asyncio.sleep(_REDRAW_S)
 
 
-def standings_of(fleet: Fleet) -> list[Standing]:
+def standings_of(fleet: RetainedFleet) -> list[Standing]:
     """All devices, by id."""
     standings = Standings(fleet.register.layers())
     return [standings.of(device) for _, device in sorted(fleet.devices.items())]
 
 
-def _layers(fleet: Fleet) -> dict[LayerName, Layer]:
+def _layers(fleet: RetainedFleet) -> dict[LayerName, Layer]:
     held = fleet.register.layers()
     return {name: now.layer for name, now in held.items() if now.layer is not None}
-
-
-_STYLES = {
-    "in step": "green",
-    "waiting": "yellow",
-    "refused": "bold red",
-    "behind": "yellow",
-    "unknown": "dim",
-}
-
-
-_DEVICES_NAMED = 10
-
-
-_URGENCY = ("refused", "behind", "waiting", "unknown", "in step")
 
 
 def status_view(

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
-from bellwire.cli.doctor.diagnosis import Finding, Verdict, bad, good, unknown
+from bellwire.cli.doctor.diagnosis import Condition, Finding, bad, good, unknown
 from bellwire.cli.failures import fail, reported
 from bellwire.cli.push.reasons import find_reason
 from bellwire.cli.relay_client import (
@@ -29,6 +29,13 @@ from bellwire.signaling.calls.calls import CallState, UserState
 from bellwire.signaling.identifiers import parse_device_id
 from bellwire.signaling.wire.answers import CallAnswer, ChannelAnswer, DeliveryAnswer, DeviceAnswer
 
+_POLL_S = 0.25
+_SIGNS = {
+    Condition.GOOD: ("✓", "green"),
+    Condition.BAD: ("✗", "bold red"),
+    Condition.UNKNOWN: ("?", "yellow"),
+    Condition.WARNING: ("!", "yellow"),
+}
 _TAKER = {"apns": "Apple", "fcm": "Google", "mqtt": "the broker", "websocket": "its stream"}
 _PUSHES = ("apns", "fcm")
 _SILENT = {
@@ -45,6 +52,64 @@ _OWED = {
 }
 _LOOK = "look into the relay's log for the call's SID, and run bellwire doctor --config FILE"
 _CONFIRMED = (UserState.RECEIVED, UserState.ACCEPTED, UserState.REJECTED)
+
+push = typer.Typer(no_args_is_help=True, help="Tests pushing to mobiles.")
+
+
+@push.callback()
+def _push() -> None:
+    """Tests pushing to mobiles."""
+
+
+@push.command("test", epilog="Example: `bellwire push test --device alice-phone`")
+@reported
+def test(
+    device: Annotated[str, typer.Option(metavar="ID", help="The device to test.")],
+    timeout: Annotated[
+        float,
+        typer.Option(min=1, max=600, help="Seconds to wait for answers, and to ring at most."),
+    ] = 15,
+    cancel_after: Annotated[
+        float,
+        typer.Option(min=0, max=600, help="Seconds to ring on once each channel has answered."),
+    ] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    relay: RelayOption = None,
+    data: DataOption = None,
+    api_key_file: KeyFileOption = None,
+) -> None:
+    """Rings a device by a test call, and says what each of its channels answered.
+
+    The call comes from nobody and is cancelled at the end. It rings **every** device of the
+    device's identity, since a call goes to a person: warn whoever holds the others.
+
+    A line with ✓ means that the channel took the call: Apple, Google, the broker, or the device
+    itself, which is the surest. ✗ means that it did not, ? that it cannot be known; → says what to
+    do next. The exit code is 0 if at least one channel of the device took the call.
+    """
+    with RelayClient(find_relay(relay, data, api_key_file)) as client:
+        tested = client.device(parse_device_id(device))
+        if not tested.channels:
+            fail(f"{device} has no channels: register it with PUT /v1/devices/{device}")
+        others = [
+            other.device_id
+            for other in client.devices().devices
+            if other.identity == tested.identity and other.device_id != tested.device_id
+        ]
+        console = Console(stderr=as_json)
+        with _test_call(client, tested, timeout) as call:
+            _announce(console, tested, others, call)
+            reports = _watch(client, tested, call, console, timeout, cancel_after)
+    took = any(report.took for report in reports)
+    if as_json:
+        found = _as_json(tested, call, reports, took=took)
+        Console(soft_wrap=True).out(json.dumps(found, ensure_ascii=False))
+    elif took:
+        console.print(f"\n[bold green]{escape(device)} can be rung.[/]")
+    else:
+        console.print(f"\n[bold red]No channel of {escape(device)} took the call.[/]")
+    if not took:
+        raise typer.Exit(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,73 +227,6 @@ def _next(channel: ChannelAnswer, said: str) -> str:
     return reason.next_step if reason is not None else _OWED.get(channel.kind, _LOOK)
 
 
-_POLL_S = 0.25
-_SIGNS = {
-    Verdict.GOOD: ("✓", "green"),
-    Verdict.BAD: ("✗", "bold red"),
-    Verdict.UNKNOWN: ("?", "yellow"),
-    Verdict.WARNING: ("!", "yellow"),
-}
-
-push = typer.Typer(no_args_is_help=True, help="Tests pushing to mobiles.")
-
-
-@push.callback()
-def _push() -> None:
-    """Tests pushing to mobiles."""
-
-
-@push.command("test", epilog="Example: `bellwire push test --device alice-phone`")
-@reported
-def test(
-    device: Annotated[str, typer.Option(metavar="ID", help="The device to test.")],
-    timeout: Annotated[
-        float,
-        typer.Option(min=1, max=600, help="Seconds to wait for answers, and to ring at most."),
-    ] = 15,
-    cancel_after: Annotated[
-        float,
-        typer.Option(min=0, max=600, help="Seconds to ring on once each channel has answered."),
-    ] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
-    relay: RelayOption = None,
-    data: DataOption = None,
-    api_key_file: KeyFileOption = None,
-) -> None:
-    """Rings a device by a test call, and says what each of its channels answered.
-
-    The call comes from nobody and is cancelled at the end. It rings **every** device of the
-    device's identity, since a call goes to a person: warn whoever holds the others.
-
-    A line with ✓ means that the channel took the call: Apple, Google, the broker, or the device
-    itself, which is the surest. ✗ means that it did not, ? that it cannot be known; → says what to
-    do next. The exit code is 0 if at least one channel of the device took the call.
-    """
-    with RelayClient(find_relay(relay, data, api_key_file)) as client:
-        tested = client.device(parse_device_id(device))
-        if not tested.channels:
-            fail(f"{device} has no channels: register it with PUT /v1/devices/{device}")
-        others = [
-            other.device_id
-            for other in client.devices().devices
-            if other.identity == tested.identity and other.device_id != tested.device_id
-        ]
-        console = Console(stderr=as_json)
-        with _test_call(client, tested, timeout) as call:
-            _announce(console, tested, others, call)
-            reports = _watch(client, tested, call, console, timeout, cancel_after)
-    took = any(report.took for report in reports)
-    if as_json:
-        found = _as_json(tested, call, reports, took=took)
-        Console(soft_wrap=True).out(json.dumps(found, ensure_ascii=False))
-    elif took:
-        console.print(f"\n[bold green]{escape(device)} can be rung.[/]")
-    else:
-        console.print(f"\n[bold red]No channel of {escape(device)} took the call.[/]")
-    if not took:
-        raise typer.Exit(1)
-
-
 @contextmanager
 def _test_call(client: RelayClient, device: DeviceAnswer, timeout_s: float) -> Iterator[CallAnswer]:
     """A call to the device's identity, which is over at the end."""
@@ -325,7 +323,7 @@ def _shown(reports: list[ChannelReport]) -> Group:
 
 
 def _lines(finding: Finding) -> Iterator[Text]:
-    sign, style = _SIGNS[finding.verdict]
+    sign, style = _SIGNS[finding.condition]
     yield Text.assemble("  ", (sign, style), f" {finding.what}")
     if finding.mend:
         yield Text(f"      → {finding.mend}")
@@ -349,7 +347,7 @@ def _as_json(
                 "attempts": None if report.delivery is None else report.delivery.attempts,
                 "latency_ms": None if report.delivery is None else report.delivery.latency_ms,
                 "took": report.took,
-                "verdict": report.finding.verdict.value,
+                "verdict": report.finding.condition.value,
                 "says": report.finding.what.removeprefix(f"{name_of(report.channel)}: "),
                 "next": report.finding.mend,
             }

@@ -15,7 +15,7 @@ from bellwire.agent.link import Link
 from bellwire.broker.session.address import BrokerAddress
 from bellwire.broker.session.session import BACKOFF_LONGEST_S, Session
 from bellwire.cli.doctor.agent import examine_agent
-from bellwire.cli.doctor.diagnosis import Verdict
+from bellwire.cli.doctor.diagnosis import Condition
 from bellwire.config.agent.settings import AgentSettings, agent_file
 from bellwire.config.agent.telemetry import Telemetry
 from bellwire.config.private_file import write_private
@@ -160,5 +160,5 @@ async def test_a_copied_card_is_a_fault_that_operators_and_the_doctor_see(
         assert [fault.part for fault in told.faults] == ["device"]
         assert "another machine uses this device's file" in told.faults[0].reason
         found = await examine_agent(file)
-    wrong = [each.what for each in found if each.verdict is Verdict.BAD]
+    wrong = [each.what for each in found if each.condition is Condition.BAD]
     assert any("device: another machine uses this device's file" in what for what in wrong), wrong

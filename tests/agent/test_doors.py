@@ -14,7 +14,7 @@ from bellwire.agent.calls.record import Acceptance
 from bellwire.agent.door.wrong_codes import WrongCodes
 from bellwire.agent.main import Agent
 from bellwire.cli.doctor.agent import examine_agent
-from bellwire.cli.doctor.diagnosis import Verdict
+from bellwire.cli.doctor.diagnosis import Condition
 from bellwire.config.agent.settings import AgentSettings, agent_file
 from bellwire.config.agent.telemetry import DoorNow
 from bellwire.config.private_file import write_private
@@ -479,7 +479,7 @@ async def test_doctor_finds_both_and_says_how_to_mend_them(tmp_path: Path) -> No
     await asyncio.to_thread(write_private, file, agent_file(guarded_settings()))
     found = await examine_agent(file, root=root)
     of_door = [one for one in found if "door" in one.what]
-    assert [one.verdict for one in of_door] == [Verdict.BAD, Verdict.BAD]
+    assert [one.condition for one in of_door] == [Condition.BAD, Condition.BAD]
     assert "'front' stays shut" in of_door[0].what
     assert "4 to 16 of 0-9 #" in of_door[0].mend
     assert "keeps a pin's level" in of_door[1].what

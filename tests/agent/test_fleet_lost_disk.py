@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bellwire.cli.fleet.session import Fleet
+from bellwire.cli.fleet.session import RetainedFleet
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import CONFIG_DEFAULT
 from tests.broker.running import raw_client
@@ -18,12 +18,12 @@ async def stage(tmp_path: Path) -> AsyncIterator[FleetStage]:
         yield here
 
 
-def _revisions(fleet: Fleet) -> dict[str, int]:
+def _revisions(fleet: RetainedFleet) -> dict[str, int]:
     gate = fleet.devices.get(DeviceId("gate"))
     return gate.reported.revisions if gate and gate.reported else {}
 
 
-def _errors(fleet: Fleet) -> tuple[object, ...]:
+def _errors(fleet: RetainedFleet) -> tuple[object, ...]:
     gate = fleet.devices.get(DeviceId("gate"))
     return gate.reported.errors if gate and gate.reported else ()
 

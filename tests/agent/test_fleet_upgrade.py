@@ -11,7 +11,7 @@ import pytest
 
 from bellwire.agent.fleet.follower import Fleet as AgentFleet
 from bellwire.agent.fleet.live_settings import LiveSettings
-from bellwire.cli.fleet.session import Fleet
+from bellwire.cli.fleet.session import RetainedFleet
 from bellwire.config.agent.panel import OutputSettings
 from bellwire.config.agent.settings import AgentSettings
 from bellwire.config.fleet.last_good import LastGood
@@ -89,10 +89,10 @@ async def retain(stage: FleetStage, topic: str, payload: bytes) -> None:
         await client.publish(topic, payload, qos=1, retain=True)
 
 
-def reports(skipped: int, *revisions: tuple[str, int]) -> Callable[[Fleet], bool]:
+def reports(skipped: int, *revisions: tuple[str, int]) -> Callable[[RetainedFleet], bool]:
     """Whether the device has reported that it runs these revisions, and skips so many keys."""
 
-    def holds(fleet: Fleet) -> bool:
+    def holds(fleet: RetainedFleet) -> bool:
         gate = fleet.devices.get(GATE)
         said = gate.reported if gate else None
         return (

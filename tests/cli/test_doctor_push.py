@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from bellwire.cli.doctor.diagnosis import Finding, Verdict
+from bellwire.cli.doctor.diagnosis import Condition, Finding
 from bellwire.cli.doctor.push import examine_push
 from bellwire.cli.doctor.relay import examine_call_policy
 from bellwire.config.private_file import write_private
@@ -69,11 +69,11 @@ def with_certificate(files: Path) -> RelaySettings:
     return load_relay_settings(file)
 
 
-def found(settings: RelaySettings, verdict: Verdict) -> list[Finding]:
-    return [finding for finding in examine_push(settings, NOW) if finding.verdict is verdict]
+def found(settings: RelaySettings, verdict: Condition) -> list[Finding]:
+    return [finding for finding in examine_push(settings, NOW) if finding.condition is verdict]
 
 
-def the_one(settings: RelaySettings, verdict: Verdict = Verdict.BAD) -> Finding:
+def the_one(settings: RelaySettings, verdict: Condition = Condition.BAD) -> Finding:
     (finding,) = found(settings, verdict)
     assert finding.mend
     return finding
@@ -216,31 +216,31 @@ def test_certificate_of_each_kind_that_may_push_voip_is_well(
     made: dict[str, str], files: Path
 ) -> None:
     (files / "voip.pem").write_text(certificate(RSA_KEY, **made) + pem(RSA_KEY))  # type: ignore[arg-type]
-    assert not found(with_certificate(files), Verdict.BAD)
-    assert not found(with_certificate(files), Verdict.WARNING)
+    assert not found(with_certificate(files), Condition.BAD)
+    assert not found(with_certificate(files), Condition.WARNING)
 
 
 @pytest.mark.parametrize(
     ("made", "verdict", "what"),
     [
-        ({"days": -1}, Verdict.BAD, "expired on"),
-        ({"days": 29}, Verdict.WARNING, "expires in 29 days"),
+        ({"days": -1}, Condition.BAD, "expired on"),
+        ({"days": 29}, Condition.WARNING, "expires in 29 days"),
         ({"days": 31}, None, ""),
-        ({"name": f"Apple Push Services: {BUNDLE}"}, Verdict.BAD, "is no VoIP certificate"),
-        ({"name": "VoIP Services: com.example.other"}, Verdict.BAD, "com.example.other"),
-        ({"name": "x", "topics": f"{BUNDLE}.voip.other"}, Verdict.BAD, "is no VoIP certificate"),
+        ({"name": f"Apple Push Services: {BUNDLE}"}, Condition.BAD, "is no VoIP certificate"),
+        ({"name": "VoIP Services: com.example.other"}, Condition.BAD, "com.example.other"),
+        ({"name": "x", "topics": f"{BUNDLE}.voip.other"}, Condition.BAD, "is no VoIP certificate"),
     ],
     ids=["expired", "soon", "not soon", "no voip", "other app", "other topic"],
 )
 def test_certificate_is_found_that_has_expired_soon_will_or_is_another_apps(
-    made: dict[str, object], verdict: Verdict | None, what: str, files: Path
+    made: dict[str, object], verdict: Condition | None, what: str, files: Path
 ) -> None:
     (files / "voip.pem").write_text(certificate(RSA_KEY, **made) + pem(RSA_KEY))  # type: ignore[arg-type]
     findings = [
-        *found(with_certificate(files), Verdict.BAD),
-        *found(with_certificate(files), Verdict.WARNING),
+        *found(with_certificate(files), Condition.BAD),
+        *found(with_certificate(files), Condition.WARNING),
     ]
-    assert [finding.verdict for finding in findings] == ([] if verdict is None else [verdict])
+    assert [finding.condition for finding in findings] == ([] if verdict is None else [verdict])
     assert all(what in finding.what for finding in findings)
 
 
@@ -261,28 +261,28 @@ def test_certificate_file_without_both_halves_is_found(text: str, what: str, fil
 @pytest.mark.parametrize(
     ("more", "verdict", "what"),
     [
-        ('[webhooks.a]\nurl = "https://10.0.0.1/x"', Verdict.BAD, "private network"),
+        ('[webhooks.a]\nurl = "https://10.0.0.1/x"', Condition.BAD, "private network"),
         (
             '[webhooks.a]\nurl = "http://localhost/x"\nallow_private_network = true',
             *(None, ""),
         ),
         (
             '[webhooks.a]\nurl = "http://backend.example.org"',
-            Verdict.BAD,
+            Condition.BAD,
             "for private networks only",
         ),
-        ('[webhooks.a]\nurl = "https:///x"', Verdict.BAD, "names no host"),
+        ('[webhooks.a]\nurl = "https:///x"', Condition.BAD, "names no host"),
     ],
 )
 def test_webhook_that_would_not_be_sent_or_not_safely_is_found(
-    more: str, verdict: Verdict | None, what: str, files: Path
+    more: str, verdict: Condition | None, what: str, files: Path
 ) -> None:
     settings(files)
     text = (files / "relay.toml").read_text()
     (files / "relay.toml").write_text(f'{text}{more}\nsecret_file = "{files}/secret"\n')
     given = load_relay_settings(files / "relay.toml")
-    findings = [*found(given, Verdict.BAD), *found(given, Verdict.WARNING)]
-    assert [finding.verdict for finding in findings] == ([] if verdict is None else [verdict])
+    findings = [*found(given, Condition.BAD), *found(given, Condition.WARNING)]
+    assert [finding.condition for finding in findings] == ([] if verdict is None else [verdict])
     assert all(what in finding.what for finding in findings)
 
 
@@ -295,19 +295,19 @@ def test_account_of_another_project_and_app_without_an_account_are_found(
         f'[fcm."a.b"]\ncredentials_file = "{files}/account.json"\nproject_id = "x"\n'
         f'server = "https://{NOWHERE}"'
     )
-    finding = the_one(load_relay_settings(file), Verdict.WARNING)
+    finding = the_one(load_relay_settings(file), Condition.WARNING)
     assert "is of the project doorbells, and project_id says x" in finding.what
     file.write_text(f'[fcm."a.b"]\nserver = "https://{NOWHERE}"')
-    assert "neither an account nor" in the_one(load_relay_settings(file), Verdict.WARNING).what
+    assert "neither an account nor" in the_one(load_relay_settings(file), Condition.WARNING).what
     file.write_text(f'[fcm."1.b"]\nproject_id = "x"\nserver = "https://{NOWHERE}"')
     assert "look like a package name" in the_one(load_relay_settings(file)).what
 
 
 @pytest.mark.parametrize(
-    ("minutes_off", "verdict"), [(0, Verdict.GOOD), (-70, Verdict.BAD), (70, Verdict.BAD)]
+    ("minutes_off", "verdict"), [(0, Condition.GOOD), (-70, Condition.BAD), (70, Condition.BAD)]
 )
 def test_clock_is_compared_with_apples_and_googles(
-    minutes_off: int, verdict: Verdict, files: Path
+    minutes_off: int, verdict: Condition, files: Path
 ) -> None:
     with tls_server(files, minutes_off=minutes_off, status=404) as server:
         settings(files)
@@ -317,17 +317,17 @@ def test_clock_is_compared_with_apples_and_googles(
         given = load_relay_settings(files / "relay.toml")
         clocks = [f for f in examine_push(given, NOW) if "machine's clock" in f.what]
     # Apple's and Google's stand-ins are one server here, which is asked once.
-    assert [finding.verdict for finding in clocks] == [verdict]
-    if verdict is Verdict.BAD:
+    assert [finding.condition for finding in clocks] == [verdict]
+    if verdict is Condition.BAD:
         assert "its tokens are refused" in clocks[0].what
         assert "NTP" in clocks[0].mend
 
 
 def test_clock_that_cannot_be_compared_is_said_to_be_so_and_is_no_fault(files: Path) -> None:
-    unknown = found(settings(files), Verdict.UNKNOWN)
+    unknown = found(settings(files), Condition.UNKNOWN)
     assert len(unknown) == 1
     assert "clock was not compared" in unknown[0].what
-    assert not found(settings(files), Verdict.BAD)
+    assert not found(settings(files), Condition.BAD)
 
 
 def test_public_url_that_leads_elsewhere_is_found_and_twilio_needs_one(files: Path) -> None:
@@ -336,7 +336,7 @@ def test_public_url_that_leads_elsewhere_is_found_and_twilio_needs_one(files: Pa
     (files / "twilio").write_text("a password")
     given = settings(files, f'{token}public_url = "https://{NOWHERE}"')
     assert "does not hold Twilio's auth token" in the_one(given).what
-    assert "is not reached from here" in found(given, Verdict.UNKNOWN)[0].what
+    assert "is not reached from here" in found(given, Condition.UNKNOWN)[0].what
     query = settings(files, 'public_url = "https://relay.example.org/?a=b"')
     assert "is no plain URL" in the_one(query).what
 
@@ -351,7 +351,7 @@ async def test_a_relay_where_everybody_may_ring_everybody_is_warned_of_loudly(
         assert "! EVERYBODY MAY RING EVERYBODY" in ended.out
     file.write_text('[policy]\ndefault = "deny"\n')
     (finding,) = examine_call_policy(load_relay_settings(file))
-    assert finding.verdict is Verdict.GOOD
+    assert finding.condition is Condition.GOOD
     assert "0 rules, and what none fits is refused" in finding.what
 
 

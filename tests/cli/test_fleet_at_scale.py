@@ -15,7 +15,7 @@ from bellwire.broker.fleet.rollout_guard import guard_rollouts
 from bellwire.broker.session.packets import publish_packet
 from bellwire.broker.session.receiving import ReceivingSession
 from bellwire.broker.session.session import Session
-from bellwire.cli.fleet.session import Fleet
+from bellwire.cli.fleet.session import RetainedFleet
 from bellwire.config.agent.telemetry import Telemetry
 from bellwire.config.fleet.layer import LayerProblem, Reported
 from bellwire.signaling.identifiers import DeviceId
@@ -131,6 +131,6 @@ async def test_all_reports_of_a_large_fleet_reach_an_operator_and_a_guard(
         guarding.cancel()
 
 
-def _is_paused(fleet: Fleet) -> bool:
+def _is_paused(fleet: RetainedFleet) -> bool:
     layer = fleet.register.held(DEFAULT_LAYER).layer
     return layer is not None and layer.rollout.paused_at == 100
