@@ -36,6 +36,7 @@ from bellwire.signaling.tokens import SCOPE_MEANINGS, Scope
 from bellwire.signaling.wire import answers, requests
 from bellwire.signaling.wire.device_operations import DeviceOperation
 from docs import push_examples
+from docs.rooms import rooms
 from docs.tables import inline, paragraphs, sections, sent, table, taken
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -441,6 +442,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "connect-token": push_examples.connect_token,
     "apns-reasons": lambda: push_examples.reasons("apns"),
     "fcm-reasons": lambda: push_examples.reasons("fcm"),
+    "rooms": rooms,
 }
 FILES: dict[str, Callable[[], str]] = {
     "docs/cli.md": command_line,
