@@ -24,7 +24,7 @@ from bellwire.cli.relay_client import (
     find_relay,
 )
 from bellwire.signaling.calls.calls import CallState, CallType, Mode
-from bellwire.signaling.params import unique_parameters
+from bellwire.signaling.twi_params import unique_parameters
 from bellwire.signaling.wire.answers import CallAnswer
 
 _USAGE = "invite NAME...  ·  join NAME  ·  message TEXT  ·  cancel  ·  end  ·  leave"
