@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bellwire.broker.accounts.provision import Provisioner
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.session.session import Session
 from bellwire.config.relay import RelaySettings
 from bellwire.push.access.api_keys import ApiKeys
@@ -32,7 +32,7 @@ class Services:
     settings: RelaySettings
     database: Database
     session: Session
-    provisioner: Provisioner
+    provisioner: DynamicSecurity
     calls: Calls
     groups: Groups
     devices: Devices
