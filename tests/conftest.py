@@ -41,6 +41,10 @@ _LONG = (
 """The files that take longest, where time-outs have to pass or much is started."""
 
 
+AT_ONCE_S = 5.0
+"""Within how long something is to happen at once, on a busy machine too."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run the long tests too")
 

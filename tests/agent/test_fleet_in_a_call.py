@@ -34,7 +34,7 @@ TONE = (8000 * np.sin(2 * np.pi * 440 * np.arange(60 * SAMPLE_RATE_HZ) / SAMPLE_
 PLAIN = {"echo_cancellation": False, "noise_suppression": False, "gain_control": False}
 """Noise suppression takes a steady tone for noise."""
 
-_TRIES = 4
+_TRIES = 12
 """On a machine that is busy with something else sound breaks by itself, now and then."""
 
 

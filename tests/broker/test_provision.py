@@ -25,7 +25,7 @@ from tests.broker.running import (
     raw_client,
     soon,
 )
-from tests.conftest import PATIENCE_S
+from tests.conftest import AT_ONCE_S, PATIENCE_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -209,7 +209,7 @@ async def test_removal_cuts_a_connected_device_off_at_once_and_for_good(fleet: F
     device.on_disconnected(lost.set)
     async with held(device):
         await fleet.provisioner.revoke(DeviceId("removed"))
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(AT_ONCE_S):
             await lost.wait()
         assert not await is_let_in(address)
         assert not device.connected
@@ -227,7 +227,7 @@ async def test_a_new_password_ends_the_old_one_and_its_connection(fleet: Fleet) 
     device.on_disconnected(lost.set)
     async with held(device):
         new = await fleet.add(DeviceId("rotated"))
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(AT_ONCE_S):
             await lost.wait()
         assert not await is_let_in(old)
         assert await is_let_in(new)

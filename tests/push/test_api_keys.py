@@ -19,7 +19,6 @@ from websockets.exceptions import InvalidStatus
 from bellwire.push.access.api_keys import ApiKeys, open_api_keys
 from bellwire.push.access.revocation import open_access
 from bellwire.push.access.tokens import AccessTokens, new_signing_key
-from bellwire.push.api.app import build_app
 from bellwire.push.metrics import Metrics
 from bellwire.push.store import tables as migrate_module
 from bellwire.push.store.engine.database import Database, open_database
@@ -30,6 +29,7 @@ from bellwire.signaling.errors import Conflict, NotFound, Unauthenticated, Unava
 from bellwire.signaling.identifiers import DeviceId, Identity
 from bellwire.signaling.tokens import SCOPE_MEANINGS, Scope
 from tests.conftest import PATIENCE_S
+from tests.docs.documents import OPENAPI
 from tests.forking import ForkedRelay
 from tests.push.clock import Clock
 from tests.push.streams import register_for_stream, stream_url, streaming
@@ -50,7 +50,7 @@ OPEN_TO_ALL = {
 def routes() -> dict[str, Scope | None]:
     """Every route of the HTTP interface, and the scope that it says it needs."""
     found: dict[str, Scope | None] = {}
-    for path, methods in build_app().openapi()["paths"].items():
+    for path, methods in OPENAPI["paths"].items():
         for method, route in methods.items():
             scopes = {
                 scope for way in route.get("security", []) for s in way.values() for scope in s
@@ -433,7 +433,7 @@ def _database_of_before(path: Path, key_hash: str, signing: SigningKeyRow) -> No
     path.touch(mode=0o600)
     engine = sqlite_engine(path)
     configuration = Config()
-    scripts = Path(migrate_module.__file__).parent / "migrations"
+    scripts = Path(migrate_module.__file__).parents[1] / "migrations"
     configuration.set_main_option("script_location", str(scripts))
     with engine.connect() as connection:
         configuration.attributes["connection"] = connection
