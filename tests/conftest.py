@@ -32,7 +32,7 @@ device whose next look for a lost broker is as far away as it can be."""
 
 
 _LONG = (
-    "tests/push/test_hostile_http.py",
+    "tests/push/api/test_hostile_http.py",
     "tests/system/",
     "tests/model/",
     "tests/bench/",

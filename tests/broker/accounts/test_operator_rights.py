@@ -21,8 +21,8 @@ from bellwire.signaling.topics import (
     writable_by,
     written_by_operators,
 )
+from tests.broker.accounts.test_provision import published, subscribed
 from tests.broker.running import Inbox, RunningBroker, held, is_let_in, raw_client, soon
-from tests.broker.test_provision import published, subscribed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

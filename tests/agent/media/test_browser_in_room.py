@@ -10,8 +10,8 @@ import httpx
 from playwright.async_api import Page
 
 from bellwire.signaling.wire.requests import ChannelRequest, DeviceRequest
+from tests.agent.media.test_rooms import HELLO, SILENT, all_hear_in_room, house, relay_at
 from tests.agent.talking import QUICK
-from tests.agent.test_rooms import HELLO, SILENT, all_hear_in_room, house, relay_at
 from tests.chromium import chromium, heard_in, open_page, write_wav
 from tests.conftest import PATIENCE_S, register_station
 from tests.janus import SECRET, janus, needs_janus

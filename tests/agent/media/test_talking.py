@@ -14,9 +14,9 @@ from bellwire.agent.calls.call import AcceptOptions, CallStatus
 from bellwire.agent.media.voice import AudioDevices
 from bellwire.hardware.audio.simulated_card import SimulatedSoundCard
 from bellwire.signaling.errors import CallError, InvalidInput
+from tests.agent.media.test_quiet_tones import digits_in, loosely_heard
+from tests.agent.media.test_sound_card import card_at_work
 from tests.agent.talking import ATTIC, DESK, FRONT, Talker, connected, heard, talker
-from tests.agent.test_quiet_tones import digits_in, loosely_heard
-from tests.agent.test_sound_card import card_at_work
 from tests.conftest import PATIENCE_S
 from tests.speech import RATE_HZ
 from tests.system.scene import Record

@@ -31,10 +31,10 @@ from bellwire.signaling.tokens import SCOPE_MEANINGS, Scope
 from tests.conftest import PATIENCE_S
 from tests.docs.documents import OPENAPI
 from tests.forking import ForkedRelay
+from tests.push.api.test_health_and_metrics import scrape
 from tests.push.clock import Clock
 from tests.push.streams import register_for_stream, stream_url, streaming
 from tests.push.support import Running, assert_problem, fresh, serving
-from tests.push.test_health_and_metrics import scrape
 
 over_http = pytest.mark.asyncio(loop_scope="module")
 

@@ -10,7 +10,7 @@ from bellwire.agent.media.dtmf import DtmfDetector, tone_blocks
 from bellwire.agent.media.engine.engine import BLOCK_FRAMES, SAMPLE_RATE_HZ, Block
 from bellwire.agent.media.quiet_tones import QuietTones
 from bellwire.hardware.audio.drift import DriftingSource
-from tests.agent.test_dtmf import (
+from tests.agent.media.test_dtmf import (
     ALL_DIGITS,
     COLUMN_HZ,
     ROW_HZ,
