@@ -1,6 +1,7 @@
 """What an installed Bellwire is: one import name, whose rooms are the checkout's, and which works beside the
 modules of whoever uses it."""
 
+import ast
 import subprocess
 import sys
 import sysconfig
@@ -9,11 +10,13 @@ import tomllib
 import venv
 import zipfile
 from collections.abc import Iterator
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+
+import bellwire
 
 CHECKOUT = Path(__file__).parents[2]
 SOMEBODY_ELSES = ("config", "agent", "push", "broker", "hardware", "signaling")
@@ -93,23 +96,21 @@ class Environment:
     Args:
         folder: Where it is made.
         wheel: What is installed.
-        extra: Only what this extra depends on is found; None: all.
     """
 
-    def __init__(self, folder: Path, wheel: Path, *, extra: str | None = None) -> None:
+    def __init__(self, folder: Path, wheel: Path) -> None:
         venv.create(folder, symlinks=True)
         self.python = folder / "bin/python"
         (self.packages,) = folder.glob("lib/python*/site-packages")
         pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", self.python)
         run(*pip, "install", "--quiet", "--no-index", "--no-deps", wheel, folder=folder)
         self.installed = {path.name for path in self.packages.iterdir()}
-        found = Path(sysconfig.get_path("purelib"))
-        if extra is not None:
-            found = _linked(dependencies_of(extra), folder / "dependencies")
+        found = sysconfig.get_path("purelib")
         (self.packages / "dependencies.pth").write_text(f"{found}\n")
 
 
-def _linked(distributions: set[str], folder: Path) -> Path:
+def linked(distributions: set[str], folder: Path) -> Path:
+    """A folder that holds these distributions, of the tests' environment, and no other."""
     folder.mkdir()
     for name in distributions:
         for file in metadata.files(name) or ():
@@ -198,3 +199,45 @@ def test_the_pi_installer_looks_at_every_folder_that_is_packed() -> None:
     packed = project["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]
     installer = (CHECKOUT / "deploy/install-pi").read_text()
     assert f"requirements/agent.lock {' '.join(packed)} \\\n" in installer
+
+
+# The front door
+
+
+def test_the_front_door_tells_type_checkers_what_it_opens_to_programs() -> None:
+    tree = ast.parse((CHECKOUT / "src/bellwire/__init__.py").read_text())
+    (guarded,) = (node for node in tree.body if isinstance(node, ast.If))
+    told = {
+        alias.name: f"bellwire.{node.module}" if node.level else node.module
+        for node in guarded.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert sorted(told) == sorted(bellwire.__all__)
+    for name, module in told.items():
+        assert getattr(bellwire, name) is getattr(import_module(str(module)), name)
+    assert set(bellwire.__all__) <= set(dir(bellwire))
+
+
+def test_the_front_door_knows_no_other_name() -> None:
+    with pytest.raises(AttributeError, match=r"module 'bellwire' has no attribute 'Devise'"):
+        _ = bellwire.Devise  # type: ignore[attr-defined]
+
+
+def test_the_front_door_opens_with_the_relay_alone_and_says_what_a_device_needs_more(
+    environment: Environment, tmp_path: Path
+) -> None:
+    code = "import bellwire, bellwire.push.relay\nprint(bellwire.CallError)\nbellwire.Device"
+    found = linked(dependencies_of("relay"), tmp_path / "relay")
+    done = subprocess.run(  # noqa: S603 - our own arguments
+        [environment.python, "-S", "-c", code],  # without the .pth
+        env={"PYTHONPATH": f"{environment.packages}:{found}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "<class 'bellwire.signaling.errors.CallError'>\n", done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        "ImportError: bellwire.Device needs numpy, which is not installed: pip install 'bellwire[agent]'"
+    )
