@@ -98,7 +98,7 @@ class Call:
             lent,
             terms,
             sid,
-            tell=self._tell,
+            emit=self._emit,
             made=lambda: made(self),
             changed=lambda: changed(self),
         )
@@ -204,7 +204,7 @@ class Call:
         self.signalling.reject(RejectStatus(status))
         self.course.insights.rejected()
         self.course.close("rejected here")
-        self._tell("reject")
+        self._emit("reject")
 
     def ignore(self) -> None:
         """Silences a pending call on this device alone; the caller hears it ring on."""
@@ -213,7 +213,7 @@ class Call:
         self.signalling.ignore()
         self.course.insights.ignored()
         self.course.close("ignored here")
-        self._tell("cancel")
+        self._emit("cancel")
 
     def disconnect(self) -> None:
         """Hangs up, or gives up a call that nobody has answered; a pending one is rejected."""
@@ -224,18 +224,18 @@ class Call:
         elif self.direction is Direction.OUTGOING and not self.signalling.answered:
             self.signalling.withdraw()
             self.course.close("cancelled here")
-            self._tell("cancel")
+            self._emit("cancel")
         else:
             self.signalling.leave()
             self.course.close("hung up here")
-            self._tell("disconnect")
+            self._emit("disconnect")
 
     def mute(self, should_mute: bool = True) -> None:
         """Has the others hear silence, or the microphone again."""
         if should_mute == self._media.muted:
             return
         self._media.muted = should_mute
-        self._tell("mute", should_mute)
+        self._emit("mute", should_mute)
 
     def send_digits(self, digits: str) -> None:
         """Sends `0-9`, `*` and `#` as tones; a `w` waits half a second. `error` tells if they could not
@@ -291,7 +291,7 @@ class Call:
         except CallError as error:
             self.course.tell_error(error)
         else:
-            self._tell("messageSent", as_sent(message))
+            self._emit("messageSent", as_sent(message))
 
     # What it tells of
 
@@ -350,7 +350,7 @@ class Call:
         """
         return self._listeners.add(event, listener)
 
-    def _tell(self, event: CallEventName, *told: Any) -> None:  # noqa: ANN401 - each has its own
+    def _emit(self, event: CallEventName, *told: Any) -> None:  # noqa: ANN401 - each has its own
         """Some events hand over the call itself, after what else they tell."""
         if event in ("accept", "disconnect", "mute"):
             told = (*told, self)

@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 _UNANSWERED = (CallStatus.PENDING, CallStatus.CONNECTING, CallStatus.RINGING)
 _MEDIA_LOST, _SIGNALLING_LOST = 53405, 53001
 
-Tell = Callable[Concatenate[CallEventName, ...], None]
+Emit = Callable[Concatenate[CallEventName, ...], None]
 """Tells those who listen to a call of an event, with what belongs to it."""
 
 
@@ -97,7 +97,7 @@ class CallCourse:
         lent: What the device lends it.
         terms: What is settled of it.
         sid: Its SID; None while the relay has not yet made an outgoing call.
-        tell: Tells those who listen to the call.
+        emit: Tells those who listen to the call.
         made: Called when the relay has made an outgoing call.
         changed: Called when the status has changed.
     """
@@ -108,7 +108,7 @@ class CallCourse:
         terms: CallTerms,
         sid: CallSid | None,
         *,
-        tell: Tell,
+        emit: Emit,
         made: Callable[[], None],
         changed: Callable[[], None],
     ) -> None:
@@ -117,7 +117,7 @@ class CallCourse:
         self.spoken_for: set[Identity] = set()
         self._lent = lent
         self._terms = terms
-        self._tell = tell
+        self._emit = emit
         self._made = made
         self._changed = changed
         self._ended_because = ""
@@ -189,7 +189,7 @@ class CallCourse:
     def tell_error(self, error: CallError) -> None:
         """Tells of an error of the call, which may go on."""
         self.insights.failed(error)
-        self._tell("error", error)
+        self._emit("error", error)
 
     # What its device tells
 
@@ -220,13 +220,13 @@ class CallCourse:
         """It has reached somebody."""
         if self.status is CallStatus.CONNECTING and not self.signalling.answered:
             self.move(CallStatus.RINGING)
-            self._tell("ringing", self._terms.early_media)
+            self._emit("ringing", self._terms.early_media)
 
     def was_answered(self, caller: Identity | None, others: Sequence[Identity]) -> None:
         """It is answered, here or there: with the others in it, its sound begins."""
         self._caller = caller
         if self._terms.direction is Direction.INCOMING:
-            self._tell("accept")
+            self._emit("accept")
         elif self._lent.sound is not None:
             self.move(CallStatus.CONNECTING)
         if not self.is_over:
@@ -243,7 +243,7 @@ class CallCourse:
     def was_said(self, message: CallMessage) -> None:
         """Somebody says something: to the application, or of the sound."""
         if message.message_type != MEDIA_MESSAGE_TYPE:
-            self._tell("messageReceived", as_received(message))
+            self._emit("messageReceived", as_received(message))
             return
         document = media_in(message)
         who = sender_of(message)
@@ -260,7 +260,7 @@ class CallCourse:
         self.close(reason)
         if error is not None:
             self.tell_error(error)
-        self._tell("cancel" if was_pending else "disconnect")
+        self._emit("cancel" if was_pending else "disconnect")
 
     # What its sound does
 
@@ -269,11 +269,11 @@ class CallCourse:
             self.move(CallStatus.OPEN)
             self.tasks.start(self._meter())
             if self._terms.direction is Direction.OUTGOING:
-                self._tell("accept")
+                self._emit("accept")
         if self.media.is_heard and not self._has_audio:
             self._has_audio = True
             self.insights.codec(self.media.codec or "")
-            self._tell("audio", self.media.remote_stream)
+            self._emit("audio", self.media.remote_stream)
         self._regain(_MEDIA_LOST)
 
     def _sound_failed(self, who: Identity | None, error: CallError, nobody_left: bool) -> None:
@@ -290,7 +290,7 @@ class CallCourse:
             connected=self._sound_connected,
             lost=lambda: self._lose(_MEDIA_LOST),
             failed=self._sound_failed,
-            digit=lambda who, digit: self._tell("digit", who, digit),
+            digit=lambda who, digit: self._emit("digit", who, digit),
         )
         if lent.sound is None:
             return NoMedia(
@@ -325,8 +325,8 @@ class CallCourse:
             self.media.stats,
             self.media.input_meter,
             self.media.output_meter,
-            on_volume=lambda spoken, heard: self._tell("volume", spoken, heard),
-            on_sample=lambda sample: self._tell("sample", sample),
+            on_volume=lambda spoken, heard: self._emit("volume", spoken, heard),
+            on_sample=lambda sample: self._emit("sample", sample),
             on_warning=self._tell_warning,
             is_muted=lambda: self.media.muted,
             sleep=self._lent.sleep,
@@ -335,9 +335,9 @@ class CallCourse:
     def _tell_warning(self, news: WarningRaised | WarningCleared) -> None:
         self.insights.quality(news)
         if isinstance(news, WarningRaised):
-            self._tell("warning", news.name, news.data)
+            self._emit("warning", news.name, news.data)
         else:
-            self._tell("warning-cleared", news.name)
+            self._emit("warning-cleared", news.name)
 
     # What is lost, and comes back
 
@@ -346,7 +346,7 @@ class CallCourse:
         self._lost.add(what)
         if first:
             self.move(CallStatus.RECONNECTING)
-            self._tell("reconnecting", CallError(what))
+            self._emit("reconnecting", CallError(what))
 
     def _regain(self, what: int) -> None:
         if what not in self._lost:
@@ -354,7 +354,7 @@ class CallCourse:
         self._lost.discard(what)
         if not self._lost:
             self.move(CallStatus.OPEN)
-            self._tell("reconnected")
+            self._emit("reconnected")
 
     async def _give_up_signalling(self) -> None:
         await self._lent.sleep(self._lent.timing.signalling_give_up_s)
