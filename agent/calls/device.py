@@ -12,11 +12,12 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from bellwire.agent.calls.call import Call, CallContext, CallerInfo, CallStatus, Direction
+from bellwire.agent.calls.call import Call, CallerInfo, CallStatus, Direction, read_token
 from bellwire.agent.calls.call_invite import CallInvite, ringing_time_left
+from bellwire.agent.calls.course import CallResources, CallTerms
+from bellwire.agent.calls.events import Listeners, Unsubscribe
 from bellwire.agent.calls.insights import Insight
-from bellwire.agent.calls.listeners import Listeners, Unsubscribe
-from bellwire.agent.calls.signalling import CallRequests, read_token
+from bellwire.agent.calls.requests import CallRequests
 from bellwire.agent.link import Link
 from bellwire.agent.media.early_media import allows_early_media, with_early_media
 from bellwire.agent.media.media_news import MediaTiming, Work
@@ -79,7 +80,7 @@ class Device:
         self._link = link
         self._verify_caller = verify_caller
         self._requests = CallRequests(link)
-        self._context = CallContext(
+        self._lent = CallResources(
             identity=identity,
             device=device,
             requests=self._requests,
@@ -88,8 +89,6 @@ class Device:
             now=now,
             sleep=sleep,
             timing=timing or MediaTiming(),
-            made=self._catch_early,
-            changed=self._take_change,
             report=self._publish,
         )
         self._calls: list[Call] = []
@@ -102,7 +101,7 @@ class Device:
 
     def use_sound(self, sound: Sound | None) -> None:
         """Has the calls that begin from now on use this sound, or none."""
-        self._context = replace(self._context, sound=sound)
+        self._lent = replace(self._lent, sound=sound)
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -140,8 +139,8 @@ class Device:
                 finally:
                     self._tasks = None  # a group that ends takes no more
         finally:
-            if self._context.sound is not None:
-                await self._context.sound.close()
+            if self._lent.sound is not None:
+                await self._lent.sound.close()
 
     def connect(
         self,
@@ -180,18 +179,17 @@ class Device:
             extended_data=with_early_media(extended_data) if early_media else extended_data,
             idempotency_key=secrets.token_hex(16),
         )
-        call = Call(
-            self._context,
+        terms = CallTerms(
             Direction.OUTGOING,
             from_=self.identity,
             to=tuple(identities),
             expires_at=self._now() + timedelta(seconds=timeout_s),
             custom_parameters=parameters,
             early_media=early_media,
-            audio_devices=audio_devices,
+            only_invited=mode is Mode.COMMON,
+            audio_devices=audio_devices or AudioDevices(),
         )
-        call.only_invited = mode is Mode.COMMON
-        self._add(call)
+        call = self._begin(terms)
         call.signalling.dial(invite)
         return call
 
@@ -205,16 +203,14 @@ class Device:
         known = self._call_of(sid)
         if known is not None:
             return known
-        call = Call(
-            self._context,
+        terms = CallTerms(
             Direction.OUTGOING,
             from_=self.identity,
             to=(),
             expires_at=self._now() + timedelta(seconds=DEFAULT_TIMEOUT_S),
             custom_parameters=parameters,
-            sid=sid,
         )
-        self._add(call)
+        call = self._begin(terms, sid)
         call.signalling.join()
         return call
 
@@ -246,17 +242,15 @@ class Device:
             self._ring(event, left)
 
     def _ring(self, event: CallReceived, left: timedelta) -> None:
-        call = Call(
-            self._context,
+        terms = CallTerms(
             Direction.INCOMING,
             from_=event.from_,
             to=(event.to,),
             expires_at=self._now() + left,
             custom_parameters=event.custom_parameters,
-            sid=CallSid(event.call_sid),
             early_media=allows_early_media(event.extended_data),
         )
-        self._add(call)
+        call = self._begin(terms, CallSid(event.call_sid))
         call.signalling.ring()
         if self._verify_caller is not None:
             self._spawn(self._learn_caller(call, self._verify_caller(event, left)))
@@ -270,23 +264,25 @@ class Device:
     def _relay_is_lost(self) -> None:
         self._listeners.tell("connection", False)
         for call in self.calls:
-            call.relay_lost()
+            call.course.relay_lost()
 
     async def _relay_is_back(self) -> None:
         self._listeners.tell("connection", True)
         for call in self.calls:
-            call.relay_back()
+            call.course.relay_back()
 
     # Its calls
 
     def _call_of(self, sid: CallSid) -> Call | None:
         return next((call for call in self._calls if call.sid == sid), None)
 
-    def _add(self, call: Call) -> None:
+    def _begin(self, terms: CallTerms, sid: CallSid | None = None) -> Call:
         if all(other.sid for other in self._calls):
             self._early.clear()
+        call = Call(self._lent, terms, sid, made=self._catch_early, changed=self._take_change)
         self._calls.append(call)
-        call.begin()
+        call.course.begin()
+        return call
 
     def _take_change(self, call: Call) -> None:
         if call.status() is CallStatus.CLOSED:

@@ -12,9 +12,10 @@ from typing import Any, get_args
 import httpx
 import numpy as np
 
-from bellwire.agent.calls.call import Call, CallEventName, CallStatus
+from bellwire.agent.calls.call import Call, CallStatus
 from bellwire.agent.calls.call_invite import CallInvite
 from bellwire.agent.calls.device import Device
+from bellwire.agent.calls.events import CallEventName
 from bellwire.agent.link import Link
 from bellwire.agent.media.engine.engine import (
     BLOCK_FRAMES,

@@ -1,13 +1,35 @@
-"""Who wants to be told of what: listeners by the name of an event."""
+"""The events of a call, and who is told of them: listeners by the name of an event."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 
 log = structlog.get_logger(__name__)
 
+CallEventName = Literal[
+    "accept",
+    "audio",
+    "cancel",
+    "digit",
+    "disconnect",
+    "error",
+    "messageReceived",
+    "messageSent",
+    "mute",
+    "reconnected",
+    "reconnecting",
+    "reject",
+    "ringing",
+    "sample",
+    "volume",
+    "warning",
+    "warning-cleared",
+]
+"""What `agent.calls.call.Call.on` takes (seed 003, "Events"), each with the listener that it says."""
+
 Unsubscribe = Callable[[], None]
+"""Ends what a listener was added for."""
 
 
 class Listeners:
