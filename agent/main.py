@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
@@ -19,9 +19,9 @@ from bellwire.agent.fleet.follower import Fleet
 from bellwire.agent.fleet.health import HealthReports
 from bellwire.agent.fleet.live_settings import LiveSettings
 from bellwire.agent.heap import Collector
-from bellwire.agent.link import Link, RequestRefused
-from bellwire.agent.media.engine.engine import IceServer, MediaEngine
-from bellwire.agent.media.sound import Sound
+from bellwire.agent.link import Link
+from bellwire.agent.media.engine.engine import IceServer
+from bellwire.agent.media.sound import Sound, told_and_configured, webrtc_engine
 from bellwire.agent.media.sound_card import SoundCard
 from bellwire.agent.station.behaviour import Conduct
 from bellwire.agent.station.dialling import Dialling
@@ -30,12 +30,9 @@ from bellwire.broker.session.address import parse_broker_url
 from bellwire.config.agent.settings import AgentSettings, ConfigurableSettings
 from bellwire.config.agent.telemetry import CallNow, Fault
 from bellwire.config.fleet.last_good import LastGood
-from bellwire.signaling.errors import CallError
 from bellwire.signaling.identifiers import DeviceId, Identity
 
 log = structlog.get_logger(__name__)
-
-_ICE_SERVERS_WITHIN = timedelta(seconds=3)
 
 
 class Agent:
@@ -82,7 +79,9 @@ class Agent:
         self._card = card
         self._sound = None
         if card is not None:
-            self._sound = Sound(lambda: _engine(allow_loopback), card, self._ice_servers)
+            self._sound = Sound(
+                lambda: webrtc_engine(allow_loopback=allow_loopback), card, self._ice_servers
+            )
         device_id = DeviceId(settings.device_id)
         self.link = Link(address, device_id)
         self.device = Device(
@@ -191,26 +190,7 @@ class Agent:
         return True
 
     async def _ice_servers(self) -> Sequence[IceServer]:
-        """Those of the relay, with credentials for this call, then the configured ones."""
-        configured = tuple(IceServer(server.urls) for server in self.live.now.ice_servers)
-        try:
-            told = await self.link.ice_servers(within=_ICE_SERVERS_WITHIN)
-        except (RequestRefused, CallError) as error:
-            log.warning(
-                "the relay names no ICE servers: within one network it works without",
-                error=str(error),
-            )
-            return configured
-        return (
-            *(IceServer(s.urls, s.username, s.credential) for s in told.ice_servers),
-            *configured,
-        )
-
-
-def _engine(allow_loopback: bool) -> MediaEngine:
-    from bellwire.agent.media.engine import wrtc_connection as wrtc_engine
-
-    return wrtc_engine.WrtcEngine(allow_loopback=allow_loopback)
+        return await told_and_configured(self.link, self.live.now.ice_servers)
 
 
 def _now() -> datetime:

@@ -35,7 +35,7 @@ from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.tokens import SCOPE_MEANINGS, Scope
 from bellwire.signaling.wire import answers, requests
 from bellwire.signaling.wire.device_operations import DeviceOperation
-from docs import push_examples
+from docs import push_examples, python_tables
 from docs.tables import inline, paragraphs, sections, sent, table, taken
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -417,6 +417,9 @@ def openapi() -> str:
 
 
 PARTS: dict[str, Callable[[], str]] = {
+    "python-classes": python_tables.classes,
+    "python-call-events": python_tables.call_events,
+    "python-device-events": python_tables.device_events,
     "transitions": transitions,
     "settings": settings,
     "metrics": metrics,

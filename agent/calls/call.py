@@ -4,12 +4,13 @@ What is done here holds at once; the relay is told beside it, as often as it tak
 on the event loop. What happens to a call by itself is in `agent.calls.course`.
 """
 
+import asyncio
 import base64
 import binascii
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 from pydantic import JsonValue
 
@@ -17,9 +18,11 @@ from bellwire.agent.calls.course import CallCourse, CallResources, CallTerms
 from bellwire.agent.calls.events import CallEventName, Listeners, Unsubscribe
 from bellwire.agent.calls.record import CallerInfo, CallRecord, CallStatus, Direction, Message
 from bellwire.agent.calls.requests import as_sent, new_message
+from bellwire.agent.media.call_media import NoMedia
 from bellwire.agent.media.dtmf import check_digits
-from bellwire.agent.media.engine.engine import IceServer
+from bellwire.agent.media.engine.engine import SAMPLE_RATE_HZ, IceServer
 from bellwire.agent.media.media_news import MediaOptions
+from bellwire.agent.media.playback import PlayedSound, samples_of
 from bellwire.agent.media.voice import AudioDevices, AudioStream
 from bellwire.agent.quality.sample import Sample
 from bellwire.agent.quality.warnings import WarningData, WarningName
@@ -93,7 +96,7 @@ class Call:
         self.uuid: str | None = None
         """The application's own name for it, from `AcceptOptions`."""
         self._requests = lent.requests
-        self._listeners = Listeners()
+        self._listeners = Listeners(get_args(CallEventName), lent.spawn)
         self.course = CallCourse(
             lent,
             terms,
@@ -237,6 +240,32 @@ class Call:
         self._media.muted = should_mute
         self._emit("mute", should_mute)
 
+    async def play(self, sound: PlayedSound, *, rate_hz: int = SAMPLE_RATE_HZ) -> None:
+        """Plays a sound to the others, over the microphone or in place of a muted one, and returns once
+        they have heard it. While nobody can hear it yet, or another is played, it waits. Cancelled, it
+        falls silent.
+
+        Args:
+            sound: A WAV file (16 bits, mono or stereo, 8 to 192 kHz, up to 5 minutes), or samples
+                (int16, mono).
+            rate_hz: The samples' rate; a file says its own.
+
+        Raises:
+            InvalidInput: it cannot be played; says what was expected.
+            CallError: 31487, the call ended before that; 53400, this device has no sound.
+        """
+        samples = await samples_of(sound, rate_hz)
+        if isinstance(self._media, NoMedia):
+            raise CallError(53400, "this device has no sound")
+        playing = None if self.is_over else self._tasks.start(self._media.play(samples))
+        if playing is not None:
+            try:
+                await asyncio.wait([playing])
+            finally:
+                playing.cancel()
+        if playing is None or playing.cancelled():
+            raise CallError(31487, "the call ended before the sound had been heard to its end")
+
     def send_digits(self, digits: str) -> None:
         """Sends `0-9`, `*` and `#` as tones; a `w` waits half a second. `error` tells if they could not
         be sent.
@@ -342,11 +371,15 @@ class Call:
         self, event: Literal["warning-cleared"], listener: Callable[[WarningName], object]
     ) -> Unsubscribe: ...
     def on(self, event: CallEventName, listener: Callable[..., object]) -> Unsubscribe:
-        """Has `listener` called on the event loop at each `event`; what is returned ends that. What
-        goes wrong in it is logged and breaks nothing.
+        """Has `listener` called on the event loop at each `event`; what is returned ends that. It may be
+        `async`: it then goes on beside the call, and after its end. What goes wrong in it is logged and
+        breaks nothing.
 
         Beyond the seed there is `digit`: somebody has pressed a digit: an identity, or None for one of
         the `parties`, where it came out of a room.
+
+        Raises:
+            InvalidInput: there is no such event; names those there are.
         """
         return self._listeners.add(event, listener)
 

@@ -10,7 +10,7 @@ _CLOCKS_AGREE_S = 2.0
 
 
 class CallInvite:
-    """An incoming call before it is answered. Devices make them (`Device.on_incoming`).
+    """An incoming call before it is answered. Devices make them (`Device.on("incoming")`).
 
     Args:
         call: The pending call.

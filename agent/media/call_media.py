@@ -43,11 +43,13 @@ from bellwire.agent.media.media_news import (
 )
 from bellwire.agent.media.negotiation import new_session
 from bellwire.agent.media.peer import Peer, is_known_there
+from bellwire.agent.media.playback import Playback
 from bellwire.agent.media.quiet_tones import QuietTones
 from bellwire.agent.media.room import Room, Unmixed
 from bellwire.agent.media.sound import Sound
 from bellwire.agent.media.voice import AudioDevices, AudioStream, OnBlock
 from bellwire.agent.quality.meter import VolumeMeter
+from bellwire.hardware.audio.block import Samples
 from bellwire.signaling.errors import CallError
 from bellwire.signaling.identifiers import DeviceId, Identity
 from bellwire.signaling.wire.media import (
@@ -195,6 +197,9 @@ class CallMedia(CallSound):
         self._begun = False
         self._card = CallCard(sound, self._captured, self._card_is_gone, tasks, timing.give_up_s)
         self._dialling = asyncio.Lock()
+        self._playing = asyncio.Lock()
+        self._playback: Playback | None = None
+        self._is_audible = asyncio.Event()
 
     # Who is in the call
 
@@ -312,6 +317,17 @@ class CallMedia(CallSound):
                 if step.then_wait_s:
                     await self._sleep(step.then_wait_s)
 
+    async def play(self, samples: Samples) -> None:
+        """Plays a sound to every party, muted or not, after those played before, and returns once it was
+        heard. As long as there is nobody who could hear it, it waits."""
+        async with self._playing:
+            await self._is_audible.wait()
+            self._playback = playback = Playback(samples)
+            try:
+                await playback.ended()
+            finally:
+                self._playback = None
+
     async def stats(self) -> tuple[MediaStats, ...]:
         """What the connections of the parties count."""
         found = []
@@ -325,6 +341,9 @@ class CallMedia(CallSound):
 
     def _captured(self, block: Block) -> None:
         spoken = _SILENCE if self.muted else block
+        playback = self._playback
+        if playback is not None:
+            spoken = playback.over(spoken)
         self.input_meter.take(spoken)
         self.local_stream.publish(spoken)
         for peer in self._sending:
@@ -413,6 +432,7 @@ class CallMedia(CallSound):
         self._settle()
 
     def _room_is_up(self) -> None:
+        self._is_audible.set()
         self.early_media.end()
         self._sending = self._all_peers()
         self._settle()
@@ -470,6 +490,7 @@ class CallMedia(CallSound):
 
     def _is_up(self, who: Identity) -> None:
         self._was_up.add(who)
+        self._is_audible.set()
         log.info("sound goes both ways", other=who, codec=self.codec)
         self.early_media.end()
         self._sending = self._all_peers()

@@ -1,18 +1,50 @@
 """This device's one sound card and media engine, lent to its calls."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import timedelta
 
+import structlog
+
+from bellwire.agent.link import Link, RequestRefused
 from bellwire.agent.media.engine.engine import Block, IceServer, MediaEngine
 from bellwire.agent.media.voice import AudioDevices, OnBlock, Voice
+from bellwire.config.ice_servers import IceServerSettings
 from bellwire.signaling.errors import CallError
 
+log = structlog.get_logger(__name__)
+
 IceServers = Callable[[], Awaitable[Sequence[IceServer]]]
+
+_ICE_SERVERS_WITHIN = timedelta(seconds=3)
 
 
 async def no_ice_servers() -> Sequence[IceServer]:
     """None: enough within one network."""
     return ()
+
+
+async def told_and_configured(
+    link: Link, configured: Iterable[IceServerSettings]
+) -> Sequence[IceServer]:
+    """Those of the relay, with credentials for this call, then the configured ones."""
+    own = tuple(IceServer(server.urls) for server in configured)
+    try:
+        told = await link.ice_servers(within=_ICE_SERVERS_WITHIN)
+    except (RequestRefused, CallError) as error:
+        log.warning(
+            "the relay names no ICE servers: within one network it works without",
+            error=str(error),
+        )
+        return own
+    return (*(IceServer(s.urls, s.username, s.credential) for s in told.ice_servers), *own)
+
+
+def webrtc_engine(*, allow_loopback: bool) -> MediaEngine:
+    """The engine of a device; `allow_loopback` says that the other end may be on this machine."""
+    from bellwire.agent.media.engine import wrtc_connection
+
+    return wrtc_connection.WrtcEngine(allow_loopback=allow_loopback)
 
 
 class Sound:

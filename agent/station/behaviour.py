@@ -210,7 +210,7 @@ class Conduct:
         device.screen = self._screen
         device.on_change(self._follow)
         device.on_caller(self._attend)
-        device.on_incoming(self._hear_early)
+        device.on("incoming", self._hear_early)
         live.watch(lambda _, __: self._attend_all())
 
     def on_loudness(self, listener: OnLoudness) -> None:

@@ -13,6 +13,8 @@ from bellwire.config.agent.audio import RING_TONES
 from bellwire.hardware.audio.block import BLOCK_FRAMES, SAMPLE_RATE_HZ, Block, Samples, saturated
 
 MAX_FILE_S = 60.0
+RATES_HZ = range(8_000, 192_001)
+"""Of sound that can be read."""
 _MAX_FILE_BYTES = 32_000_000
 _PEAK = 0.35 * 32767
 _FADE_S = 0.005
@@ -115,21 +117,34 @@ def ring_tone(name: str) -> Samples:
         raise BadTone(
             f"there is no ring tone {name!r}: name one of {', '.join(RING_TONES)}, or a .wav file"
         )
-    return _read_wav(path)
+    return read_wav(path, longest_s=MAX_FILE_S, cut=True)
 
 
-def _read_wav(path: Path) -> Samples:
+def read_wav(path: Path, *, longest_s: float, cut: bool = False) -> Samples:
+    """The sound of a WAV file, mixed to mono. Blocks.
+
+    Args:
+        path: The file: 16 bits, 1 or 2 channels, of any of `RATES_HZ`.
+        longest_s: No more of it is read.
+        cut: Whether one that is longer is cut off there, and not refused.
+
+    Raises:
+        BadTone: it is no such file, or longer.
+    """
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise BadTone(f"{path} is larger than {_MAX_FILE_BYTES // 1_000_000} MB: shorten it")
         with wave.open(str(path), "rb") as wav:
             rate_hz, channels, width = wav.getframerate(), wav.getnchannels(), wav.getsampwidth()
-            if width != 2 or channels > 2 or not 8_000 <= rate_hz <= 192_000:
+            if width != 2 or channels > 2 or rate_hz not in RATES_HZ:
                 raise BadTone(
                     f"{path} has {8 * width} bits, {channels} channels, {rate_hz} Hz: make it "
                     "16 bits, 1 or 2 channels, 8 to 192 kHz"
                 )
-            frames = wav.readframes(round(MAX_FILE_S * rate_hz))
+            longest = round(longest_s * rate_hz)
+            frames = wav.readframes(longest if cut else longest + 1)  # its head may lie
+            if len(frames) > longest * 2 * channels:
+                raise BadTone(f"{path} is longer than {longest_s:g} s: shorten it")
     # wave raises a bare RuntimeError where a chunk reaches beyond the one that it stands in.
     except (OSError, EOFError, wave.Error, RuntimeError) as error:
         why = str(error) or "it is no whole WAV file"

@@ -231,7 +231,7 @@ class Talker:
     statuses: Record = field(default_factory=Record)
 
     def __post_init__(self) -> None:
-        self.device.on_incoming(self.invites.note)
+        self.device.on("incoming", self.invites.note)
         self.device.on_change(self._follow)
 
     def _follow(self, call: Call) -> None:

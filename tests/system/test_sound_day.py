@@ -68,7 +68,7 @@ async def answering(desk: Station) -> AsyncIterator[asyncio.Queue[Told]]:
     def answer(invite: CallInvite) -> None:
         told.put_nowait(Told(invite.accept()))
 
-    stop = desk.agent.device.on_incoming(answer)
+    stop = desk.agent.device.on("incoming", answer)
     yield told
     stop()
 
