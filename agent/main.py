@@ -18,11 +18,11 @@ from bellwire.agent.fleet.device_copies import DeviceCopies
 from bellwire.agent.fleet.follower import Fleet
 from bellwire.agent.fleet.health import HealthReports
 from bellwire.agent.fleet.live_settings import LiveSettings
-from bellwire.agent.heap import Collector
 from bellwire.agent.link import Link, RequestRefused
 from bellwire.agent.media.engine.engine import IceServer, MediaEngine
 from bellwire.agent.media.sound import Sound
 from bellwire.agent.media.sound_card import SoundCard
+from bellwire.agent.memory import Collector
 from bellwire.agent.station.behaviour import Conduct
 from bellwire.agent.station.dialling import Dialling
 from bellwire.agent.station.phone import Phone, panel_of

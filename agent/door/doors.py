@@ -1,7 +1,7 @@
 """The door of a station, opened from its calls: by digits and by messages of those who may.
 
-Which of them may is `agent.door.release`'s decision; `hardware.panel.door` opens and locks. Each decision is
-logged, without digits, and told to who asked: of a wrong code once it is kept on disk.
+Which of them may is `agent.door.release`'s decision; `hardware.panel.door_lock` opens and locks. Each
+decision is logged, without digits, and told to who asked: of a wrong code once it is kept on disk.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from bellwire.agent.door.wrong_codes import WrongCodes
 from bellwire.agent.fleet.live_settings import LiveSettings
 from bellwire.config.agent.settings import ConfigurableSettings
 from bellwire.config.agent.telemetry import DoorNow, Fault
-from bellwire.hardware.panel.door import DoorUnattendedError
+from bellwire.hardware.panel.door_lock import DoorUnattendedError
 from bellwire.hardware.panel.panel import Panel
 from bellwire.signaling.calls.calls import Attestation
 from bellwire.signaling.errors import CallError, InvalidInput

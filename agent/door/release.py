@@ -1,4 +1,4 @@
-"""Which door a digit or a message of a call opens (spec §5). It decides; `hardware.panel.door` opens.
+"""Which door a digit or a message of a call opens (spec §5). It decides; `hardware.panel.door_lock` opens.
 
 Only parties whom a door's settings name may open it, verified ones only where it says so. Codes are
 compared in constant time, every one of them each time, and appear in no log, repr or exception.

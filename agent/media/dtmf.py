@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwire.agent.media.engine.engine import BLOCK_FRAMES, SAMPLE_RATE_HZ, Block
-from bellwire.hardware.audio.tones import Cadence, rendered
+from bellwire.hardware.audio.tones import ToneCadence, rendered
 from bellwire.signaling.errors import InvalidInput
 
 MAX_DIGITS = 128
@@ -253,5 +253,5 @@ class InbandTones:
 
 def tone_blocks(tone: str) -> list[Block]:
     """One digit as sound, and the silence after it."""
-    cadence = Cadence(tone_frequencies(tone), (TONE_MS / 1000, TONE_GAP_MS / 1000))
+    cadence = ToneCadence(tone_frequencies(tone), (TONE_MS / 1000, TONE_GAP_MS / 1000))
     return list(rendered(cadence).reshape(-1, BLOCK_FRAMES))

@@ -23,7 +23,7 @@ from bellwire.agent.station.dialling import Dialling
 from bellwire.agent.station.phone import Phone
 from bellwire.config.agent.settings import ConfigurableSettings
 from bellwire.hardware.panel.panel import Panel
-from bellwire.hardware.simulated import SimulatedPins
+from bellwire.hardware.panel.simulated_pins import SimulatedPins
 from bellwire.signaling.calls.events import CallReceived, CallTimeout
 from bellwire.signaling.identifiers import DeviceId, Identity
 from tests.agent.desk import PANEL, Exchange

@@ -12,7 +12,7 @@ from bellwire.agent.door.doors import Doors
 from bellwire.agent.fleet.live_settings import LiveSettings
 from bellwire.agent.station.behaviour import Conduct
 from bellwire.hardware.panel.panel import Panel
-from bellwire.hardware.simulated import SimulatedPins
+from bellwire.hardware.panel.simulated_pins import SimulatedPins
 from tests.agent.post import began, settings_of
 from tests.agent.talking import FRONT, Talker, heard
 

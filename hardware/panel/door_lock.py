@@ -1,7 +1,7 @@
 """The door release: a relay that unlocks the door for a moment and always locks it again.
 
 The rule: the pin is active only while a thread with a deadline is there to end it, and
-:meth:`DoorRelease.run` runs. It is locked when constructed, when its time is over, when ``run`` or
+:meth:`DoorLock.run` runs. It is locked when constructed, when its time is over, when ``run`` or
 the thread ends for whatever reason, and when closed.
 """
 
@@ -24,7 +24,7 @@ class DoorUnattendedError(RuntimeError):
     """The door was to be released while nothing runs that would lock it again."""
 
 
-class DoorRelease:
+class DoorLock:
     """Represents the relay of an electric strike or lock.
 
     Wire it fail-secure: the strike is locked without current, and its supply goes through the
@@ -47,10 +47,10 @@ class DoorRelease:
         import asyncio
 
         from bellwire.config.agent.panel import DoorSettings
-        from bellwire.hardware.panel.door import DoorRelease
+        from bellwire.hardware.panel.door_lock import DoorLock
 
         async def let_in():
-            door = DoorRelease(DoorSettings(pin=27))
+            door = DoorLock(DoorSettings(pin=27))
             async with asyncio.TaskGroup() as group:
                 running = group.create_task(door.run())
                 await asyncio.sleep(0)  # run() has to be there before the door opens

@@ -103,7 +103,7 @@ class Contact:
     The following example prints each short press::
 
         from bellwire.config.agent.panel import ButtonSettings
-        from bellwire.hardware.panel.contact import Contact, Gesture
+        from bellwire.hardware.panel.button import Contact, Gesture
 
         def tell(gesture):
             if gesture is Gesture.TAPPED:
