@@ -4,8 +4,9 @@ broker was restarted.
 
 Each agent is an MQTT session of its own with the agent's own code for layers: merge, validation, report.
 The bare clients are aiomqtt's as :mod:`broker.session.client` mends it, answer a message with one of a
-report's size, and do nothing else. Rounds alternate. All agents share this machine's cores: what 2,000 devices
-do at once on 2,000 processors is done here one after the other, so that the times are upper bounds.
+report's size, and do nothing else. Rounds alternate. All agents share this machine's cores: what 2,000
+devices do at once on 2,000 processors is done here one after the other, so that the times are upper
+bounds.
 """
 
 import argparse

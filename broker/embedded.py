@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import pwd
+import re
 import resource
 import secrets
 import shutil
@@ -125,6 +126,10 @@ _MEMORY_LIMIT = 1 << 30
 _RELAY_USERNAME = "bellwire-relay"
 _PATHS = "/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin"
 
+_LOGIN_REFUSED = b" disconnected, not authorised."
+_COMES_OR_GOES = re.compile(rb"(\d+: )?(New (connection|client)|Client) ")
+"""What mosquitto says at the level `notice` of each connection."""
+
 _CONFIGURATION = """\
 # Written by bellwire at its first start with this data directory.
 user {user}
@@ -147,6 +152,8 @@ max_queued_messages 1000
 log_dest stderr
 log_type error
 log_type warning
+# Of these the relay only counts the logins that were refused.
+log_type notice
 """
 
 
@@ -208,6 +215,8 @@ class EmbeddedBroker:
     Args:
         folder: Holds its configuration, credentials and persistence; mode 700.
         port: The loopback port; None takes a free one at the first start, and keeps it.
+        count_refused: Is given the reason (`broker-login`) of each login that mosquitto refuses: a wrong
+            password, an account that is gone, a client id that is not the account's.
     """
 
     def __init__(
@@ -215,9 +224,11 @@ class EmbeddedBroker:
         folder: Path,
         *,
         port: int | None = None,
+        count_refused: Callable[[str], None] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._folder = folder.resolve()
+        self._count_refused = count_refused
         self._sleep = sleep
         self._port_wanted = port
         self._port = 0
@@ -300,6 +311,10 @@ class EmbeddedBroker:
         if process.stderr is None:
             return
         async for line in process.stderr:
+            if _LOGIN_REFUSED in line and self._count_refused is not None:
+                self._count_refused("broker-login")
+            if _COMES_OR_GOES.match(line):
+                continue
             text = line.decode(errors="replace").strip()[:500]
             say = log.error if ": Error" in text else log.info
             say("mosquitto says", line=text)

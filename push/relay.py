@@ -171,9 +171,14 @@ async def serve(
         with _data_folder(settings.data), listener:
             host, port = listener.getsockname()[:2]
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-            async with _broker(settings) as address, _database(settings) as database:
+            metrics = Metrics()
+            async with (
+                _broker(settings, metrics) as address,
+                _database(settings) as database,
+            ):
                 await _serve(
                     settings,
+                    metrics,
                     files,
                     database,
                     address,
@@ -209,6 +214,7 @@ class _Files:
 
 async def _serve(
     settings: RelaySettings,
+    metrics: Metrics,
     files: _Files,
     database: Database,
     address: BrokerAddress,
@@ -219,7 +225,6 @@ async def _serve(
     ready: Callable[[str], None],
     now: Callable[[], datetime],
 ) -> None:
-    metrics = Metrics()
     bounds = bounds_of(settings, descriptors)
     admission = Admission(bounds, settings.trusted_proxies, metrics)
     disk = DataDisk(settings.data)
@@ -480,7 +485,7 @@ def _data_folder(data: Path) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _broker(settings: RelaySettings) -> AsyncIterator[BrokerAddress]:
+async def _broker(settings: RelaySettings, metrics: Metrics) -> AsyncIterator[BrokerAddress]:
     """The broker named in the settings, or one of the relay's own while it runs."""
     if settings.broker is not None:
         password = settings.broker_password
@@ -491,7 +496,9 @@ async def _broker(settings: RelaySettings) -> AsyncIterator[BrokerAddress]:
             ca_file=settings.broker_ca_file,
         )
         return
-    broker = EmbeddedBroker(settings.data / "broker", port=settings.broker_port)
+    broker = EmbeddedBroker(
+        settings.data / "broker", port=settings.broker_port, count_refused=metrics.count_refused
+    )
     address = broker.prepare()
     async with asyncio.TaskGroup() as tasks:
         child = tasks.create_task(broker.run())

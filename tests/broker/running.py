@@ -40,7 +40,11 @@ class RunningBroker:
         self._folder = folder
         self._may_start = asyncio.Event()
         self._died = asyncio.Event()
-        self.embedded = EmbeddedBroker(folder / "broker", sleep=self._wait_for_start)
+        self.refused: list[str] = []
+        """The reasons of the logins that it has refused."""
+        self.embedded = EmbeddedBroker(
+            folder / "broker", count_refused=self.refused.append, sleep=self._wait_for_start
+        )
         self.address = self.embedded.prepare()
         self._running: asyncio.Task[None] | None = None
 

@@ -98,6 +98,10 @@ async def test_a_device_has_one_session_however_many_it_asks_for(accounts: Accou
     assert let_in == 0
     assert rss_mb(accounts.broker.pid) - before < 10
     assert await is_let_in(eve)
+    async with asyncio.timeout(PATIENCE_S):
+        while len(accounts.broker.refused) < 1000:
+            await is_let_in(eve)  # what the broker says comes by the by
+    assert set(accounts.broker.refused) == {"broker-login"}
 
 
 @pytest.mark.parametrize("qos", [0, 1])

@@ -3,13 +3,17 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
+import aiomqtt
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from bellwire.broker.embedded import EmbeddedBroker
+from bellwire.broker.session.address import parse_broker_url
+from tests.broker.running import raw_client
 from tests.conftest import PATIENCE_S
 from tests.forking import ForkedRelay
 from tests.push.support import Running, assert_problem, fresh, listening, serving
@@ -101,6 +105,21 @@ async def test_metrics_name_no_person_no_call_and_no_secret(running: Running) ->
     for secret in (bob, sid, password, token, running.relay.access.api_key):
         assert secret not in page
     assert "bellwire_broker_connected 1.0" in page
+
+
+@of_module
+async def test_who_logs_in_at_the_broker_under_a_client_id_of_their_own_choice_is_counted(
+    running: Running,
+) -> None:
+    before = await scrape(running)
+    mqtt = await running.register(fresh("bob"))
+    address = parse_broker_url(mqtt["url"], username=mqtt["username"], password=mqtt["password"])
+    for client_id, password in (("a-second-one", None), (mqtt["client_id"], "wrong")):
+        tried = address if password is None else replace(address, password=password)
+        with pytest.raises(aiomqtt.MqttError, match="authori"):
+            async with raw_client(tried, client_id=client_id):
+                pass
+    await grown(running, before, "bellwire_refused_total", 2, reason="broker-login")
 
 
 @of_module

@@ -13,7 +13,7 @@ _LOCK = 0x62656C6C
 def migrate(engine: Engine) -> None:
     """Runs the migrations that the database lacks."""
     configuration = Config()
-    configuration.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    configuration.set_main_option("script_location", str(Path(__file__).parents[1] / "migrations"))
     with engine.connect() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
