@@ -1,4 +1,4 @@
-"""What a contact's edges mean: the debounce and the press, for buttons and the hook switch.
+"""A push button or the hook switch: debounces its contact, and tells a tap from a long press.
 
 :class:`GestureReader` decides from stamped edges alone, so a busy event loop changes no verdict.
 :class:`Contact` feeds it from a pin. gpiozero's ``Button`` is not used: it keeps a thread for each

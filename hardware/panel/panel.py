@@ -17,9 +17,9 @@ from gpiozero import Factory
 from bellwire.config.agent.panel import ButtonSettings, PanelSettings
 from bellwire.hardware.panel.button import Contact, Gesture
 from bellwire.hardware.panel.cadence import Sleep
-from bellwire.hardware.panel.door_lock import DoorLock
+from bellwire.hardware.panel.door_lock import DoorLock, why_no_door
 from bellwire.hardware.panel.keypad import Keypad
-from bellwire.hardware.panel.pins import PanelError, why_no_door
+from bellwire.hardware.panel.pins import PanelError
 from bellwire.hardware.panel.ringer import Ringer
 from bellwire.hardware.panel.status_light import StatusLight
 
