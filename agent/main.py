@@ -19,8 +19,8 @@ from bellwire.agent.fleet.follower import Fleet
 from bellwire.agent.fleet.health import HealthReports
 from bellwire.agent.fleet.live_settings import LiveSettings
 from bellwire.agent.link import Link, RequestRefused
-from bellwire.agent.media.engine.engine import IceServer, MediaEngine
-from bellwire.agent.media.sound import Sound
+from bellwire.agent.media.engine.interface import IceServer, MediaEngine
+from bellwire.agent.media.sound import DeviceSound
 from bellwire.agent.media.sound_card import SoundCard
 from bellwire.agent.memory import Collector
 from bellwire.agent.station.behaviour import Conduct
@@ -82,7 +82,7 @@ class Agent:
         self._card = card
         self._sound = None
         if card is not None:
-            self._sound = Sound(lambda: _engine(allow_loopback), card, self._ice_servers)
+            self._sound = DeviceSound(lambda: _engine(allow_loopback), card, self._ice_servers)
         device_id = DeviceId(settings.device_id)
         self.link = Link(address, device_id)
         self.device = Device(
@@ -208,7 +208,7 @@ class Agent:
 
 
 def _engine(allow_loopback: bool) -> MediaEngine:
-    from bellwire.agent.media.engine import wrtc_connection as wrtc_engine
+    from bellwire.agent.media.engine import wrtc_engine
 
     return wrtc_engine.WrtcEngine(allow_loopback=allow_loopback)
 

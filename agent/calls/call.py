@@ -18,9 +18,8 @@ from bellwire.agent.calls.events import CallEventName, Listeners, Unsubscribe
 from bellwire.agent.calls.record import CallerInfo, CallRecord, CallStatus, Direction, Message
 from bellwire.agent.calls.requests import as_sent, new_message
 from bellwire.agent.media.dtmf import check_digits
-from bellwire.agent.media.engine.engine import IceServer
-from bellwire.agent.media.media_news import MediaOptions
-from bellwire.agent.media.voice import AudioDevices, AudioStream
+from bellwire.agent.media.engine.interface import IceServer
+from bellwire.agent.media.sound import AudioDevices, AudioStream, MediaOptions
 from bellwire.agent.quality.sample import Sample
 from bellwire.agent.quality.warnings import WarningData, WarningName
 from bellwire.signaling.calls.calls import RejectStatus

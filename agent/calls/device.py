@@ -20,9 +20,9 @@ from bellwire.agent.calls.insights import Insight
 from bellwire.agent.calls.requests import CallRequests
 from bellwire.agent.link import Link
 from bellwire.agent.media.early_media import allows_early_media, with_early_media
-from bellwire.agent.media.media_news import MediaTiming, Work
-from bellwire.agent.media.sound import Sound
-from bellwire.agent.media.voice import AudioDevices
+from bellwire.agent.media.peer import MediaTiming
+from bellwire.agent.media.sound import AudioDevices, DeviceSound
+from bellwire.agent.tasks import Work
 from bellwire.broker.session.messages import Incoming
 from bellwire.signaling.calls.calls import Mode, RejectStatus
 from bellwire.signaling.calls.events import CallEvent, CallReceived
@@ -67,7 +67,7 @@ class Device:
         *,
         now: Callable[[], datetime],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        sound: Sound | None = None,
+        sound: DeviceSound | None = None,
         timing: MediaTiming | None = None,
         verify_caller: VerifyCaller | None = None,
         call_waiting: bool = False,
@@ -99,7 +99,7 @@ class Device:
         link.on_connected(self._relay_is_back)
         link.on_disconnected(self._relay_is_lost)
 
-    def use_sound(self, sound: Sound | None) -> None:
+    def use_sound(self, sound: DeviceSound | None) -> None:
         """Has the calls that begin from now on use this sound, or none."""
         self._lent = replace(self._lent, sound=sound)
 

@@ -11,7 +11,7 @@ import structlog
 from bellwire.agent.calls.record import Acceptance, Direction
 from bellwire.agent.calls.requests import PERSISTENCE, CallRequests, error_of
 from bellwire.agent.link import RequestRefused
-from bellwire.agent.media.media_news import CallTasks
+from bellwire.agent.tasks import CallTasks
 from bellwire.signaling.calls.calls import CallState, RejectStatus, UserState
 from bellwire.signaling.calls.events import (
     CallCancelled,

@@ -1,4 +1,4 @@
-"""The sound card of `hardware.audio` as calls use it (`agent.media.voice.Voice`)."""
+"""The sound card of `hardware.audio` as calls use it (`agent.media.sound.Voice`)."""
 
 import asyncio
 import contextlib
@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import structlog
 
-from bellwire.agent.media.engine.engine import Block
-from bellwire.agent.media.voice import AudioDevices, OnBlock, Tone
+from bellwire.agent.media.engine.interface import Block
+from bellwire.agent.media.sound import AudioDevices, OnBlock, Tone
 from bellwire.config.agent.audio import AudioSettings
 from bellwire.hardware.audio.devices import Initialise, initialise_pyaudio
 from bellwire.hardware.audio.drift import DriftingSource

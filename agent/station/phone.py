@@ -15,7 +15,7 @@ from gpiozero import Factory
 from bellwire.agent.calls.call import Call, CallRecord, CallStatus
 from bellwire.agent.calls.device import Device
 from bellwire.agent.fleet.live_settings import LiveSettings, wiring_of
-from bellwire.agent.media.voice import Tone, Voice
+from bellwire.agent.media.sound import Tone, Voice
 from bellwire.agent.station.behaviour import Conduct
 from bellwire.agent.station.dialling import Dialling
 from bellwire.config.agent.panel import PanelSettings

@@ -17,7 +17,7 @@ from bellwire.agent.door.reports import DoorReports
 from bellwire.agent.door.wrong_codes import WrongCodes
 from bellwire.agent.fleet.live_settings import LiveSettings
 from bellwire.agent.link import Link
-from bellwire.agent.media.voice import Tone
+from bellwire.agent.media.sound import Tone
 from bellwire.agent.station.behaviour import Conduct
 from bellwire.agent.station.dialling import Dialling
 from bellwire.agent.station.phone import Phone

@@ -14,7 +14,7 @@ import pytest_asyncio
 from bellwire.agent.calls.call import Call, CallStatus
 from bellwire.agent.door.doors import Doors
 from bellwire.agent.fleet.live_settings import LiveSettings
-from bellwire.agent.media.media_news import MediaTiming
+from bellwire.agent.media.peer import MediaTiming
 from bellwire.config.agent.settings import ConfigurableSettings
 from bellwire.hardware.panel.door_lock import DoorLock
 from bellwire.hardware.panel.panel import Panel
