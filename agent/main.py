@@ -11,11 +11,11 @@ from gpiozero import Factory
 from bellwire.agent.calls.caller_verification import CallerVerification
 from bellwire.agent.calls.device import Device
 from bellwire.agent.door.doors import Doors
-from bellwire.agent.door.reports import DoorReports
+from bellwire.agent.door.reports import DoorReporter
 from bellwire.agent.door.wrong_codes import WrongCodes
 from bellwire.agent.fleet.commands import Commands
 from bellwire.agent.fleet.device_copies import DeviceCopies
-from bellwire.agent.fleet.follower import Fleet
+from bellwire.agent.fleet.follower import FleetFollower
 from bellwire.agent.fleet.health import HealthReports
 from bellwire.agent.fleet.live_settings import LiveSettings
 from bellwire.agent.link import Link, RequestRefused
@@ -23,8 +23,8 @@ from bellwire.agent.media.engine.interface import IceServer, MediaEngine
 from bellwire.agent.media.sound import DeviceSound
 from bellwire.agent.media.sound_card import SoundCard
 from bellwire.agent.memory import Collector
-from bellwire.agent.station.behaviour import Conduct
 from bellwire.agent.station.dialling import Dialling
+from bellwire.agent.station.incoming import IncomingCalls
 from bellwire.agent.station.phone import Phone, panel_of
 from bellwire.broker.session.address import parse_broker_url
 from bellwire.config.agent.settings import AgentSettings, ConfigurableSettings
@@ -93,15 +93,17 @@ class Agent:
             verify_caller=CallerVerification(self.link.keys).verify,
         )
         self.live = LiveSettings(settings, is_idle=self._is_idle)
-        self.fleet = Fleet(settings, self.link.session, self.live, last_good=last_good, now=_now)
+        self.fleet = FleetFollower(
+            settings, self.link.session, self.live, last_good=last_good, now=_now
+        )
         self.panel = panel_of(
             self.live, settings.panel, self.fleet.report_fault, pin_factory=pin_factory, root=root
         )
-        self.conduct = Conduct(self.live, self.device, now=_now)
+        self.incoming = IncomingCalls(self.live, self.device, now=_now)
         self.dialling = Dialling(self.live, self.device)
-        self.phone = Phone(self.device, self.panel, self.conduct, self.dialling, card)
+        self.phone = Phone(self.device, self.panel, self.incoming, self.dialling, card)
         self.phone.watch(lambda _: self.live.settle())
-        self.door_reports = DoorReports(self.link)
+        self.door_reports = DoorReporter(self.link)
         self.doors = Doors(
             self.live,
             self.device,
@@ -144,7 +146,7 @@ class Agent:
                 if self._card is not None:
                     tasks.create_task(self._card.run())
                 parts = (
-                    *(self.device, self.conduct, self.dialling, self.phone, self.link),
+                    *(self.device, self.incoming, self.dialling, self.phone, self.link),
                     *(self.live, self.fleet, self.health, self.commands),
                     *(self.doors, self.door_reports),
                 )

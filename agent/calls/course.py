@@ -14,7 +14,7 @@ import structlog
 from bellwire.agent.calls.events import CallEventName
 from bellwire.agent.calls.insights import CallInsights, Report
 from bellwire.agent.calls.record import CallRecord, CallStatus, Direction
-from bellwire.agent.calls.requests import CallRequests, as_received, media_in, sender_of
+from bellwire.agent.calls.requests import RelayRequests, as_received, media_in, sender_of
 from bellwire.agent.calls.signalling import CallSignalling
 from bellwire.agent.media.call_media import CallMedia, MediaNews, NoMedia
 from bellwire.agent.media.peer import MediaTiming
@@ -55,7 +55,7 @@ class CallResources:
 
     identity: Identity
     device: DeviceId
-    requests: CallRequests
+    requests: RelayRequests
     sound: DeviceSound | None
     spawn: Spawn
     now: Callable[[], datetime]

@@ -13,11 +13,11 @@ from datetime import datetime, timedelta
 import structlog
 
 from bellwire.agent.calls.call import Call, CallerInfo, CallStatus, Direction, read_token
-from bellwire.agent.calls.call_invite import CallInvite, ringing_time_left
 from bellwire.agent.calls.course import CallResources, CallTerms
 from bellwire.agent.calls.events import Listeners, Unsubscribe
 from bellwire.agent.calls.insights import Insight
-from bellwire.agent.calls.requests import CallRequests
+from bellwire.agent.calls.invite import CallInvite, ringing_time_left
+from bellwire.agent.calls.requests import RelayRequests
 from bellwire.agent.link import Link
 from bellwire.agent.media.early_media import allows_early_media, with_early_media
 from bellwire.agent.media.peer import MediaTiming
@@ -79,7 +79,7 @@ class Device:
         self._now = now
         self._link = link
         self._verify_caller = verify_caller
-        self._requests = CallRequests(link)
+        self._requests = RelayRequests(link)
         self._lent = CallResources(
             identity=identity,
             device=device,

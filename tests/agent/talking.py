@@ -13,9 +13,9 @@ import httpx
 import numpy as np
 
 from bellwire.agent.calls.call import Call, CallStatus
-from bellwire.agent.calls.call_invite import CallInvite
 from bellwire.agent.calls.device import Device
 from bellwire.agent.calls.events import CallEventName
+from bellwire.agent.calls.invite import CallInvite
 from bellwire.agent.link import Link
 from bellwire.agent.media.engine.interface import (
     BLOCK_FRAMES,

@@ -24,7 +24,7 @@ from bellwire.agent.media.engine.interface import (
     PeerState,
 )
 from bellwire.agent.media.engine.sdp import asking_for_short_packets, is_of, spoken_codecs
-from bellwire.agent.media.engine.wrtc_listener import Ear, Listener
+from bellwire.agent.media.engine.wrtc_listener import Ear, WrtcListener
 from bellwire.signaling.errors import CallError
 
 log = structlog.get_logger(__name__)
@@ -58,7 +58,7 @@ class WrtcEngine:
         if allow_loopback:
             _allow_loopback_once()
         self._connect_within_s = connect_within_s
-        self._listener = Listener()
+        self._listener = WrtcListener()
         self._connections: set[WrtcConnection] = set()
 
     def connect(
@@ -103,7 +103,7 @@ class WrtcConnection:
         self,
         ice_servers: Sequence[IceServer],
         listeners: PeerListeners,
-        listener: Listener,
+        listener: WrtcListener,
         connect_within_s: float,
         on_closed: Callable[["WrtcConnection"], None],
     ) -> None:

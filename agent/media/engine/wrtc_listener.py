@@ -75,7 +75,7 @@ class Ear:
         self._native.cancel()
 
 
-class Listener:
+class WrtcListener:
     """Listens while there is anything to listen to; its thread ends with the last ear."""
 
     def __init__(self) -> None:
