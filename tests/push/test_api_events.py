@@ -11,9 +11,16 @@ import pytest_asyncio
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import call_topic, presence_topic
 from bellwire.signaling.wire.presence import Presence, presence_document
-from tests.push.support import Device, Running, broker_client, fresh, listening, on_both_stores
+from tests.push.support import (
+    Device,
+    Running,
+    broker_client,
+    fresh,
+    listening,
+    on_both_stores_in_full,
+)
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores_in_full]
 
 
 @dataclass

@@ -17,11 +17,11 @@ from tests.push.support import (
     broker_client,
     fresh,
     listening,
-    on_both_stores,
+    on_both_stores_in_full,
     states,
 )
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores_in_full]
 
 
 @asynccontextmanager

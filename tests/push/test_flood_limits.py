@@ -10,7 +10,7 @@ from bellwire.push.calls.rate_limits import Caller, FloodLimits
 from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow
 from bellwire.signaling.errors import TooManyRequests
 from bellwire.signaling.identifiers import DeviceId, Identity
-from tests.push.support import Running, assert_problem, fresh, on_both_stores
+from tests.push.support import Running, assert_problem, fresh, on_both_stores_in_full
 
 
 class Seconds:
@@ -309,7 +309,7 @@ async def test_emergency_callers_of_the_settings_are_never_refused(running: Runn
 
 
 @pytest.mark.asyncio(loop_scope="module")
-@on_both_stores
+@on_both_stores_in_full
 async def test_a_flood_of_calls_is_answered_429_and_makes_nothing(running: Running) -> None:
     bob, carol = fresh("bob"), fresh("carol")
     await running.register(bob)
