@@ -11,20 +11,20 @@ from gpiozero import Factory
 from bellwire.agent.calls.caller_verification import CallerVerification
 from bellwire.agent.calls.device import Device
 from bellwire.agent.door.doors import Doors
-from bellwire.agent.door.reports import DoorReports
+from bellwire.agent.door.reports import DoorReporter
 from bellwire.agent.door.wrong_codes import WrongCodes
 from bellwire.agent.fleet.commands import Commands
 from bellwire.agent.fleet.device_copies import DeviceCopies
-from bellwire.agent.fleet.follower import Fleet
+from bellwire.agent.fleet.follower import FleetFollower
 from bellwire.agent.fleet.health import HealthReports
 from bellwire.agent.fleet.live_settings import LiveSettings
-from bellwire.agent.heap import Collector
 from bellwire.agent.link import Link
-from bellwire.agent.media.engine.engine import IceServer
-from bellwire.agent.media.sound import Sound, told_and_configured, webrtc_engine
+from bellwire.agent.media.engine.interface import IceServer
+from bellwire.agent.media.sound import DeviceSound, told_and_configured, webrtc_engine
 from bellwire.agent.media.sound_card import SoundCard
-from bellwire.agent.station.behaviour import Conduct
+from bellwire.agent.memory import Collector
 from bellwire.agent.station.dialling import Dialling
+from bellwire.agent.station.incoming import IncomingCalls
 from bellwire.agent.station.phone import Phone, panel_of
 from bellwire.broker.session.address import parse_broker_url
 from bellwire.config.agent.settings import AgentSettings, ConfigurableSettings
@@ -79,7 +79,7 @@ class Agent:
         self._card = card
         self._sound = None
         if card is not None:
-            self._sound = Sound(
+            self._sound = DeviceSound(
                 lambda: webrtc_engine(allow_loopback=allow_loopback), card, self._ice_servers
             )
         device_id = DeviceId(settings.device_id)
@@ -92,15 +92,17 @@ class Agent:
             verify_caller=CallerVerification(self.link.keys).verify,
         )
         self.live = LiveSettings(settings, is_idle=self._is_idle)
-        self.fleet = Fleet(settings, self.link.session, self.live, last_good=last_good, now=_now)
+        self.fleet = FleetFollower(
+            settings, self.link.session, self.live, last_good=last_good, now=_now
+        )
         self.panel = panel_of(
             self.live, settings.panel, self.fleet.report_fault, pin_factory=pin_factory, root=root
         )
-        self.conduct = Conduct(self.live, self.device, now=_now)
+        self.incoming = IncomingCalls(self.live, self.device, now=_now)
         self.dialling = Dialling(self.live, self.device)
-        self.phone = Phone(self.device, self.panel, self.conduct, self.dialling, card)
+        self.phone = Phone(self.device, self.panel, self.incoming, self.dialling, card)
         self.phone.watch(lambda _: self.live.settle())
-        self.door_reports = DoorReports(self.link)
+        self.door_reports = DoorReporter(self.link)
         self.doors = Doors(
             self.live,
             self.device,
@@ -143,7 +145,7 @@ class Agent:
                 if self._card is not None:
                     tasks.create_task(self._card.run())
                 parts = (
-                    *(self.device, self.conduct, self.dialling, self.phone, self.link),
+                    *(self.device, self.incoming, self.dialling, self.phone, self.link),
                     *(self.live, self.fleet, self.health, self.commands),
                     *(self.doors, self.door_reports),
                 )

@@ -20,10 +20,9 @@ from bellwire.agent.calls.record import CallerInfo, CallRecord, CallStatus, Dire
 from bellwire.agent.calls.requests import as_sent, new_message
 from bellwire.agent.media.call_media import NoMedia
 from bellwire.agent.media.dtmf import check_digits
-from bellwire.agent.media.engine.engine import SAMPLE_RATE_HZ, IceServer
-from bellwire.agent.media.media_news import MediaOptions
+from bellwire.agent.media.engine.interface import SAMPLE_RATE_HZ, IceServer
 from bellwire.agent.media.playback import PlayedSound, samples_of
-from bellwire.agent.media.voice import AudioDevices, AudioStream
+from bellwire.agent.media.sound import AudioDevices, AudioStream, MediaOptions
 from bellwire.agent.quality.sample import Sample
 from bellwire.agent.quality.warnings import WarningData, WarningName
 from bellwire.signaling.calls.calls import RejectStatus

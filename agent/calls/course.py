@@ -14,14 +14,14 @@ import structlog
 from bellwire.agent.calls.events import CallEventName
 from bellwire.agent.calls.insights import CallInsights, Report
 from bellwire.agent.calls.record import CallRecord, CallStatus, Direction
-from bellwire.agent.calls.requests import CallRequests, as_received, media_in, sender_of
+from bellwire.agent.calls.requests import RelayRequests, as_received, media_in, sender_of
 from bellwire.agent.calls.signalling import CallSignalling
-from bellwire.agent.media.call_media import CallMedia, NoMedia
-from bellwire.agent.media.media_news import CallTasks, MediaNews, MediaOptions, MediaTiming, Spawn
-from bellwire.agent.media.sound import Sound
-from bellwire.agent.media.voice import AudioDevices
+from bellwire.agent.media.call_media import CallMedia, MediaNews, NoMedia
+from bellwire.agent.media.peer import MediaTiming
+from bellwire.agent.media.sound import AudioDevices, DeviceSound, MediaOptions
 from bellwire.agent.quality.meter import CallMeter
 from bellwire.agent.quality.warnings import WarningCleared, WarningRaised
+from bellwire.agent.tasks import CallTasks, Spawn
 from bellwire.signaling.calls.calls import Attestation
 from bellwire.signaling.calls.events import CallMessage
 from bellwire.signaling.errors import CallError
@@ -55,8 +55,8 @@ class CallResources:
 
     identity: Identity
     device: DeviceId
-    requests: CallRequests
-    sound: Sound | None
+    requests: RelayRequests
+    sound: DeviceSound | None
     spawn: Spawn
     now: Callable[[], datetime]
     sleep: Callable[[float], Awaitable[None]]

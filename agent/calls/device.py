@@ -17,19 +17,24 @@ from typing import Literal, Self, overload
 import structlog
 
 from bellwire.agent.calls.call import Call, CallerInfo, CallStatus, Direction, read_token
-from bellwire.agent.calls.call_invite import CallInvite, ringing_time_left
 from bellwire.agent.calls.caller_verification import CallerVerification
 from bellwire.agent.calls.course import CallResources, CallTerms
 from bellwire.agent.calls.events import Listeners, Unsubscribe
 from bellwire.agent.calls.insights import Insight
-from bellwire.agent.calls.requests import CallRequests
+from bellwire.agent.calls.invite import CallInvite, ringing_time_left
+from bellwire.agent.calls.requests import RelayRequests
 from bellwire.agent.link import Link
 from bellwire.agent.media.early_media import allows_early_media, with_early_media
-from bellwire.agent.media.media_news import MediaTiming, Work
 from bellwire.agent.media.no_card import NoCard
-from bellwire.agent.media.sound import Sound, told_and_configured, webrtc_engine
+from bellwire.agent.media.peer import MediaTiming
+from bellwire.agent.media.sound import (
+    AudioDevices,
+    DeviceSound,
+    told_and_configured,
+    webrtc_engine,
+)
 from bellwire.agent.media.sound_card import SoundCard
-from bellwire.agent.media.voice import AudioDevices
+from bellwire.agent.tasks import Work
 from bellwire.broker.session.address import parse_broker_url
 from bellwire.broker.session.messages import Incoming
 from bellwire.broker.session.session import NotAuthorized
@@ -80,7 +85,7 @@ class Device:
         *,
         now: Callable[[], datetime],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        sound: Sound | None = None,
+        sound: DeviceSound | None = None,
         timing: MediaTiming | None = None,
         verify_caller: VerifyCaller | None = None,
         call_waiting: bool = False,
@@ -92,7 +97,7 @@ class Device:
         self._now = now
         self._link = link
         self._verify_caller = verify_caller
-        self._requests = CallRequests(link)
+        self._requests = RelayRequests(link)
         self._lent = CallResources(
             identity=identity,
             device=device,
@@ -148,7 +153,7 @@ class Device:
         link = Link(address, DeviceId(settings.device_id))
         card = SoundCard(settings.audio) if sound_card else NoCard()
         # With the broker on this very machine, as where one tries it out, the others may be there too.
-        sound = Sound(
+        sound = DeviceSound(
             lambda: webrtc_engine(allow_loopback=address.is_loopback),
             card,
             lambda: told_and_configured(link, settings.ice_servers),
@@ -172,7 +177,7 @@ class Device:
         except NotAuthorized as error:
             raise CallError(20151, str(error)) from error
 
-    def use_sound(self, sound: Sound | None) -> None:
+    def use_sound(self, sound: DeviceSound | None) -> None:
         """Has the calls that begin from now on use this sound, or none."""
         self._lent = replace(self._lent, sound=sound)
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import structlog
 
-from bellwire.agent.media.media_news import Spawn, Work
+from bellwire.agent.tasks import Spawn, Work
 from bellwire.signaling.errors import InvalidInput
 
 log = structlog.get_logger(__name__)

@@ -42,7 +42,7 @@ _NOT_UNDERSTOOD = 422
 _BY_HTTP_STATUS = {401: 20151, 404: 31481, 408: 31408, 429: 31503, 500: 31500, 502: 31502}
 
 
-class CallRequests:
+class RelayRequests:
     """A device's requests to its relay.
 
     Args:

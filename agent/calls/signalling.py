@@ -9,9 +9,9 @@ from typing import Protocol
 import structlog
 
 from bellwire.agent.calls.record import Acceptance, Direction
-from bellwire.agent.calls.requests import PERSISTENCE, CallRequests, error_of
+from bellwire.agent.calls.requests import PERSISTENCE, RelayRequests, error_of
 from bellwire.agent.link import RequestRefused
-from bellwire.agent.media.media_news import CallTasks
+from bellwire.agent.tasks import CallTasks
 from bellwire.signaling.calls.calls import CallState, RejectStatus, UserState
 from bellwire.signaling.calls.events import (
     CallCancelled,
@@ -101,7 +101,7 @@ class CallSignalling:
 
     def __init__(
         self,
-        requests: CallRequests,
+        requests: RelayRequests,
         news: CallNews,
         tasks: CallTasks,
         *,

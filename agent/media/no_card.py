@@ -1,12 +1,12 @@
-"""The sound card of a device that has none (`agent.media.voice.Voice`): its microphone hears silence, and
+"""The sound card of a device that has none (`agent.media.sound.Voice`): its microphone hears silence, and
 nobody its speaker. An application without one says what it plays into a call, and hears its streams."""
 
 import asyncio
 import threading
 import time
 
-from bellwire.agent.media.engine.engine import Block
-from bellwire.agent.media.voice import AudioDevices, OnBlock, Tone
+from bellwire.agent.media.engine.interface import Block
+from bellwire.agent.media.sound import AudioDevices, OnBlock, Tone
 from bellwire.hardware.audio.block import BLOCK_S, SILENCE
 from bellwire.signaling.errors import CallError
 

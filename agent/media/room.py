@@ -11,22 +11,18 @@ import structlog
 from pydantic import ValidationError
 
 from bellwire.agent.media.dtmf import InbandTones
-from bellwire.agent.media.engine.engine import Block, PeerConnection
-from bellwire.agent.media.media_news import (
-    CallTasks,
-    Connect,
-    EnterRoom,
-    MediaTiming,
-    PeerNews,
-    Say,
-)
+from bellwire.agent.media.engine.interface import Block, PeerConnection
 from bellwire.agent.media.negotiation import new_session
-from bellwire.agent.media.peer import Peer
+from bellwire.agent.media.peer import Connect, MediaTiming, Peer, PeerNews, Say
+from bellwire.agent.tasks import CallTasks
 from bellwire.signaling.errors import CallError
 from bellwire.signaling.identifiers import DeviceId, Identity
 from bellwire.signaling.wire.media import MediaAnswer, MediaDocument, MediaFailed, MediaOffer
 
 log = structlog.get_logger(__name__)
+
+EnterRoom = Callable[[str], Awaitable[str]]
+"""Gives the call's room an offer (SDP), and returns its answer. CallError where there is no room."""
 
 _THE_ROOM = Identity("the room")
 

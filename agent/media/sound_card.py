@@ -1,4 +1,4 @@
-"""The sound card of `hardware.audio` as calls use it (`agent.media.voice.Voice`)."""
+"""The sound card of `hardware.audio` as calls use it (`agent.media.sound.Voice`)."""
 
 import asyncio
 import contextlib
@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import structlog
 
-from bellwire.agent.media.engine.engine import Block
-from bellwire.agent.media.voice import AudioDevices, OnBlock, Tone
+from bellwire.agent.media.engine.interface import Block
+from bellwire.agent.media.sound import AudioDevices, OnBlock, Tone
 from bellwire.config.agent.audio import AudioSettings
 from bellwire.hardware.audio.devices import Initialise, initialise_pyaudio
 from bellwire.hardware.audio.drift import DriftingSource
 from bellwire.hardware.audio.recorder import Recorder
-from bellwire.hardware.audio.sound import Sound, Voice
-from bellwire.hardware.audio.tones import RINGBACK, BadTone, Cadence, ring_tone
+from bellwire.hardware.audio.sound import OpenVoice, Sound
+from bellwire.hardware.audio.tones import RINGBACK, BadTone, ToneCadence, ring_tone
 from bellwire.signaling.errors import CallError
 
 log = structlog.get_logger(__name__)
@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 _OPENS_WITHIN_S = 5.0
 _ALWAYS_THERE = "classic"
 
-CALL_WAITING = Cadence((425,), (0.2, 0.2, 0.2, 9.4))
+CALL_WAITING = ToneCadence((425,), (0.2, 0.2, 0.2, 9.4))
 """ITU-T E.180, the call waiting tone as most European administrations use it."""
 
 _PROGRESS = {Tone.RINGBACK: RINGBACK, Tone.CALL_WAITING: CALL_WAITING}
@@ -50,7 +50,7 @@ class SoundCard:
         )
         self._failed, self._works = asyncio.Event(), asyncio.Event()
         self._works.set()
-        self._voice: Voice | None = None
+        self._voice: OpenVoice | None = None
         self._sources: dict[str, DriftingSource] = {}
         self._tone: Tone | None = None
         self._tone_volume = 1.0

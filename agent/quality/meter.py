@@ -14,7 +14,7 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from bellwire.agent.media.engine.engine import Block, MediaStats
+from bellwire.agent.media.engine.interface import Block, MediaStats
 from bellwire.agent.quality.sample import Sample, SampleMaker
 from bellwire.agent.quality.warnings import QualityWatch, WarningCleared, WarningRaised
 

@@ -18,8 +18,14 @@ from bellwire.agent.calls.call import Call, CallStatus
 from bellwire.cli.demo.stage import Stage, Station
 from bellwire.cli.demo.steps import Timeline, within
 from bellwire.config.agent.panel import ButtonSettings
-from bellwire.hardware.audio.block import BLOCK_S, SAMPLE_RATE_HZ, Block, Samples, saturated
-from bellwire.hardware.audio.level import level_db
+from bellwire.hardware.audio.block import (
+    BLOCK_S,
+    SAMPLE_RATE_HZ,
+    Block,
+    Samples,
+    level_db,
+    saturated,
+)
 from bellwire.signaling.errors import Unavailable
 
 VOICE_S = 1.25

@@ -25,7 +25,7 @@ class BadTone(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Cadence:
+class ToneCadence:
     """Frequencies that sound together, and seconds on, off, on, off, from the start again."""
 
     frequencies_hz: tuple[float, ...]
@@ -33,11 +33,11 @@ class Cadence:
 
 
 # ITU-T E.180/Q.35: 425 Hz, the cadences most European administrations use.
-RINGBACK = Cadence((425,), (1.0, 4.0))
-BUSY = Cadence((425,), (0.5, 0.5))
-CONGESTION = Cadence((425,), (0.25, 0.25))
+RINGBACK = ToneCadence((425,), (1.0, 4.0))
+BUSY = ToneCadence((425,), (0.5, 0.5))
+CONGESTION = ToneCadence((425,), (0.25, 0.25))
 # 47 CFR 64.501 and ITU-T E.180 Supplement 2 (North America, recording tone).
-RECORDING_NOTICE = Cadence((1400,), (0.2, 14.8))
+RECORDING_NOTICE = ToneCadence((1400,), (0.2, 14.8))
 
 
 class LoopedTone:
@@ -48,9 +48,9 @@ class LoopedTone:
         volume: 0 to 1.
     """
 
-    def __init__(self, tone: Cadence | Samples, volume: float = 1.0) -> None:
+    def __init__(self, tone: ToneCadence | Samples, volume: float = 1.0) -> None:
         self.volume = volume
-        self._samples = rendered(tone) if isinstance(tone, Cadence) else tone
+        self._samples = rendered(tone) if isinstance(tone, ToneCadence) else tone
         self._at = 0
 
     def restart(self) -> None:
@@ -65,7 +65,7 @@ class LoopedTone:
 
 
 @lru_cache(maxsize=8)
-def rendered(cadence: Cadence) -> Samples:
+def rendered(cadence: ToneCadence) -> Samples:
     """One round of a cadence."""
     return saturated(
         np.concatenate(

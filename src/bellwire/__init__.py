@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bellwire.agent.calls.call import AcceptOptions, Call
-    from bellwire.agent.calls.call_invite import CallInvite
     from bellwire.agent.calls.device import Device
+    from bellwire.agent.calls.invite import CallInvite
     from bellwire.agent.calls.record import CallerInfo, CallStatus, Direction, Message
-    from bellwire.agent.media.engine.engine import IceServer
-    from bellwire.agent.media.voice import AudioDevices, AudioStream
+    from bellwire.agent.media.engine.interface import IceServer
+    from bellwire.agent.media.sound import AudioDevices, AudioStream
     from bellwire.agent.quality.sample import Sample
     from bellwire.agent.quality.warnings import WarningData, WarningName
     from bellwire.signaling.calls.calls import Attestation, Mode, RejectStatus
@@ -46,11 +46,11 @@ __all__ = [
 
 _DEFINED_IN = {
     "bellwire.agent.calls.call": ("AcceptOptions", "Call"),
-    "bellwire.agent.calls.call_invite": ("CallInvite",),
     "bellwire.agent.calls.device": ("Device",),
+    "bellwire.agent.calls.invite": ("CallInvite",),
     "bellwire.agent.calls.record": ("CallStatus", "CallerInfo", "Direction", "Message"),
-    "bellwire.agent.media.engine.engine": ("IceServer",),
-    "bellwire.agent.media.voice": ("AudioDevices", "AudioStream"),
+    "bellwire.agent.media.engine.interface": ("IceServer",),
+    "bellwire.agent.media.sound": ("AudioDevices", "AudioStream"),
     "bellwire.agent.quality.sample": ("Sample",),
     "bellwire.agent.quality.warnings": ("WarningData", "WarningName"),
     "bellwire.signaling.calls.calls": ("Attestation", "Mode", "RejectStatus"),
