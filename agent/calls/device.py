@@ -25,7 +25,6 @@ from bellwire.agent.calls.invite import CallInvite, ringing_time_left
 from bellwire.agent.calls.requests import RelayRequests
 from bellwire.agent.link import Link
 from bellwire.agent.media.early_media import allows_early_media, with_early_media
-from bellwire.agent.media.no_card import NoCard
 from bellwire.agent.media.peer import MediaTiming
 from bellwire.agent.media.sound import (
     AudioDevices,
@@ -33,7 +32,7 @@ from bellwire.agent.media.sound import (
     told_and_configured,
     webrtc_engine,
 )
-from bellwire.agent.media.sound_card import SoundCard
+from bellwire.agent.media.sound_card import NoCard, SoundCard
 from bellwire.agent.tasks import Work
 from bellwire.broker.session.address import parse_broker_url
 from bellwire.broker.session.messages import Incoming

@@ -1,7 +1,10 @@
-"""The sound card of `hardware.audio` as calls use it (`agent.media.sound.Voice`)."""
+"""The sound card of `hardware.audio` as calls use it (`agent.media.sound.Voice`), and what stands for it
+where there is none."""
 
 import asyncio
 import contextlib
+import threading
+import time
 from collections.abc import Callable
 
 import structlog
@@ -9,6 +12,7 @@ import structlog
 from bellwire.agent.media.engine.interface import Block
 from bellwire.agent.media.sound import AudioDevices, OnBlock, Tone
 from bellwire.config.agent.audio import AudioSettings
+from bellwire.hardware.audio.block import BLOCK_S, SILENCE
 from bellwire.hardware.audio.devices import Initialise, initialise_pyaudio
 from bellwire.hardware.audio.drift import DriftingSource
 from bellwire.hardware.audio.recorder import Recorder
@@ -211,3 +215,60 @@ class SoundCard:
         if fault is not None:
             log.error("no ring tone", rings_instead=_ALWAYS_THERE, error=fault)
         self.on_ring_tone(told)
+
+
+_LATE_S = 0.2
+"""What comes later than this is not made up for: a machine that stood still has nothing to say of it."""
+
+
+class NoCard:
+    """The card of a device that has none: its microphone hears silence, in a card's time, and nobody its
+    speaker. An application without one says what it plays into a call, and hears its streams."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    async def open(self, on_captured: OnBlock, devices: AudioDevices) -> None:
+        """Starts the silence. CallError 53400 where the call names a sound device."""
+        if devices.named:
+            raise CallError(53400, "this device was opened without a sound card: name no devices")
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._hear, args=(on_captured,), daemon=True)
+        self._thread.start()
+
+    async def close(self) -> None:
+        """Ends it; there may be none."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._stop.set()
+            await asyncio.to_thread(thread.join)
+
+    def play(self, source: str, block: Block) -> None:
+        """Nobody hears it here."""
+
+    def take_back(self, source: str, blocks: int) -> None:
+        """Nobody has heard it."""
+
+    def forget(self, source: str) -> None:
+        """Nothing is kept of it."""
+
+    async def failed(self) -> str:
+        """It never does."""
+        never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        return await never
+
+    async def works(self) -> None:
+        """It always does."""
+
+    def start_tone(self, tone: Tone, volume: float = 1.0) -> None:
+        """Nobody hears it."""
+
+    def stop_tone(self) -> None:
+        """There is none."""
+
+    def _hear(self, on_captured: OnBlock) -> None:
+        due = time.monotonic()
+        while not self._stop.wait(max(0.0, due - time.monotonic())):
+            on_captured(SILENCE)
+            due = max(due + BLOCK_S, time.monotonic() - _LATE_S)
