@@ -117,17 +117,17 @@ class Call:
         return self.signalling.sid
 
     def status(self) -> CallStatus:
-        """Where it stands."""
+        """Where the call stands for this device, from `pending` to `closed`."""
         return self.course.status
 
     @property
     def is_over(self) -> bool:
-        """Whether it is closed."""
+        """Whether it has ended, or was never answered."""
         return self.course.is_over
 
     @property
     def record(self) -> CallRecord:
-        """How it stands now."""
+        """The call as it stands at this moment, as a plain value."""
         return self.course.record
 
     @property

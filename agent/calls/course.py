@@ -149,12 +149,12 @@ class CallCourse:
 
     @property
     def is_over(self) -> bool:
-        """Whether it is closed."""
+        """Whether the call is closed here."""
         return self.status is CallStatus.CLOSED
 
     @property
     def record(self) -> CallRecord:
-        """How it stands now."""
+        """The call as it stands at this moment."""
         return CallRecord(
             sid=self.signalling.sid,
             direction=self._terms.direction,
@@ -194,7 +194,7 @@ class CallCourse:
     # What its device tells
 
     def begin(self) -> None:
-        """It is one of the device's calls."""
+        """Tells of the status that it begins with; its device has it among its calls."""
         self.move(self.status)
 
     def relay_lost(self) -> None:
@@ -212,12 +212,12 @@ class CallCourse:
     # What its signalling tells
 
     def was_made(self) -> None:
-        """The relay has made this call."""
+        """The relay has taken an outgoing call: it has its SID."""
         log.info("call made", call_sid=self.signalling.sid, to=self._terms.to)
         self._made()
 
     def rings_there(self) -> None:
-        """It has reached somebody."""
+        """An outgoing call has reached somebody, who is rung."""
         if self.status is CallStatus.CONNECTING and not self.signalling.answered:
             self.move(CallStatus.RINGING)
             self._emit("ringing", self._terms.early_media)
@@ -233,11 +233,11 @@ class CallCourse:
             self.media.begin(others, caller)
 
     def has_joined(self, who: Identity) -> None:
-        """Somebody else is in it."""
+        """Somebody else has come into the call: their sound begins."""
         self.media.add(who, self._caller)
 
     def has_left(self, who: Identity) -> None:
-        """Somebody else is not in it any more."""
+        """Somebody else has left the call: their sound ends."""
         self.media.remove(who)
 
     def was_said(self, message: CallMessage) -> None:

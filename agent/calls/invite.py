@@ -26,7 +26,7 @@ class CallInvite:
 
     @property
     def to(self) -> str:
-        """Who is called."""
+        """Which identity of this device's is called."""
         return self._call.to[0]
 
     @property

@@ -87,7 +87,7 @@ class RelayRequests:
         return None
 
     async def reject(self, sid: CallSid, status: RejectStatus = RejectStatus.REJECTED) -> None:
-        """Rejects an invite."""
+        """Rejects an invite on behalf of a person."""
         await self.tell_until_heard(DeviceReject(operation="reject", call_sid=sid, status=status))
 
     async def turn_away(self, sid: CallSid, status: RejectStatus) -> None:

@@ -154,7 +154,7 @@ class CallSignalling:
         self._tasks.start(self._give_up_at(self._expires_at + NEWS_IS_LATE))
 
     def accept(self, extended_data: str) -> None:
-        """Accepts the invite."""
+        """Asks the relay to accept the invite for this device."""
         self._accepting = True
         self._tasks.start(
             self._enter(
@@ -168,7 +168,7 @@ class CallSignalling:
         self._tasks.start(self._enter(DeviceJoin(operation="join", call_sid=self.sid)))
 
     def reject(self, status: RejectStatus) -> None:
-        """Rejects the invite."""
+        """Tells the relay that nobody here wants the call, however long that takes."""
         self._tasks.outlive(self._requests.reject(self.sid, status))
 
     def ignore(self) -> None:
@@ -188,7 +188,7 @@ class CallSignalling:
             self._tasks.outlive(self._requests.withdraw(self.sid))
 
     def leave(self) -> None:
-        """Hangs up."""
+        """Tells the relay that this identity has hung up, however long that takes."""
         self._tasks.outlive(self._requests.leave(self.sid))
 
     # What the relay says

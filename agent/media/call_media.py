@@ -473,12 +473,12 @@ class NoMedia(CallSound):
 
     @property
     def is_heard(self) -> bool:
-        """Never."""
+        """False: nobody is heard."""
         return False
 
     @property
     def codec(self) -> str | None:
-        """None."""
+        """None: nothing is spoken."""
         return None
 
     def begin(self, others: Sequence[Identity], caller: Identity | None) -> None:
@@ -496,7 +496,7 @@ class NoMedia(CallSound):
             self._tell(who, new_session(), None)
 
     def hear_early(self, caller: Identity) -> None:
-        """Nobody is heard."""
+        """Does nothing: there is no speaker."""
 
     def remove(self, who: Identity) -> None:
         """A party is not in the call any more."""
@@ -516,7 +516,7 @@ class NoMedia(CallSound):
         raise CallError(53400, f"{len(digits)} digits not sent: this device has no sound")
 
     async def stats(self) -> tuple[MediaStats, ...]:
-        """None."""
+        """Empty: there are no connections."""
         return ()
 
     def _tell(self, who: Identity, session: str, to_device: str | None) -> None:

@@ -337,7 +337,7 @@ class _ConnectionWatch:
         self._changed = asyncio.Event()
 
     def look(self) -> None:
-        """Something has changed."""
+        """Has it look again: the connection, or whether the other side has sound, has changed."""
         self._changed.set()
 
     async def run(self) -> None:

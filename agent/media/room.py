@@ -177,7 +177,7 @@ class Unmixed:
 
     @property
     def parties(self) -> tuple[Identity, ...]:
-        """Who they are."""
+        """Those parties, in the order they came."""
         return tuple(self._offers)
 
     def add(self, who: Identity, *, waits: bool) -> None:

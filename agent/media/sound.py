@@ -188,7 +188,7 @@ class DeviceSound:
 
     @property
     def engine(self) -> MediaEngine:
-        """The engine."""
+        """The media engine, made when it is first asked for."""
         if self._engine is None:
             self._engine = self._make_engine()
         return self._engine
@@ -212,7 +212,7 @@ class DeviceSound:
             self._users = (*self._users, on_captured)
 
     async def detach(self, on_captured: OnBlock) -> None:
-        """Ends that."""
+        """Has it called no more; after the last one the card is closed."""
         async with self._turn:
             self._users = tuple(user for user in self._users if user != on_captured)
             if not self._users and self._devices is not None:
@@ -220,7 +220,7 @@ class DeviceSound:
                 await self.voice.close()
 
     async def close(self) -> None:
-        """Frees the engine."""
+        """Closes the engine, if it was ever made."""
         if self._engine is not None:
             await self._engine.close()
             self._engine = None

@@ -154,7 +154,7 @@ class SoundCard:
         self._tone_changed.set()
 
     def stop_tone(self) -> None:
-        """Ends it."""
+        """Ends the tone that is played; there may be none."""
         self._tone = None
         self._tone_changed.set()
         self._sound.stop_tone()
@@ -245,27 +245,27 @@ class NoCard:
             await asyncio.to_thread(thread.join)
 
     def play(self, source: str, block: Block) -> None:
-        """Nobody hears it here."""
+        """Drops it: there is no speaker."""
 
     def take_back(self, source: str, blocks: int) -> None:
-        """Nobody has heard it."""
+        """Does nothing: nothing was heard."""
 
     def forget(self, source: str) -> None:
-        """Nothing is kept of it."""
+        """Does nothing: nothing was kept."""
 
     async def failed(self) -> str:
-        """It never does."""
+        """Waits for ever: silence does not fail."""
         never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         return await never
 
     async def works(self) -> None:
-        """It always does."""
+        """Returns at once: silence does not fail."""
 
     def start_tone(self, tone: Tone, volume: float = 1.0) -> None:
-        """Nobody hears it."""
+        """Does nothing: there is no speaker."""
 
     def stop_tone(self) -> None:
-        """There is none."""
+        """Does nothing: no tone is played."""
 
     def _hear(self, on_captured: OnBlock) -> None:
         due = time.monotonic()

@@ -62,7 +62,7 @@ class Meter:
         self._next = (self._next + 1) % self._KEPT
 
     def clear(self) -> None:
-        """Nothing is heard any more."""
+        """Reads as silence until the next block."""
         self._powers = [0.0] * self._KEPT
 
 

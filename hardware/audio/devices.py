@@ -56,7 +56,7 @@ Initialise = Callable[[], Any]
 
 
 def initialise_pyaudio() -> Any:  # noqa: ANN401 - PyAudio has no types
-    """PyAudio itself, quiet."""
+    """Initialises PyAudio itself, with what its libraries print switched off."""
     _hush()
     import pyaudio
 

@@ -182,7 +182,7 @@ class Sound:
         self._start(LoopedTone(cadence, volume))
 
     def stop_tone(self) -> None:
-        """Nothing rings any more."""
+        """Ends the ring tone or progress tone that is played; there may be none."""
         if self._tone is not None:
             self._remove(self._tone)
             self._tone = None

@@ -139,7 +139,7 @@ class WrtcConnection:
 
     @property
     def state(self) -> PeerState:
-        """Where it stands."""
+        """Where the connection stands."""
         return self._state
 
     @property

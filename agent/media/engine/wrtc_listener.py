@@ -85,7 +85,7 @@ class WrtcListener:
         self._stop_fd = -1
 
     def add(self, ear: Ear) -> None:
-        """Listens to it."""
+        """Listens to it from now on, on the one thread, which is started for the first."""
         self._ears[ear.key] = ear
         if self._mailbox is None:
             self._mailbox = self._start()
