@@ -20,8 +20,8 @@ from bellwire.broker.session.session import (
     PublishRefused,
     RequestTimeout,
     Session,
-    Sleep,
 )
+from bellwire.config.waiting import Sleep
 from bellwire.signaling.calls.events import CallEvent, parse_event
 from bellwire.signaling.errors import CallError
 from bellwire.signaling.identifiers import DeviceId, mqtt_client_id

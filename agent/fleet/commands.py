@@ -8,7 +8,8 @@ import structlog
 from pydantic import ValidationError
 
 from bellwire.broker.session.messages import Incoming
-from bellwire.broker.session.session import NotConnected, Session, Sleep
+from bellwire.broker.session.session import NotConnected, Session
+from bellwire.config.waiting import Sleep
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import command_result_topic, command_topic
 from bellwire.signaling.wire.device_operations import CommandResult, RingTest

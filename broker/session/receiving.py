@@ -17,7 +17,8 @@ from bellwire.broker.session.client import Client
 from bellwire.broker.session.messages import Incoming
 from bellwire.broker.session.publishing_connection import PublishingConnection, let_in
 from bellwire.broker.session.receiving_connection import Admit, ReceivingConnection, Route
-from bellwire.broker.session.session import Farewell, Handler, NotConnected, Session, Sleep
+from bellwire.broker.session.session import Farewell, Handler, NotConnected, Session
+from bellwire.config.waiting import Sleep
 
 _CATCH_UP_S = 30.0
 _ECHO_AGAIN_S = 2.0

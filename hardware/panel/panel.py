@@ -15,8 +15,8 @@ from typing import Protocol, TypeVar
 from gpiozero import Factory
 
 from bellwire.config.agent.panel import ButtonSettings, PanelSettings
+from bellwire.config.waiting import Sleep
 from bellwire.hardware.panel.button import Contact, Gesture
-from bellwire.hardware.panel.cadence import Sleep
 from bellwire.hardware.panel.door_lock import DoorLock, why_no_door
 from bellwire.hardware.panel.keypad import Keypad
 from bellwire.hardware.panel.pins import PanelError

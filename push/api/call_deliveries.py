@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from bellwire.push.api.calls import SidPath
 from bellwire.push.api.services import ActorDep, ServicesDep
-from bellwire.push.delivery.deliveries import report_deliveries
+from bellwire.push.delivery.owed import report_deliveries
 from bellwire.signaling.identifiers import CallSid
 from bellwire.signaling.wire.answers import CallDeliveriesAnswer
 

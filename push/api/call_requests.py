@@ -24,8 +24,7 @@ from bellwire.push.api.services import (
     settle_device,
     take_turn,
 )
-from bellwire.push.calls.calls import Invite
-from bellwire.push.calls.invites import invite_from_json, invite_from_twiml
+from bellwire.push.calls.invites import Invite, invite_from_json, invite_from_twiml
 from bellwire.push.problems import problem_of_validation, problem_response, refusal_response
 from bellwire.signaling.errors import InvalidInput, Refusal
 from bellwire.signaling.identifiers import parse_call_sid

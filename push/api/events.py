@@ -13,7 +13,7 @@ from bellwire.push.access.api_keys import API_KEY_PREFIX
 from bellwire.push.access.tokens import Actor
 from bellwire.push.api.server.admission import let_in
 from bellwire.push.api.services import CALL_SCOPE, Services, authenticate_by, settle_device
-from bellwire.push.delivery.deliveries import STREAM
+from bellwire.push.channels.websocket import STREAM
 from bellwire.push.problems import refusal_response
 from bellwire.signaling.errors import Forbidden, InvalidInput, Refusal, Unauthenticated
 from bellwire.signaling.identifiers import DeviceId, Identity, parse_device_id

@@ -10,8 +10,8 @@ import asyncio
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from bellwire.config.waiting import Sleep
 from bellwire.push.access.tokens import Actor
-from bellwire.push.alarm import Sleep
 from bellwire.push.api.server.admission import let_in
 from bellwire.push.api.services import Services, identify
 from bellwire.push.metrics import Metrics

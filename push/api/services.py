@@ -22,14 +22,14 @@ from bellwire.push.calls.groups import Groups
 from bellwire.push.calls.ice_servers import IceServers
 from bellwire.push.calls.rooms import Rooms
 from bellwire.push.calls.twilio_notifications import TwilioNotifications
-from bellwire.push.channels.webhook.webhook import WebhookChannel
+from bellwire.push.channels.webhook.channel import WebhookChannel
 from bellwire.push.data_disk import DataDisk
-from bellwire.push.delivery.webhooks import Webhooks
+from bellwire.push.delivery.webhook_events import Webhooks
 from bellwire.push.devices.connections import Connections
 from bellwire.push.devices.devices import Devices
 from bellwire.push.devices.event_stream import EventStream
 from bellwire.push.devices.metrics import DeviceMetrics
-from bellwire.push.devices.rate_limits import DeviceFloods
+from bellwire.push.devices.rate_limits import DeviceRateLimits
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
 from bellwire.signaling.errors import Forbidden, Unauthenticated
@@ -50,7 +50,7 @@ class Services:
         calls: Calls,
         groups: Groups,
         devices: Devices,
-        device_floods: DeviceFloods,
+        device_floods: DeviceRateLimits,
         connections: Connections,
         event_stream: EventStream,
         access: Access,

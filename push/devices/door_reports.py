@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from bellwire.push.access.tokens import Actor
 from bellwire.push.calls.calls import Calls
-from bellwire.push.delivery.dead_tokens import OnEvent
+from bellwire.push.delivery.webhook_events import OnEvent
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.rows.call_rows import to_ms

@@ -19,8 +19,8 @@ from pydantic import (
 
 from bellwire.signaling.calls.calls import MAX_USERS, CallType, Mode, RejectStatus
 from bellwire.signaling.identifiers import ChannelKind, DeviceIdField, GroupNameField, IdentityField
-from bellwire.signaling.params import CustomParameters
 from bellwire.signaling.tokens import Scope
+from bellwire.signaling.twi_params import CustomParameters
 from bellwire.signaling.wire.media import MEDIA_MESSAGE_TYPE, Sdp
 
 DEFAULT_TIMEOUT_S = 60

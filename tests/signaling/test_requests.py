@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from bellwire.signaling.calls.calls import RejectStatus
-from bellwire.signaling.params import MAX_PARAMETERS
+from bellwire.signaling.twi_params import MAX_PARAMETERS
 from bellwire.signaling.wire.media import MEDIA_SDP_MAX_LENGTH, MediaOffer, parse_media
 from bellwire.signaling.wire.requests import (
     DEFAULT_TIMEOUT_S,
