@@ -1,7 +1,4 @@
-"""What this device says and hears on its topics: call events in, requests out, presence always.
-
-Which version of Bellwire this agent is.
-"""
+"""What this device says and hears on its topics: call events in, requests out, presence always."""
 
 import asyncio
 from collections import OrderedDict
@@ -43,7 +40,8 @@ from bellwire.signaling.wire.device_operations import DeviceIceServers, DeviceKe
 from bellwire.signaling.wire.presence import Presence, presence_document
 
 SOFTWARE = version("bellwire")
-"""Read once: each look searches the whole import path, and importlib keeps what it saw there."""
+"""Which version of Bellwire this agent is. Read once: each look searches the whole import path, and
+importlib keeps what it saw there."""
 
 log = structlog.get_logger(__name__)
 

@@ -4,7 +4,7 @@ What people do with it is in `agent.calls.call`; what is said between here and t
 `agent.calls.signalling`.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Concatenate
@@ -22,6 +22,7 @@ from bellwire.agent.media.sound import AudioDevices, DeviceSound, MediaOptions
 from bellwire.agent.quality.meter import CallMeter
 from bellwire.agent.quality.warnings import WarningCleared, WarningRaised
 from bellwire.agent.tasks import CallTasks, Spawn
+from bellwire.config.waiting import Sleep
 from bellwire.signaling.calls.calls import Attestation
 from bellwire.signaling.calls.events import CallMessage
 from bellwire.signaling.errors import CallError
@@ -59,7 +60,7 @@ class CallResources:
     sound: DeviceSound | None
     spawn: Spawn
     now: Callable[[], datetime]
-    sleep: Callable[[float], Awaitable[None]]
+    sleep: Sleep
     timing: MediaTiming
     report: Report
 

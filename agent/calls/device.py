@@ -38,6 +38,7 @@ from bellwire.broker.session.address import parse_broker_url
 from bellwire.broker.session.messages import Incoming
 from bellwire.broker.session.session import NotAuthorized
 from bellwire.config.agent.settings import load_agent_settings
+from bellwire.config.waiting import Sleep
 from bellwire.signaling.calls.calls import Mode, RejectStatus
 from bellwire.signaling.calls.events import CallEvent, CallReceived
 from bellwire.signaling.errors import CallError
@@ -83,7 +84,7 @@ class Device:
         link: Link,
         *,
         now: Callable[[], datetime],
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        sleep: Sleep = asyncio.sleep,
         sound: DeviceSound | None = None,
         timing: MediaTiming | None = None,
         verify_caller: VerifyCaller | None = None,

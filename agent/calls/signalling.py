@@ -2,7 +2,7 @@
 means for the call. It knows nothing of sound.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from bellwire.agent.calls.record import Acceptance, Direction
 from bellwire.agent.calls.requests import PERSISTENCE, RelayRequests, error_of
 from bellwire.agent.link import RequestRefused
 from bellwire.agent.tasks import CallTasks
+from bellwire.config.waiting import Sleep
 from bellwire.signaling.calls.calls import CallState, RejectStatus, UserState
 from bellwire.signaling.calls.events import (
     CallCancelled,
@@ -111,7 +112,7 @@ class CallSignalling:
         sid: CallSid,
         expires_at: datetime,
         now: Callable[[], datetime],
-        sleep: Callable[[float], Awaitable[None]],
+        sleep: Sleep,
     ) -> None:
         self.sid = sid
         self.answered = False

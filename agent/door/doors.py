@@ -6,7 +6,7 @@ decision is logged, without digits, and told to who asked: of a wrong code once 
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import structlog
@@ -26,6 +26,7 @@ from bellwire.agent.door.wrong_codes import WrongCodes
 from bellwire.agent.fleet.live_settings import LiveSettings
 from bellwire.config.agent.settings import ConfigurableSettings
 from bellwire.config.agent.telemetry import DoorNow, Fault
+from bellwire.config.waiting import Sleep
 from bellwire.hardware.panel.door_lock import DoorUnattendedError
 from bellwire.hardware.panel.panel import Panel
 from bellwire.signaling.calls.calls import Attestation
@@ -82,7 +83,7 @@ class Doors:
         on_lock_out: OnLockOut = lambda _, __: None,
         on_not_verified: OnNotVerified = lambda _, __: None,
         on_status: Callable[[], object] = lambda: None,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
         self._live = live
         self._panel = panel

@@ -9,7 +9,7 @@ told not to.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,7 @@ from bellwire.agent.media.room import EnterRoom, Room, Unmixed
 from bellwire.agent.media.sound import AudioStream, CallCard, DeviceSound, MediaOptions
 from bellwire.agent.quality.meter import VolumeMeter
 from bellwire.agent.tasks import CallTasks
+from bellwire.config.waiting import Sleep
 from bellwire.hardware.audio.block import Samples
 from bellwire.signaling.errors import CallError
 from bellwire.signaling.identifiers import DeviceId, Identity
@@ -115,7 +116,7 @@ class CallMedia(CallSound):
         tasks: CallTasks,
         news: MediaNews,
         timing: MediaTiming,
-        sleep: Callable[[float], Awaitable[None]],
+        sleep: Sleep,
     ) -> None:
         super().__init__()
         self._sound = sound

@@ -15,6 +15,7 @@ from bellwire.agent.media.engine.interface import Block, PeerConnection
 from bellwire.agent.media.negotiation import new_session
 from bellwire.agent.media.peer import Connect, MediaTiming, Peer, PeerNews, Say
 from bellwire.agent.tasks import CallTasks
+from bellwire.config.waiting import Sleep
 from bellwire.signaling.errors import CallError
 from bellwire.signaling.identifiers import DeviceId, Identity
 from bellwire.signaling.wire.media import MediaAnswer, MediaDocument, MediaFailed, MediaOffer
@@ -47,7 +48,7 @@ class Room:
         device: DeviceId,
         news: PeerNews,
         timing: MediaTiming,
-        sleep: Callable[[float], Awaitable[None]],
+        sleep: Sleep,
     ) -> None:
         self.was_up = False
         self._enter = enter

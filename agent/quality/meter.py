@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from bellwire.agent.media.engine.interface import Block, MediaStats
 from bellwire.agent.quality.sample import Sample, SampleMaker
 from bellwire.agent.quality.warnings import QualityWatch, WarningCleared, WarningRaised
+from bellwire.config.waiting import Sleep
 from bellwire.hardware.audio.block import volume
 
 _FRAME = 32
@@ -99,7 +100,7 @@ class CallMeter:
         on_sample: Callable[[Sample], None],
         on_warning: Callable[[WarningRaised | WarningCleared], None],
         is_muted: Callable[[], bool],
-        sleep: Callable[[float], Awaitable[None]],
+        sleep: Sleep,
     ) -> None:
         self._stats = stats
         self._input = input_meter

@@ -1,7 +1,6 @@
 """The calls that call buttons make: whom they call, again when nobody answers, and whom then."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import structlog
@@ -11,6 +10,7 @@ from bellwire.agent.calls.device import Device, To
 from bellwire.agent.fleet.live_settings import LiveSettings
 from bellwire.config.agent.behaviour import BehaviourSettings
 from bellwire.config.agent.panel import CallButtonSettings
+from bellwire.config.waiting import Sleep
 from bellwire.signaling.wire.requests import GroupReference
 
 log = structlog.get_logger(__name__)
@@ -40,7 +40,7 @@ class Dialling:
         live: LiveSettings,
         device: Device,
         *,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
         self._live = live
         self._device = device

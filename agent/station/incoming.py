@@ -6,7 +6,7 @@ becomes a call, so that neither bell nor light has to be taken back.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -26,6 +26,7 @@ from bellwire.config.agent.behaviour import (
     Hours,
     Quiet,
 )
+from bellwire.config.waiting import Sleep
 from bellwire.signaling.calls.calls import RejectStatus
 from bellwire.signaling.calls.events import CallReceived
 from bellwire.signaling.identifiers import parse_identity
@@ -79,7 +80,7 @@ class IncomingCalls:
         device: Device,
         *,
         now: Callable[[], datetime],
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
         self._live = live
         self._device = device
