@@ -75,6 +75,12 @@ class Link:
     def __init__(
         self, address: BrokerAddress, device: DeviceId, *, sleep: Sleep = asyncio.sleep
     ) -> None:
+        if address.is_in_clear:
+            log.warning(
+                "the broker is reached without TLS: whoever listens on the network reads this device's"
+                " password; use mqtts://",
+                broker=address.url,
+            )
         self._device = device
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._listeners: list[EventListener] = []

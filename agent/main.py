@@ -69,12 +69,6 @@ class Agent:
             password=settings.broker.password.get_secret_value(),
             ca_file=settings.broker.ca_file,
         )
-        if address.is_in_clear:
-            log.warning(
-                "the broker is reached without TLS: whoever listens on the network reads this device's"
-                " password; use mqtts://",
-                broker=address.url,
-            )
         self.settings = settings
         self._card = card
         self._sound = None

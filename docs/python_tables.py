@@ -38,7 +38,7 @@ _DEVICE_EVENTS = {
     "registered": "it can reach its relay",
     "unregistered": "it has lost it; it goes on trying, and calls go on",
 }
-_ATTRIBUTES = {
+ATTRIBUTES = {
     Device: {
         "identity": "whose device it is: what others call",
         "call_waiting": "whether a second call rings while one is on, rather than be answered `busy`",
@@ -61,7 +61,7 @@ _ATTRIBUTES = {
         "original_error": "what the library or system below said, if anything",
     },
 }
-_OF_THE_AGENT = {
+OF_THE_AGENT = {
     Device: {"run", "screen", "use_sound"},
     Call: {"course", "only_invited", "record", "signalling", "spoken_for"},
     AudioDevices: {"named", "serve"},
@@ -106,12 +106,12 @@ def _fields(kind: type, arguments: str) -> Iterable[list[str]]:
 
 
 def _attributes(kind: type) -> Iterable[list[str]]:
-    return [[f"`{name}`", meaning] for name, meaning in _ATTRIBUTES.get(kind, {}).items()]
+    return [[f"`{name}`", meaning] for name, meaning in ATTRIBUTES.get(kind, {}).items()]
 
 
 def _members(kind: type) -> Iterable[list[str]]:
     for name, member in vars(kind).items():
-        if name.startswith("_") or name in _OF_THE_AGENT.get(kind, ()):
+        if name.startswith("_") or name in OF_THE_AGENT.get(kind, ()):
             continue
         if isinstance(member, property):
             yield [f"`{name}`", _first(member.__doc__)]

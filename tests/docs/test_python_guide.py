@@ -14,6 +14,7 @@ import pytest
 
 from bellwire import CallError, Device, InvalidInput
 from bellwire.config.agent.settings import agent_file
+from docs.python_tables import ATTRIBUTES, OF_THE_AGENT
 from tests.agent.talking import Talker, talker
 from tests.agent.test_playing import UNDERSTOOD, wav_file
 from tests.conftest import PATIENCE_S, register_station
@@ -110,6 +111,10 @@ async def test_a_device_raises_what_its_program_raises_and_says_that_its_file_is
     with pytest.raises(ZeroDivisionError):
         async with Device.open(tmp_path / "bot.toml") as device:
             assert device.connected
+            for thing in (device, device.connect("gate")):
+                shown = ATTRIBUTES[type(thing)].keys()
+                kept = OF_THE_AGENT[type(thing)]
+                assert {name for name in vars(thing) if name[0] != "_"} - kept == shown
             assert 1 // 0
     assert not device.connected
     await register_station(http, "bot-1", identity="bot")  # with a new password
