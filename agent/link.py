@@ -36,8 +36,8 @@ from bellwire.signaling.wire.answers import (
     KeySetAnswer,
     Problem,
 )
-from bellwire.signaling.wire.device_operations import DeviceIceServers, DeviceKeys, DeviceOperation
-from bellwire.signaling.wire.presence import Presence, presence_document
+from bellwire.signaling.wire.operations import DeviceIceServers, DeviceKeys, DeviceOperation
+from bellwire.signaling.wire.station import Presence, presence_document
 
 SOFTWARE = version("bellwire")
 """Which version of Bellwire this agent is. Read once: each look searches the whole import path, and

@@ -29,9 +29,8 @@ from sqlalchemy import Connection, make_url
 
 from bellwire.cli.process.client import RelayClient
 from bellwire.cli.process.relay import RelayProcess
-from bellwire.push.store.engine.database import Database
-from bellwire.push.store.engine.opening import open_database
-from bellwire.push.store.rows.call_rows import insert_calls, insert_users, to_ms
+from bellwire.push.store.engine.database import Database, open_database
+from bellwire.push.store.rows.calls import insert_calls, insert_users, to_ms
 from bellwire.signaling.calls.commands import Invitee, NewCall
 from bellwire.signaling.calls.rules import create_call
 from bellwire.signaling.identifiers import DeviceId, Identity, new_call_sid

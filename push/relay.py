@@ -21,7 +21,7 @@ from typing import Protocol
 import structlog
 import uvicorn
 
-from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.embedded import EmbeddedBroker
 from bellwire.broker.fleet.rollout_guard import guard_rollouts
 from bellwire.broker.session.address import BrokerAddress, parse_broker_url
@@ -33,7 +33,7 @@ from bellwire.config.relay import RelaySettings
 from bellwire.push.access.api_keys import open_api_keys
 from bellwire.push.access.revocation import Access, open_access
 from bellwire.push.access.tokens import AccessTokens, open_access_tokens
-from bellwire.push.api.app import served_app
+from bellwire.push.api.app import build_app
 from bellwire.push.api.server.admission import Admission, bounds_of, raise_descriptor_limit
 from bellwire.push.api.server.guarded_http import GuardedStream, guarded_by
 from bellwire.push.api.services import Services
@@ -64,13 +64,12 @@ from bellwire.push.devices.operations import LIMIT_BYTES, DeviceOperations
 from bellwire.push.devices.rate_limits import DeviceRateLimits
 from bellwire.push.devices.requests import DeviceRequests
 from bellwire.push.metrics import Metrics
-from bellwire.push.store.engine.database import Database
-from bellwire.push.store.engine.opening import open_database
-from bellwire.push.store.rows.call_rows import to_ms
-from bellwire.push.store.rows.device_rows import registered_among
-from bellwire.push.store.rows.event_rows import forget_expired
-from bellwire.push.store.rows.outbox_rows import make_all_due
-from bellwire.push.store.rows.result_rows import forget_results
+from bellwire.push.store.engine.database import Database, open_database
+from bellwire.push.store.rows.calls import to_ms
+from bellwire.push.store.rows.deliveries import forget_results
+from bellwire.push.store.rows.devices import registered_among
+from bellwire.push.store.rows.events import forget_expired
+from bellwire.push.store.rows.outbox import make_all_due
 from bellwire.signaling.errors import InvalidInput, Unavailable
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import OPERATORS_ECHO
@@ -291,7 +290,7 @@ async def _serve(
     device_metrics = DeviceMetrics(
         database, Session(address, f"bellwire-metrics-{secrets.token_hex(6)}"), now=now
     )
-    app = served_app(
+    app = build_app(
         Services(
             settings=settings,
             database=database,

@@ -28,8 +28,8 @@ from bellwire.agent.quality.warnings import WarningData, WarningName
 from bellwire.signaling.calls.calls import RejectStatus
 from bellwire.signaling.errors import CallError, InvalidInput
 from bellwire.signaling.identifiers import CallSid, Identity, parse_call_sid, parse_identity
-from bellwire.signaling.wire.device_operations import DeviceMessage
 from bellwire.signaling.wire.media import MEDIA_MESSAGE_TYPE
+from bellwire.signaling.wire.operations import DeviceMessage
 
 __all__ = [
     "AcceptOptions",

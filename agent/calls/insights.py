@@ -22,7 +22,7 @@ from bellwire.agent.quality.warnings import (
 from bellwire.signaling.calls.events import Moment
 from bellwire.signaling.errors import CallError
 from bellwire.signaling.identifiers import CallSid, CallSidField, DeviceId, DeviceIdField
-from bellwire.signaling.wire.requests import FeedbackIssue
+from bellwire.signaling.wire.operations import FeedbackIssue
 
 INSIGHT_LIMIT_BYTES = 4096
 REJECTED_CODE = 31600

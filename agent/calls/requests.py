@@ -17,7 +17,8 @@ from bellwire.signaling.calls.events import CallMessage
 from bellwire.signaling.errors import ERROR_TABLE, CallError, InvalidInput
 from bellwire.signaling.identifiers import CallSid, Identity, parse_identity
 from bellwire.signaling.wire.answers import CallAnswer
-from bellwire.signaling.wire.device_operations import (
+from bellwire.signaling.wire.media import MEDIA_MESSAGE_TYPE, MediaDocument, parse_media
+from bellwire.signaling.wire.operations import (
     DeviceCancel,
     DeviceFeedback,
     DeviceMessage,
@@ -25,9 +26,8 @@ from bellwire.signaling.wire.device_operations import (
     DeviceQuit,
     DeviceReject,
     DeviceRoom,
+    FeedbackIssue,
 )
-from bellwire.signaling.wire.media import MEDIA_MESSAGE_TYPE, MediaDocument, parse_media
-from bellwire.signaling.wire.requests import FeedbackIssue
 
 log = structlog.get_logger(__name__)
 

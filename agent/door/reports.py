@@ -16,7 +16,7 @@ from bellwire.agent.calls.call import Call
 from bellwire.agent.door.authorization import LockOut
 from bellwire.agent.link import Link, RequestRefused
 from bellwire.signaling.errors import CallError
-from bellwire.signaling.wire.device_operations import (
+from bellwire.signaling.wire.operations import (
     LOCK_OUTS_OF_A_CALL,
     DeviceDoorLockedOut,
     DeviceDoorNotVerified,

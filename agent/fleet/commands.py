@@ -12,7 +12,7 @@ from bellwire.broker.session.session import NotConnected, Session
 from bellwire.config.waiting import Sleep
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import command_result_topic, command_topic
-from bellwire.signaling.wire.device_operations import CommandResult, RingTest
+from bellwire.signaling.wire.station import CommandResult, RingTest
 
 log = structlog.get_logger(__name__)
 

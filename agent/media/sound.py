@@ -15,7 +15,7 @@ import structlog
 from bellwire.agent.link import Link, RequestRefused
 from bellwire.agent.media.engine.interface import Block, IceServer, MediaEngine
 from bellwire.agent.tasks import CallTasks
-from bellwire.config.ice_servers import IceServerSettings
+from bellwire.config.media_servers import IceServerSettings
 from bellwire.signaling.errors import CallError, InvalidInput
 
 log = structlog.get_logger(__name__)

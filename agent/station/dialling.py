@@ -11,7 +11,7 @@ from bellwire.agent.fleet.live_settings import LiveSettings
 from bellwire.config.agent.behaviour import BehaviourSettings
 from bellwire.config.agent.panel import CallButtonSettings
 from bellwire.config.waiting import Sleep
-from bellwire.signaling.wire.requests import GroupReference
+from bellwire.signaling.wire.operations import GroupReference
 
 log = structlog.get_logger(__name__)
 

@@ -12,7 +12,7 @@ import typer
 from pydantic import SecretStr
 from rich.console import Console
 
-from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.embedded import embedded_address
 from bellwire.broker.session.address import BrokerAddress, parse_broker_url
 from bellwire.broker.session.session import Session

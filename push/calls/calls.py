@@ -24,7 +24,7 @@ from bellwire.push.delivery.owed import Deliveries, Owed
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.engine.unit_of_work import CallWork, Kept, UnitOfWork
-from bellwire.push.store.rows.call_rows import (
+from bellwire.push.store.rows.calls import (
     IdempotencyRow,
     all_deadlines,
     forget_idempotent,
@@ -34,7 +34,7 @@ from bellwire.push.store.rows.call_rows import (
     put_feedback,
     to_ms,
 )
-from bellwire.push.store.rows.result_rows import Confirmed
+from bellwire.push.store.rows.deliveries import Confirmed
 from bellwire.signaling.calls.calls import Attestation, Call, CallState
 from bellwire.signaling.calls.commands import (
     Command,
@@ -47,7 +47,7 @@ from bellwire.signaling.calls.commands import (
 from bellwire.signaling.calls.rules import apply, check_inviter, create_call
 from bellwire.signaling.errors import CallNotFound, Conflict, Forbidden
 from bellwire.signaling.identifiers import CallSid, ChannelKind, DeviceId, Identity, new_call_sid
-from bellwire.signaling.wire.requests import FeedbackFields
+from bellwire.signaling.wire.operations import FeedbackFields
 
 log = structlog.get_logger(__name__)
 

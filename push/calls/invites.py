@@ -12,14 +12,14 @@ from sqlalchemy import Connection
 from bellwire.push.access.tokens import Actor
 from bellwire.push.calls.policy import not_let_ring
 from bellwire.push.store.engine.unit_of_work import UnitOfWork
-from bellwire.push.store.rows.device_rows import DeviceRow
-from bellwire.push.store.rows.group_rows import members_of
+from bellwire.push.store.rows.devices import DeviceRow
+from bellwire.push.store.rows.groups import members_of
 from bellwire.signaling.calls.calls import Call, PushText, Unreachable
 from bellwire.signaling.calls.commands import Invitee, InviteMore, NewCall, Say
 from bellwire.signaling.errors import Forbidden, InvalidInput, NobodyToCall, NotFound
 from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
 from bellwire.signaling.twiml import TwimlDial
-from bellwire.signaling.wire.requests import (
+from bellwire.signaling.wire.operations import (
     DEFAULT_TIMEOUT_S,
     GroupReference,
     InviteMoreFields,

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from bellwire.push.store.rows.device_rows import DeviceRow
+from bellwire.push.store.rows.devices import DeviceRow
 from bellwire.signaling.errors import TooManyRequests
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.wire.requests import PUSH_KINDS

@@ -23,7 +23,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.typing import Subprotocol
 
-from bellwire.config.ice_servers import read_janus_secret
+from bellwire.config.media_servers import read_janus_secret
 from bellwire.config.relay import RelaySettings
 from bellwire.config.waiting import Sleep
 from bellwire.push.access.tokens import Actor

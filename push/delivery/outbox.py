@@ -25,8 +25,9 @@ from bellwire.push.channels.channel import (
 )
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.call_rows import to_ms
-from bellwire.push.store.rows.outbox_rows import (
+from bellwire.push.store.rows.calls import to_ms
+from bellwire.push.store.rows.deliveries import DeliveryResult, Result, put_results, result_of
+from bellwire.push.store.rows.outbox import (
     Delivery,
     make_failed_due,
     next_due_ms,
@@ -35,7 +36,6 @@ from bellwire.push.store.rows.outbox_rows import (
     settle,
     take_due,
 )
-from bellwire.push.store.rows.result_rows import DeliveryResult, Result, put_results, result_of
 from bellwire.signaling.errors import Unavailable
 from bellwire.signaling.identifiers import DeviceId
 

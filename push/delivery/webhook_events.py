@@ -17,9 +17,9 @@ from sqlalchemy import Connection
 
 from bellwire.config.relay import WebhookTarget
 from bellwire.push.channels.webhook.channel import LIFE_S
-from bellwire.push.store.rows.call_rows import to_ms
-from bellwire.push.store.rows.outbox_rows import Delivery, owe
-from bellwire.push.store.rows.webhook_rows import (
+from bellwire.push.store.rows.calls import to_ms
+from bellwire.push.store.rows.outbox import Delivery, owe
+from bellwire.push.store.rows.webhooks import (
     KIND,
     WebhookEvent,
     count_owed_by_target,

@@ -42,7 +42,7 @@ from bellwire.signaling.topics import (
     response_topic,
 )
 from bellwire.signaling.wire.answers import DeviceResponse
-from bellwire.signaling.wire.presence import parse_presence
+from bellwire.signaling.wire.station import parse_presence
 
 log = structlog.get_logger(__name__)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bellwire.agent.quality.warnings import WarningData, WarningName
     from bellwire.signaling.calls.calls import Attestation, Mode, RejectStatus
     from bellwire.signaling.errors import CallError, InvalidInput
-    from bellwire.signaling.wire.requests import FeedbackIssue, GroupReference
+    from bellwire.signaling.wire.operations import FeedbackIssue, GroupReference
 
 __all__ = [
     "AcceptOptions",
@@ -55,7 +55,7 @@ _DEFINED_IN = {
     "bellwire.agent.quality.warnings": ("WarningData", "WarningName"),
     "bellwire.signaling.calls.calls": ("Attestation", "Mode", "RejectStatus"),
     "bellwire.signaling.errors": ("CallError", "InvalidInput"),
-    "bellwire.signaling.wire.requests": ("FeedbackIssue", "GroupReference"),
+    "bellwire.signaling.wire.operations": ("FeedbackIssue", "GroupReference"),
 }
 _MODULE_OF = {name: module for module, names in _DEFINED_IN.items() for name in names}
 

@@ -14,7 +14,7 @@ from bellwire.agent.calls.caller_verification import CallerInfo, CallerVerificat
 from bellwire.agent.calls.invite import ringing_time_left
 from bellwire.push.access.tokens import AccessTokens, new_signing_key
 from bellwire.push.store.engine.sqlite import SqliteDatabase
-from bellwire.push.store.rows.key_rows import SigningKeyRow
+from bellwire.push.store.rows.access import SigningKeyRow
 from bellwire.signaling.calls.calls import Attestation
 from bellwire.signaling.calls.events import CallerToken, CallReceived, event_document, parse_event
 from bellwire.signaling.errors import CallError

@@ -13,8 +13,8 @@ from pydantic import SecretStr
 
 from bellwire.agent.fleet.follower import FleetFollower
 from bellwire.agent.fleet.live_settings import LiveSettings
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.accounts.dynamic_security import device_acls, device_role_name
-from bellwire.broker.accounts.provision import DynamicSecurity
 from bellwire.broker.session.session import NotConnected, Session
 from bellwire.config.agent.settings import AgentSettings, BrokerSettings
 from bellwire.config.fleet.last_good import LastGood

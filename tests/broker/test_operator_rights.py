@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 import pytest_asyncio
 
-from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.session.address import BrokerAddress
 from bellwire.broker.session.session import Session
 from bellwire.signaling.identifiers import DeviceId

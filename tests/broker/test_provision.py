@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from paho.mqtt.reasoncodes import ReasonCode
 
-from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.session.address import BrokerAddress
 from bellwire.broker.session.session import Session
 from bellwire.signaling.errors import Unavailable

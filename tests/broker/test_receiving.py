@@ -2,8 +2,10 @@
 
 import asyncio
 
-from bellwire.broker.session.receiving import ReceivingSession
+from bellwire.broker.session.connection import let_in
+from bellwire.broker.session.receiving import ReceivingConnection, ReceivingSession, Route
 from bellwire.broker.session.session import Session
+from tests.broker.rough import RoughBroker
 from tests.broker.running import Inbox, RunningBroker, held, soon
 from tests.conftest import PATIENCE_S
 
@@ -53,6 +55,20 @@ async def test_who_says_no_by_the_topic_is_not_handed_the_message_and_it_does_no
         await there.publish(f"{TOPIC}/wanted", b"here")
         assert await inbox.until(b"here") == [b"here"]
     assert asked == [f"{TOPIC}/flood"] * 100 + [f"{TOPIC}/wanted"]
+
+
+async def test_a_message_that_cannot_be_read_is_acknowledged_and_the_next_is_heard() -> None:
+    unreadable = b"\x32\x08\0\x01a\0\x07\x02\x01\x09"  # a payload format indicator without an end
+    rough = RoughBroker(b"\x20\x03\0\0\0")
+    inbox = Inbox()
+    async with rough.address() as address:
+        hears = ReceivingConnection(address, "hears", [Route("a", inbox.take)])
+        async with let_in(hears):
+            rough.say(unreadable + b"\x32\x06\0\x01a\0\x08\0")
+            assert (await inbox.next()).payload == b""
+            await rough.until(0x40, 2)
+            assert rough.came.endswith(b"\x40\x02\0\x07\x40\x02\0\x08")
+            assert not hears.lost.done()
 
 
 async def test_all_that_is_retained_has_come_once_it_is_read_also_after_the_broker_fell(

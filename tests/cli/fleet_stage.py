@@ -13,7 +13,7 @@ import structlog
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.session.address import BrokerAddress
 from bellwire.broker.session.session import Session
 from bellwire.cli.fleet.session import Fleet, open_fleet

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.fleet.rollout_guard import guard_rollouts
-from bellwire.broker.session.packets import publish_packet
 from bellwire.broker.session.receiving import ReceivingSession
 from bellwire.broker.session.session import Session
 from bellwire.cli.fleet.session import Fleet
@@ -27,8 +26,8 @@ from bellwire.signaling.topics import (
     reported_topic,
     telemetry_topic,
 )
-from bellwire.signaling.wire.presence import Presence, presence_document
-from tests.broker.flooding import connected, publish_at_qos_0
+from bellwire.signaling.wire.station import Presence, presence_document
+from tests.broker.flooding import connected, publish_at_qos_0, publish_at_qos_1
 from tests.broker.running import Inbox, RunningBroker, held, soon
 from tests.cli.fleet_stage import FleetStage, everybody
 from tests.conftest import PATIENCE_S
@@ -88,7 +87,7 @@ async def retain_a_fleet(stage: FleetStage, count: int, refusing: int) -> None:
                 packet = publish_at_qos_0(topic, payload)
                 writer.write(bytes((packet[0] | 1,)) + packet[1:])  # retained
             await writer.drain()
-        writer.write(publish_packet(b"bellwire/v1/test", 1, b"\0", b""))
+        writer.write(publish_at_qos_1("bellwire/v1/test", b""))
         async with asyncio.timeout(PATIENCE_S):
             while b"\x40" not in await reader.read(1024):
                 pass

@@ -3,7 +3,7 @@ without a broker."""
 
 from dataclasses import dataclass
 
-from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.session.address import BrokerAddress
 from bellwire.broker.session.session import Session
 from bellwire.push.access.revocation import Access

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from sqlalchemy import Connection, select
 
-from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.session.address import BrokerAddress
 from bellwire.broker.session.session import Session
 from bellwire.push.access.revocation import Access
@@ -24,17 +24,18 @@ from bellwire.push.delivery.webhook_events import OnEvent
 from bellwire.push.devices.devices import Devices
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.call_rows import load_call
-from bellwire.push.store.rows.device_rows import ChannelRow, find_device
-from bellwire.push.store.rows.event_rows import StreamEvent, events_after
-from bellwire.push.store.rows.outbox_rows import Delivery, count_owed
+from bellwire.push.store.rows.calls import load_call
+from bellwire.push.store.rows.devices import ChannelRow, find_device
+from bellwire.push.store.rows.events import StreamEvent, events_after
+from bellwire.push.store.rows.outbox import Delivery, count_owed
 from bellwire.push.store.tables import outbox
 from bellwire.signaling.calls.calls import Call
 from bellwire.signaling.calls.commands import Received
 from bellwire.signaling.calls.events import CallEvent, CallReceived, event_document
 from bellwire.signaling.identifiers import ChannelKind, DeviceId, Identity
 from bellwire.signaling.wire.answers import DeliveryAnswer
-from bellwire.signaling.wire.requests import ChannelRequest, DeviceRequest, InviteRequest
+from bellwire.signaling.wire.operations import InviteRequest
+from bellwire.signaling.wire.requests import ChannelRequest, DeviceRequest
 from tests.conftest import PATIENCE_S
 from tests.push.clock import Clock
 

@@ -10,11 +10,11 @@ from typing import Any
 from bellwire.broker.embedded import embedded_address
 from bellwire.broker.session.session import Session
 from bellwire.push.store.engine.sqlite import SqliteDatabase
-from bellwire.push.store.rows.connection_rows import ConnectionRow, absent_devices, put_connection
-from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow, put_device
+from bellwire.push.store.rows.connections import ConnectionRow, absent_devices, put_connection
+from bellwire.push.store.rows.devices import ChannelRow, DeviceRow, put_device
 from bellwire.signaling.identifiers import DeviceId, Identity
 from bellwire.signaling.topics import PRESENCE_OF_ALL, presence_topic
-from bellwire.signaling.wire.presence import Presence, parse_presence, presence_document
+from bellwire.signaling.wire.station import Presence, parse_presence, presence_document
 from tests.broker.running import held, raw_client, soon
 from tests.conftest import PATIENCE_S, register_station, running_station
 from tests.forking import ForkedRelay

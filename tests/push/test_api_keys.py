@@ -21,12 +21,10 @@ from bellwire.push.access.revocation import open_access
 from bellwire.push.access.tokens import AccessTokens, new_signing_key
 from bellwire.push.api.app import build_app
 from bellwire.push.metrics import Metrics
-from bellwire.push.store.engine import migrate as migrate_module
-from bellwire.push.store.engine.database import Database
-from bellwire.push.store.engine.opening import open_database
+from bellwire.push.store import tables as migrate_module
+from bellwire.push.store.engine.database import Database, open_database
 from bellwire.push.store.engine.sqlite import sqlite_engine
-from bellwire.push.store.rows.access_rows import advance_access
-from bellwire.push.store.rows.key_rows import SigningKeyRow
+from bellwire.push.store.rows.access import SigningKeyRow, advance_access
 from bellwire.push.store.tables import api_keys
 from bellwire.signaling.errors import Conflict, NotFound, Unauthenticated, Unavailable
 from bellwire.signaling.identifiers import DeviceId, Identity

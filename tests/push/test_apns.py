@@ -21,7 +21,7 @@ from bellwire.push.channels.channel import (
     TokenDead,
 )
 from bellwire.push.channels.payload import APNS_LIMIT_BYTES
-from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow
+from bellwire.push.store.rows.devices import ChannelRow, DeviceRow
 from bellwire.signaling.calls.calls import Call, User, UserState
 from bellwire.signaling.calls.events import (
     CallCancelled,

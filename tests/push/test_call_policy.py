@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from bellwire.config.call_policy import PolicySettings
 from bellwire.push.calls.policy import CallPolicy
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.group_rows import put_group
+from bellwire.push.store.rows.groups import put_group
 from bellwire.signaling.identifiers import Identity
 from tests.push.support import (
     Running,

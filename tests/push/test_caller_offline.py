@@ -10,7 +10,7 @@ import pytest
 
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import call_topic, presence_topic, response_topic
-from bellwire.signaling.wire.presence import Presence, presence_document
+from bellwire.signaling.wire.station import Presence, presence_document
 from tests.push.support import (
     Device,
     Running,

@@ -11,7 +11,7 @@ from websockets.asyncio.client import connect
 
 from bellwire.push.access.tokens import new_signing_key, open_access_tokens
 from bellwire.push.store.engine.sqlite import SqliteDatabase
-from bellwire.push.store.rows.key_rows import add_signing_key
+from bellwire.push.store.rows.access import add_signing_key
 from bellwire.signaling.calls.calls import Attestation
 from bellwire.signaling.calls.events import CallerToken, CallReceived
 from bellwire.signaling.errors import Unauthenticated

@@ -12,9 +12,9 @@ import pytest
 from bellwire.push.access.tokens import Actor
 from bellwire.push.calls.invites import Invite
 from bellwire.push.devices.connections import STREAM_GRACE
-from bellwire.push.store.engine.database import Database, Work
-from bellwire.push.store.engine.unit_of_work import CallWork
-from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow, put_device
+from bellwire.push.store.engine.database import Database
+from bellwire.push.store.engine.unit_of_work import CallWork, Work
+from bellwire.push.store.rows.devices import ChannelRow, DeviceRow, put_device
 from bellwire.signaling.calls.calls import Call, CallState
 from bellwire.signaling.calls.commands import Accept, NewCall
 from bellwire.signaling.errors import Unavailable

@@ -15,8 +15,8 @@ from starlette.websockets import WebSocket
 from bellwire.push.access.tokens import Actor
 from bellwire.push.devices.event_stream import HEARTBEAT_S
 from bellwire.push.store.engine.sqlite import SqliteDatabase
-from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow, put_device
-from bellwire.push.store.rows.event_rows import StreamEvent, append_events
+from bellwire.push.store.rows.devices import ChannelRow, DeviceRow, put_device
+from bellwire.push.store.rows.events import StreamEvent, append_events
 from bellwire.signaling.identifiers import DeviceId, Identity
 from tests.conftest import PATIENCE_S
 from tests.push.clock import Clock

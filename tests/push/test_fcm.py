@@ -18,7 +18,7 @@ from bellwire.push.channels.channel import Addressee, ChannelAtFault, DeliveryRe
 from bellwire.push.channels.fcm.channel import FcmChannel
 from bellwire.push.channels.payload import FCM_LIMIT_BYTES, fcm_data
 from bellwire.push.metrics import Metrics
-from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow
+from bellwire.push.store.rows.devices import ChannelRow, DeviceRow
 from bellwire.signaling.calls.calls import CallState
 from bellwire.signaling.calls.commands import Invitee, NewCall
 from bellwire.signaling.calls.events import CallEnded, CallEvent, CallReceived, CallUserStateChanged

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from pydantic import SecretStr, ValidationError
 
-from bellwire.config.ice_servers import read_turn_secret
+from bellwire.config.media_servers import read_turn_secret
 from bellwire.config.relay import RelaySettings
 from bellwire.push.access.tokens import Actor, open_access_tokens
 from bellwire.push.calls.ice_servers import IceServers

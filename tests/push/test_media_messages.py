@@ -9,7 +9,7 @@ import pytest
 from bellwire.push.channels.channel import Addressee
 from bellwire.push.channels.mqtt import MESSAGE_LIMIT_BYTES as MQTT_LIMIT_BYTES
 from bellwire.push.channels.payload import PushPayload
-from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow
+from bellwire.push.store.rows.devices import ChannelRow, DeviceRow
 from bellwire.signaling.calls.calls import Call
 from bellwire.signaling.calls.events import CallMessage, event_document
 from bellwire.signaling.identifiers import IDENTITY_MAX_LENGTH, CallSid, DeviceId, Identity
@@ -19,7 +19,7 @@ from bellwire.signaling.wire.media import (
     MediaCandidate,
     MediaOffer,
 )
-from bellwire.signaling.wire.requests import MEDIA_LIMIT_BYTES
+from bellwire.signaling.wire.operations import MEDIA_LIMIT_BYTES
 from tests.push.clock import START
 from tests.push.streams import Stream, streaming
 from tests.push.support import Device, Running, fresh, listening

@@ -15,13 +15,13 @@ from bellwire.push.devices.rate_limits import DeviceRateLimits
 from bellwire.push.devices.requests import DeviceRequests
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.connection_rows import find_connection
-from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow, put_device
+from bellwire.push.store.rows.connections import find_connection
+from bellwire.push.store.rows.devices import ChannelRow, DeviceRow, put_device
 from bellwire.signaling.calls.calls import Call, CallState
 from bellwire.signaling.calls.commands import NewCall
 from bellwire.signaling.identifiers import DeviceId, Identity
 from bellwire.signaling.topics import presence_topic
-from bellwire.signaling.wire.presence import Presence, presence_document
+from bellwire.signaling.wire.station import Presence, presence_document
 from tests.broker.running import RunningBroker, held, raw_client, soon
 from tests.conftest import PATIENCE_S
 from tests.push.clock import Clock

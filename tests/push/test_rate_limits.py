@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from bellwire.push.calls.rate_limits import Caller, RateLimits
-from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow
+from bellwire.push.store.rows.devices import ChannelRow, DeviceRow
 from bellwire.signaling.errors import TooManyRequests
 from bellwire.signaling.identifiers import DeviceId, Identity
 from tests.push.support import Running, assert_problem, fresh, on_both_stores_in_full

@@ -8,7 +8,7 @@ import pytest
 
 from bellwire.push.channels.channel import DeliveryFailed
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.device_rows import remove_channel
+from bellwire.push.store.rows.devices import remove_channel
 from bellwire.signaling.calls.commands import Accept
 from bellwire.signaling.errors import OperationRefused
 from bellwire.signaling.identifiers import ChannelKind, DeviceId, Identity

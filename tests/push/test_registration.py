@@ -7,7 +7,7 @@ import pytest
 
 from bellwire.push.channels.channel import DeliveryFailed
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.device_rows import ChannelRow, remove_channel
+from bellwire.push.store.rows.devices import ChannelRow, remove_channel
 from bellwire.signaling.errors import NobodyToCall
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.wire.requests import ChannelRequest

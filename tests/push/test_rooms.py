@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from bellwire.agent.media.engine.interface import IceCandidate, PeerConnection, PeerListeners
 from bellwire.agent.media.engine.wrtc_engine import WrtcEngine
 from bellwire.agent.media.negotiation import with_candidates
-from bellwire.config.ice_servers import read_janus_secret
+from bellwire.config.media_servers import read_janus_secret
 from bellwire.config.relay import RelaySettings
 from bellwire.signaling.errors import InvalidInput
 from tests.conftest import PATIENCE_S

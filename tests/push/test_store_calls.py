@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.engine.migrate import migrate
 from bellwire.push.store.engine.sqlite import SqliteDatabase, sqlite_engine
 from bellwire.push.store.engine.unit_of_work import CallWork, UnitOfWork, in_a_unit
-from bellwire.push.store.rows.call_rows import (
+from bellwire.push.store.rows.calls import (
     IdempotencyRow,
     all_deadlines,
     find_idempotent,
@@ -26,6 +25,7 @@ from bellwire.push.store.rows.call_rows import (
     load_call,
     to_ms,
 )
+from bellwire.push.store.tables import migrate
 from bellwire.signaling.calls.calls import Call, UserState
 from bellwire.signaling.calls.commands import Accept, Cancel, Invitee, NewCall
 from bellwire.signaling.calls.rules import apply, create_call

@@ -11,10 +11,9 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect
 
-from bellwire.push.store.engine import migrate as migrate_module
-from bellwire.push.store.engine.migrate import migrate
+from bellwire.push.store import tables as migrate_module
 from bellwire.push.store.engine.sqlite import sqlite_engine
-from bellwire.push.store.tables import metadata
+from bellwire.push.store.tables import metadata, migrate
 
 
 @pytest.fixture

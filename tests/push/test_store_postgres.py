@@ -19,11 +19,11 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 
 from bellwire.push.access.tokens import Actor
 from bellwire.push.calls.invites import Invite
-from bellwire.push.store.engine.opening import open_database
+from bellwire.push.store.engine.database import open_database
 from bellwire.push.store.engine.postgres import PostgresDatabase
 from bellwire.push.store.engine.sqlite import SqliteDatabase
-from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow, put_device
-from bellwire.push.store.rows.outbox_rows import Delivery, owe, take_due
+from bellwire.push.store.rows.devices import ChannelRow, DeviceRow, put_device
+from bellwire.push.store.rows.outbox import Delivery, owe, take_due
 from bellwire.push.store.tables import metadata
 from bellwire.signaling.calls.commands import Accept, NewCall
 from bellwire.signaling.errors import InvalidInput, OperationRefused, Unavailable

@@ -12,12 +12,11 @@ from sqlalchemy import text
 from bellwire.push.access.tokens import Actor
 from bellwire.push.calls.calls import Created
 from bellwire.push.calls.invites import Invite
-from bellwire.push.store.engine.database import Database
-from bellwire.push.store.engine.opening import open_database
+from bellwire.push.store.engine.database import Database, open_database
 from bellwire.push.store.engine.unit_of_work import CallWork, UnitOfWork
-from bellwire.push.store.rows.call_rows import load_call
-from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow, put_device
-from bellwire.push.store.rows.outbox_rows import count_owed
+from bellwire.push.store.rows.calls import load_call
+from bellwire.push.store.rows.devices import ChannelRow, DeviceRow, put_device
+from bellwire.push.store.rows.outbox import count_owed
 from bellwire.signaling.calls.calls import UserState
 from bellwire.signaling.calls.commands import Accept, Cancel, NewCall, Quit, Received
 from bellwire.signaling.errors import CallNotFound, OperationRefused, TooManyRequests

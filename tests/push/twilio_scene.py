@@ -12,7 +12,7 @@ from bellwire.push.calls.twilio_notifications import Forwarded, TwilioNotificati
 from bellwire.push.delivery.outbox import Outbox
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow, put_device
+from bellwire.push.store.rows.devices import ChannelRow, DeviceRow, put_device
 from bellwire.push.store.tables import outbox
 from bellwire.signaling.identifiers import DeviceId, Identity
 from tests.push.clock import Clock

@@ -23,8 +23,8 @@ from bellwire.push.delivery.owed import Deliveries
 from bellwire.push.delivery.webhook_events import KEPT, Replayed, Webhooks
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow, put_device
-from bellwire.push.store.rows.outbox_rows import count_owed
+from bellwire.push.store.rows.devices import ChannelRow, DeviceRow, put_device
+from bellwire.push.store.rows.outbox import count_owed
 from bellwire.push.store.tables import delivery_results, outbox, webhook_events
 from bellwire.signaling.calls.calls import Call
 from bellwire.signaling.calls.commands import Cancel, NewCall

@@ -29,7 +29,7 @@ from bellwire.push.channels.channel import (
 from bellwire.push.channels.payload import PushPayload, apns_payload
 from bellwire.push.channels.retry_after import read_http_date, read_retry_after
 from bellwire.push.metrics import Metrics
-from bellwire.push.store.rows.outbox_rows import Delivery
+from bellwire.push.store.rows.outbox import Delivery
 from bellwire.signaling.calls.events import (
     CallCancelled,
     CallEnded,

@@ -43,7 +43,7 @@ from bellwire.push.channels.fcm.token import (
 from bellwire.push.channels.payload import PushPayload, fcm_data
 from bellwire.push.channels.retry_after import read_retry_after
 from bellwire.push.metrics import Metrics
-from bellwire.push.store.rows.outbox_rows import Delivery
+from bellwire.push.store.rows.outbox import Delivery
 from bellwire.signaling.calls.events import CallEvent, what_to_shorten
 from bellwire.signaling.errors import InvalidInput
 

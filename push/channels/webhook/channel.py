@@ -44,8 +44,8 @@ from bellwire.push.channels.webhook.ssrf_guard import (
     PinnedBackend,
     is_public,
 )
-from bellwire.push.store.rows.outbox_rows import Delivery
-from bellwire.push.store.rows.webhook_rows import KIND
+from bellwire.push.store.rows.outbox import Delivery
+from bellwire.push.store.rows.webhooks import KIND
 from bellwire.signaling.calls.events import CallEvent
 from bellwire.signaling.errors import InvalidInput
 

@@ -13,10 +13,9 @@ from sqlalchemy import URL, Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 
 from bellwire.config.waiting import backoff_s
-from bellwire.push.store.engine.database import Work
 from bellwire.push.store.engine.group_commit import GroupCommit
-from bellwire.push.store.engine.migrate import migrate
-from bellwire.push.store.engine.unit_of_work import CallWork, carry_out_together
+from bellwire.push.store.engine.unit_of_work import CallWork, Work, carry_out_together
+from bellwire.push.store.tables import migrate
 from bellwire.signaling.errors import Unavailable
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from sqlalchemy import Connection, bindparam, delete, func, select
 
-from bellwire.push.store.prepared import Prepared, in_parts, insert_each
+from bellwire.push.store.prepared import PreparedForList, insert_each
 from bellwire.push.store.tables import outbox, webhook_events
 
 KIND = "webhook"
@@ -17,12 +17,8 @@ _OWED = select(outbox.c.event_id).where(
     outbox.c.app == bindparam("target"),
     outbox.c.event_id.in_(bindparam("events", expanding=True)),
 )
-
-
-_KNOWN = Prepared(
-    select(webhook_events.c.event_id).where(
-        webhook_events.c.event_id.in_(bindparam("events", expanding=True))
-    )
+_KNOWN = PreparedForList(
+    lambda events: select(webhook_events.c.event_id).where(webhook_events.c.event_id.in_(events))
 )
 _KEEP = insert_each(webhook_events, ("event_id", "event", "call_sid", "at_ms", "document"))
 
@@ -41,9 +37,7 @@ class WebhookEvent:
 def keep_events(connection: Connection, events: Sequence[WebhookEvent]) -> set[str]:
     """Keeps events, each once; returns the ids of those that are new."""
     ids = [event.event_id for event in events]
-    known = {
-        event_id for part in in_parts(ids) for (event_id,) in _KNOWN.rows(connection, events=part)
-    }
+    known = {event_id for (event_id,) in _KNOWN.rows(connection, ids)}
     new = {event.event_id: event for event in events if event.event_id not in known}
     _KEEP.run(connection, [asdict(event) for event in new.values()])
     return set(new)

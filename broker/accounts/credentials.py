@@ -1,9 +1,10 @@
-"""Giving devices their broker credentials and rights. The only place that depends on which broker it is."""
+"""Makes the broker credentials and rights of devices and operators, and takes them away. This and
+`broker.accounts.dynamic_security` alone depend on which broker it is.
+"""
 
 import asyncio
 import json
 import secrets
-from typing import Protocol
 
 from bellwire.broker.accounts.dynamic_security import (
     CONTROL_RESPONSE_TOPIC,
@@ -27,30 +28,8 @@ _ALREADY_GONE = ("Client not found", "Role not found")
 _ALREADY_THERE = ("Role already exists",)
 
 
-class Provisioner(Protocol):
-    """Gives and takes a device's access to the broker."""
-
-    async def grant(self, device: DeviceId) -> str:
-        """Lets the device reach its own topics, and returns its new password.
-
-        Raises:
-            InvalidInput: the broker has an account of this name that is no device's.
-            Unavailable: the broker did not take it.
-        """
-        ...
-
-    async def revoke(self, device: DeviceId) -> None:
-        """Takes the device's access away and disconnects it; nothing where it has none.
-
-        Raises:
-            InvalidInput: as `grant`.
-            Unavailable: the broker did not take it.
-        """
-        ...
-
-
 class DynamicSecurity:
-    """Provisioning through mosquitto's dynamic-security plugin.
+    """The accounts of a mosquitto, through its dynamic-security plugin.
 
     Commands are answered on one topic for all relays, so they go one batch at a time, each marked.
     """
@@ -63,7 +42,13 @@ class DynamicSecurity:
         session.subscribe(CONTROL_RESPONSE_TOPIC, self._take_answer)
 
     async def grant(self, device: DeviceId) -> str:
-        """See `Provisioner.grant`. A device that has access already gets a new password."""
+        """Lets the device reach its own topics, and returns its new password. One that has access already
+        gets a new one.
+
+        Raises:
+            InvalidInput: the broker has an account of this name that is no device's.
+            Unavailable: the broker did not take it.
+        """
         password = secrets.token_urlsafe(32)
         await self.revoke(device)
         await self._run(
@@ -91,7 +76,12 @@ class DynamicSecurity:
         return password
 
     async def revoke(self, device: DeviceId) -> None:
-        """See `Provisioner.revoke`."""
+        """Takes the device's access away and disconnects it; nothing where it has none.
+
+        Raises:
+            InvalidInput: as `grant`.
+            Unavailable: the broker did not take it.
+        """
         await self._refuse_foreign(device)
         await self._run(*_removal(device), tolerate=_ALREADY_GONE)
         try:

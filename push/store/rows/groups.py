@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy import Connection, bindparam, delete, insert, select
 
-from bellwire.push.store.prepared import Prepared, in_parts
+from bellwire.push.store.prepared import Prepared, PreparedForList
 from bellwire.push.store.tables import group_members, groups
 from bellwire.signaling.identifiers import Identity
 
@@ -14,9 +14,9 @@ _MEMBERS = Prepared(
     .where(group_members.c.name == bindparam("group"))
     .order_by(group_members.c.position)
 )
-_MEMBERS_OF_ALL = Prepared(
-    select(group_members.c.name, group_members.c.identity).where(
-        group_members.c.name.in_(bindparam("groups", expanding=True))
+_MEMBERS_OF_ALL = PreparedForList(
+    lambda names: select(group_members.c.name, group_members.c.identity).where(
+        group_members.c.name.in_(names)
     )
 )
 
@@ -33,9 +33,8 @@ def members_of_all(
 ) -> Mapping[str, frozenset[Identity]]:
     """The members of some groups, by name; of one that is not there, nobody."""
     found: dict[str, set[Identity]] = {name: set() for name in names}
-    for part in in_parts(names):
-        for name, identity in _MEMBERS_OF_ALL.rows(connection, groups=part):
-            found[name].add(Identity(identity))
+    for name, identity in _MEMBERS_OF_ALL.rows(connection, names):
+        found[name].add(Identity(identity))
     return {name: frozenset(members) for name, members in found.items()}
 
 

@@ -19,21 +19,23 @@ from sqlalchemy import (
     update,
 )
 
-from bellwire.push.store.prepared import Prepared, PreparedForEach, in_parts, insert_each
+from bellwire.push.store.prepared import Prepared, PreparedForEach, PreparedForList, insert_each
 from bellwire.push.store.tables import call_users, calls, feedback, idempotency_keys
 from bellwire.signaling.calls.calls import Call, CallState
 from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
-from bellwire.signaling.wire.requests import FeedbackFields
+from bellwire.signaling.wire.operations import FeedbackFields
 
 _DOCUMENT: TypeAdapter[Call] = TypeAdapter(Call)
 
 _SELECT = select(calls.c.document).where(calls.c.call_sid == bindparam("sid"))
 _LOAD = Prepared(_SELECT)
-_HOLD = Prepared(
-    select(calls.c.call_sid, calls.c.document)
-    .where(calls.c.call_sid.in_(bindparam("sids", expanding=True)))
-    .order_by(calls.c.call_sid)
-    .with_for_update()
+_HOLD = PreparedForList(
+    lambda sids: (
+        select(calls.c.call_sid, calls.c.document)
+        .where(calls.c.call_sid.in_(sids))
+        .order_by(calls.c.call_sid)
+        .with_for_update()
+    )
 )
 _INSERT = insert_each(calls, ("call_sid", "state", "deadline_ms", "document"))
 _INSERT_USERS = PreparedForEach(
@@ -120,8 +122,7 @@ def hold_calls(connection: Connection, call_sids: Sequence[CallSid]) -> dict[Cal
     after the other in the order of their SIDs."""
     return {
         CallSid(sid): _DOCUMENT.validate_json(document)
-        for part in in_parts(sorted(call_sids))
-        for sid, document in _HOLD.rows(connection, sids=part)
+        for sid, document in _HOLD.rows(connection, sorted(call_sids))
     }
 
 

@@ -1,9 +1,5 @@
-"""What a relay is told of STUN and TURN servers: their URLs, and the secret shared with TURN.
-
-STUN and TURN servers that an agent is told of. Credentials are never configured: the relay gives
-short-lived ones.
-
-What a relay is told of Janus, whose AudioBridge mixes calls of more than five.
+"""What relay and agent are told of STUN, TURN and Janus servers: their URLs, and to a relay the secrets that
+it shares with them. An agent is given none: the relay makes it short-lived credentials.
 """
 
 from pathlib import Path
@@ -57,8 +53,8 @@ class IceServerSettings(BaseModel):
 
 
 JanusUrl = Annotated[str, Field(pattern=rf"^wss?://{HOST}(/[A-Za-z0-9._/-]*)?$", max_length=255)]
-"""Janus' WebSocket API, such as `ws://127.0.0.1:8188`: on loopback or a private network, for the relay
-alone."""
+"""The WebSocket API of Janus, whose AudioBridge mixes calls of more than five, such as
+`ws://127.0.0.1:8188`: on loopback or a private network, for the relay alone."""
 
 
 def read_janus_secret(file: Path) -> str:

@@ -1,15 +1,14 @@
 """Devices and their channels as rows."""
 
-import itertools
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
-from bellwire.push.store.prepared import Prepared, Row, in_parts
-from bellwire.push.store.rows.access_rows import revoke_device
-from bellwire.push.store.rows.outbox_rows import make_failed_due
-from bellwire.push.store.rows.result_rows import refuse_owed
+from bellwire.push.store.prepared import Prepared, PreparedForList, Row
+from bellwire.push.store.rows.access import revoke_device
+from bellwire.push.store.rows.deliveries import refuse_owed
+from bellwire.push.store.rows.outbox import make_failed_due
 from bellwire.push.store.tables import channels, connections, devices
 from bellwire.signaling.identifiers import DeviceId, Identity
 
@@ -49,19 +48,18 @@ _SELECT = (
     .order_by(devices.c.device_id, channels.c.kind)
 )
 _ALL = Prepared(_SELECT)
-_OF_IDENTITIES = Prepared(
-    _SELECT.where(devices.c.identity.in_(bindparam("identities", expanding=True)))
+_OF_IDENTITIES = PreparedForList(
+    lambda identities: _SELECT.where(devices.c.identity.in_(identities))
 )
-_REGISTERED = Prepared(
-    select(devices.c.device_id).where(devices.c.device_id.in_(bindparam("asked", expanding=True)))
+_REGISTERED = PreparedForList(
+    lambda asked: select(devices.c.device_id).where(devices.c.device_id.in_(asked))
 )
 _OF_ID = Prepared(_SELECT.where(devices.c.device_id == bindparam("device")))
 
 
 def devices_of(connection: Connection, identities: Collection[Identity]) -> list[DeviceRow]:
     """All devices of some identities."""
-    rows = (_OF_IDENTITIES.rows(connection, identities=part) for part in in_parts([*identities]))
-    return _devices(itertools.chain.from_iterable(rows))
+    return _devices(_OF_IDENTITIES.rows(connection, [*identities]))
 
 
 def find_device(connection: Connection, device: DeviceId) -> DeviceRow | None:
@@ -72,8 +70,7 @@ def find_device(connection: Connection, device: DeviceId) -> DeviceRow | None:
 
 def registered_among(connection: Connection, asked: Collection[DeviceId]) -> set[DeviceId]:
     """Those of some ids that devices are registered under."""
-    parts = (_REGISTERED.rows(connection, asked=part) for part in in_parts([*asked]))
-    return {DeviceId(device_id) for rows in parts for (device_id,) in rows}
+    return {DeviceId(device_id) for (device_id,) in _REGISTERED.rows(connection, [*asked])}
 
 
 def all_devices(connection: Connection) -> list[DeviceRow]:

@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, and_, bindparam, delete, func, select, update
+from sqlalchemy import BigInteger, Connection, and_, bindparam, delete, func, select, update
 
-from bellwire.push.store.prepared import Prepared, in_parts, insert_each
-from bellwire.push.store.rows.connection_rows import is_online
+from bellwire.push.store.prepared import PreparedForList, insert_each
+from bellwire.push.store.rows.connections import is_online
 from bellwire.push.store.tables import channels, outbox
 from bellwire.signaling.identifiers import DeviceId
 
@@ -33,19 +33,21 @@ _INSERT = insert_each(
     ),
 )
 # Who has a row locked is about to delete it, or to send it: waiting could end in a deadlock.
-_FORGET = Prepared(
-    delete(outbox).where(
+_FORGET = PreparedForList(
+    lambda events: delete(outbox).where(
         outbox.c.delivery_id.in_(
             select(outbox.c.delivery_id)
             .where(
-                outbox.c.event_id.in_(bindparam("events", expanding=True)),
+                outbox.c.event_id.in_(events),
                 outbox.c.device_id.is_not(None),
             )
             .with_for_update(skip_locked=True)
         )
     )
 )
-_DELETE = Prepared(delete(outbox).where(outbox.c.delivery_id.in_(bindparam("ids", expanding=True))))
+_DELETE = PreparedForList(
+    lambda ids: delete(outbox).where(outbox.c.delivery_id.in_(ids)), BigInteger
+)
 _DUE = (
     select(outbox, channels.c.environment, channels.c.token, channels.c.kind.label("way"))
     .select_from(
@@ -167,14 +169,12 @@ def forget_events(connection: Connection, event_ids: Sequence[str]) -> None:
     """Forgets the deliveries to devices of events that are no longer wanted: what has failed so far,
     and what a process that died did not come to send. One that is being sent arrives all the same,
     as does what is owed to webhooks, which are told of everything."""
-    for part in in_parts(event_ids):
-        _FORGET.run(connection, events=part)
+    _FORGET.run(connection, event_ids)
 
 
 def settle(connection: Connection, delivery_ids: Sequence[int]) -> None:
     """Forgets deliveries that were made, or that are too late to make."""
-    for part in in_parts(delivery_ids):
-        _DELETE.run(connection, ids=part)
+    _DELETE.run(connection, delivery_ids)
 
 
 def put_off_until_there(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, delete, select, update
 
-from bellwire.push.store.prepared import Prepared, in_parts, insert_each
+from bellwire.push.store.prepared import Prepared, PreparedForList, insert_each
 from bellwire.push.store.tables import device_events, devices
 from bellwire.signaling.identifiers import DeviceId
 
@@ -22,13 +22,12 @@ _ADVANCE = Prepared(
 _APPEND = insert_each(
     device_events, ("device_id", "sequence", "event_id", "document", "expires_at_ms")
 )
-_FORGET = Prepared(
-    delete(device_events).where(device_events.c.event_id.in_(bindparam("events", expanding=True)))
+_FORGET = PreparedForList(
+    lambda events: delete(device_events).where(device_events.c.event_id.in_(events))
 )
-_KNOWN = Prepared(
-    select(device_events.c.event_id).where(
-        device_events.c.device_id == bindparam("device"),
-        device_events.c.event_id.in_(bindparam("events", expanding=True)),
+_KNOWN = PreparedForList(
+    lambda events: select(device_events.c.event_id).where(
+        device_events.c.device_id == bindparam("device"), device_events.c.event_id.in_(events)
     )
 )
 
@@ -61,11 +60,7 @@ def _append(connection: Connection, device: DeviceId, events: Sequence[StreamEve
         return False
     (last,) = advanced
     ids = [event.event_id for event in events]
-    known = {
-        event_id
-        for part in in_parts(ids)
-        for (event_id,) in _KNOWN.rows(connection, device=device, events=part)
-    }
+    known = {event_id for (event_id,) in _KNOWN.rows(connection, ids, device=device)}
     rows = [
         {
             "device_id": device,
@@ -122,8 +117,7 @@ def forget_read(connection: Connection, device: DeviceId, sequence: int) -> None
 
 def forget_stream_events(connection: Connection, event_ids: Sequence[str]) -> None:
     """Forgets events that nobody need read any more."""
-    for part in in_parts(event_ids):
-        _FORGET.run(connection, events=part)
+    _FORGET.run(connection, event_ids)
 
 
 def forget_expired(connection: Connection, now_ms: int) -> None:
