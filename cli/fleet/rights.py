@@ -13,7 +13,7 @@ from bellwire.cli.fleet.session import Fleet
 from bellwire.config.agent.layer_reach import (
     NOT_THERE,
     ONLY_THE_FILE,
-    Reach,
+    LayerReach,
     never_heeded,
     rights_in,
     said_anew,
@@ -103,11 +103,13 @@ def _rights(change: Change, *, whole: bool) -> list[str]:
     return [path for path in said if path in anew]
 
 
-def _reached(fleet: Fleet, changes: list[Change], name: LayerName) -> Iterator[tuple[str, Reach]]:
+def _reached(
+    fleet: Fleet, changes: list[Change], name: LayerName
+) -> Iterator[tuple[str, LayerReach]]:
     """The known devices that a layer is for once the changes are written."""
     held = layers_after(fleet, changes, "dry-run").items()
     layers = {other: now.layer for other, now in held if now.layer is not None}
     for device_id, device in sorted(fleet.devices.items()):
         reported = device.reported
         if reported is not None and is_for(name, device_id, groups_said(reported.local), layers):
-            yield device_id, Reach(reported.local, reported.remote)
+            yield device_id, LayerReach(reported.local, reported.remote)
