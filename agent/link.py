@@ -20,8 +20,8 @@ from bellwire.broker.session.session import (
     PublishRefused,
     RequestTimeout,
     Session,
-    Sleep,
 )
+from bellwire.config.waiting import Sleep
 from bellwire.signaling.calls.events import CallEvent, parse_event
 from bellwire.signaling.errors import CallError
 from bellwire.signaling.identifiers import DeviceId, mqtt_client_id
@@ -39,8 +39,8 @@ from bellwire.signaling.wire.answers import (
     KeySetAnswer,
     Problem,
 )
-from bellwire.signaling.wire.device_operations import DeviceIceServers, DeviceKeys, DeviceOperation
-from bellwire.signaling.wire.presence import Presence, presence_document
+from bellwire.signaling.wire.operations import DeviceIceServers, DeviceKeys, DeviceOperation
+from bellwire.signaling.wire.station import Presence, presence_document
 
 SOFTWARE = version("bellwire")
 """Read once: each look searches the whole import path, and importlib keeps what it saw there."""

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from bellwire.signaling.calls.calls import Call, User, UserState
 from bellwire.signaling.identifiers import CallSid, Identity
 from bellwire.signaling.wire.answers import CallAnswer
-from bellwire.signaling.wire.requests import InviteRequest, OperationRequest
+from bellwire.signaling.wire.operations import InviteRequest, OperationRequest
 
 _NOW = datetime.now(UTC)
 _UNTIL = _NOW + timedelta(seconds=60)

@@ -14,7 +14,7 @@ from bellwire.broker.session.session import Farewell, Session
 from bellwire.config.agent.settings import AgentSettings, BrokerSettings
 from bellwire.signaling.identifiers import DeviceId, mqtt_client_id
 from bellwire.signaling.topics import presence_topic
-from bellwire.signaling.wire.presence import Presence, presence_document
+from bellwire.signaling.wire.station import Presence, presence_document
 
 
 class SimulatedAgent:

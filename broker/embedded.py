@@ -23,8 +23,8 @@ import structlog
 
 from bellwire.broker.accounts.dynamic_security import initial_document
 from bellwire.broker.session.address import BrokerAddress
-from bellwire.broker.session.session import backoff_s
 from bellwire.config.private_file import write_private
+from bellwire.config.waiting import backoff_s
 from bellwire.signaling.errors import InvalidInput, Unavailable
 
 HOST = "127.0.0.1"

@@ -31,7 +31,7 @@ from bellwire.cli.process.client import (
     find_relay,
 )
 from bellwire.signaling.calls.calls import CallState, CallType, Mode
-from bellwire.signaling.params import unique_parameters
+from bellwire.signaling.twi_params import unique_parameters
 from bellwire.signaling.wire.answers import CallAnswer
 
 _POLL_S = 0.25

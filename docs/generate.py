@@ -34,7 +34,8 @@ from bellwire.signaling.errors import OperationRefused, Refusal
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.tokens import SCOPE_MEANINGS, Scope
 from bellwire.signaling.wire import answers, requests
-from bellwire.signaling.wire.device_operations import DeviceOperation
+from bellwire.signaling.wire import operations as wire
+from bellwire.signaling.wire.operations import OPERATIONS
 from docs import push_examples
 from docs.tables import inline, paragraphs, sections, sent, table, taken
 
@@ -261,13 +262,13 @@ def operator_rights() -> str:
 def bodies() -> str:
     """The bodies of HTTP requests."""
     models = (
-        requests.InviteRequest,
-        requests.OperationRequest,
-        requests.ReceivedRequest,
-        requests.RejectRequest,
-        requests.InviteMoreRequest,
-        requests.MessageRequest,
-        requests.FeedbackRequest,
+        wire.InviteRequest,
+        wire.OperationRequest,
+        wire.ReceivedRequest,
+        wire.RejectRequest,
+        wire.InviteMoreRequest,
+        wire.MessageRequest,
+        wire.FeedbackRequest,
         requests.GroupRequest,
         requests.DeviceRequest,
         requests.TokenRequest,
@@ -305,8 +306,8 @@ def replies() -> str:
 def operations() -> str:
     """The requests that a device may send over MQTT and WebSocket."""
     return sections(
-        (_tag(model, "operation"), model, taken(model, {"operation"}))
-        for model in _members(DeviceOperation)
+        (operation.name, model, taken(model, {"operation"}))
+        for model, operation in OPERATIONS.items()
     )
 
 

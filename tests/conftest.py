@@ -3,6 +3,7 @@
 
 import asyncio
 import itertools
+import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -30,6 +31,16 @@ PATIENCE_S = 45.0
 device whose next look for a lost broker is as far away as it can be."""
 
 
+_LONG = (
+    "tests/push/test_hostile_http.py",
+    "tests/system/",
+    "tests/model/",
+    "tests/bench/",
+    "tests/deploy/",
+)
+"""The files that take longest, where time-outs have to pass or much is started."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run the long tests too")
 
@@ -39,11 +50,14 @@ def pytest_configure() -> None:
     # not. So the run goes on ignoring it, while the commands under test hear it as in the foreground.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda *_: None)
+    # An HTTP client reads the certificates of all the world's authorities, which takes 25 ms, and no
+    # test speaks with the world: it trusts one that nobody has the key of.
+    os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("nobody.pem"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # Side by side, the longest files first: none is then begun when all others have ended.
-    items.sort(key=lambda item: "tests/system/" not in item.nodeid)
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
     if config.getoption("--full"):
         return
     skip = pytest.mark.skip(reason="a long run: script/test --full")

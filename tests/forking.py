@@ -19,7 +19,9 @@ import signal
 import socket
 import subprocess
 import sys
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,9 +29,11 @@ from typing import Any, BinaryIO
 from bellwire.cli.process.relay import RelayProcess
 
 _IMPORTED = (
+    "bellwire.agent.main",
     "bellwire.cli.main",
     "bellwire.cli.agent",
     "bellwire.cli.call",
+    "bellwire.cli.demo.station",
     "bellwire.cli.devices",
     "bellwire.cli.doctor.doctor_group",
     "bellwire.cli.fleet.group",
@@ -40,7 +44,9 @@ _IMPORTED = (
     "bellwire.push.relay",
     "uvloop",
 )
-"""Nothing that starts a thread, as NumPy does: a process with threads cannot be forked."""
+"""Nothing that starts a thread: a process that has any cannot be forked."""
+_ENVIRONMENT = {"COLUMNS": "300", "NO_COLOR": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""What counts for all: a terminal that breaks no lines, and NumPy without threads."""
 
 _MESSAGE_BYTES = 128 * 1024
 _ROOT = Path(__file__).parents[1]
@@ -49,9 +55,17 @@ _ROOT = Path(__file__).parents[1]
 class ForkedProcess:
     """One of them, in the words of `asyncio.subprocess.Process`."""
 
-    def __init__(self, pid: int, report: socket.socket) -> None:
+    def __init__(
+        self,
+        pid: int,
+        report: socket.socket,
+        stdin: asyncio.StreamWriter | None = None,
+        stdout: asyncio.StreamReader | None = None,
+        stderr: asyncio.StreamReader | None = None,
+    ) -> None:
         self.pid = pid
         self.returncode: int | None = None
+        self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
         self._report = report
         self._ended = asyncio.Event()
         asyncio.get_running_loop().add_reader(report, self._hear_end)
@@ -64,7 +78,8 @@ class ForkedProcess:
 
     def send_signal(self, number: int) -> None:
         if self.returncode is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # its end is about to be heard of
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -80,30 +95,75 @@ class ForkedProcess:
 
 
 async def forked(
-    arguments: Sequence[str], *, environment: Mapping[str, str], stdout: int, stderr: int
+    *arguments: object,
+    environment: Mapping[str, str],
+    stdin: int = DEVNULL,
+    stdout: int = DEVNULL,
+    stderr: int = DEVNULL,
 ) -> ForkedProcess:
-    """Starts `bellwire` with these arguments, in a session of its own, with nothing to read.
+    """Starts `bellwire` with these arguments, in a session of its own.
 
     Args:
         arguments: What stands after `bellwire`.
         environment: All its variables.
-        stdout: The descriptor that it prints to.
-        stderr: The same for what it says.
+        stdin: `PIPE` or `DEVNULL`.
+        stdout: `PIPE`, `DEVNULL` or a descriptor.
+        stderr: The same.
     """
     wanted = {
-        "arguments": list(arguments),
+        "arguments": [*map(str, arguments)],
         "environment": dict(environment),
         "folder": str(Path.cwd()),
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE),
         "cores": sorted(os.sched_getaffinity(0)),
     }
     report, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        descriptors = [stdout, stderr, theirs.fileno()]
+    with theirs, ExitStack() as opened:
+        typed, its_input = await _input(stdin, opened)
+        printed, its_output = await _output(stdout, opened)
+        said, its_errors = await _output(stderr, opened)
+        descriptors = [its_input, its_output, its_errors, theirs.fileno()]
         socket.send_fds(_forker(), [json.dumps(wanted).encode()], descriptors)
     report.setblocking(False)
-    pid = await asyncio.get_running_loop().sock_recv(report, 64)
-    return ForkedProcess(int(pid), report)
+    told = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(report, 64))
+    try:
+        return ForkedProcess(int(await asyncio.shield(told)), report, typed, printed, said)
+    except asyncio.CancelledError:
+        unwanted = ForkedProcess(int(await told), report)
+        unwanted.kill()
+        await unwanted.wait()
+        raise
+
+
+async def _input(kind: int, opened: ExitStack) -> tuple[asyncio.StreamWriter | None, int]:
+    """Our end of it, and the descriptor of the other, which is closed once it is handed on."""
+    if kind == DEVNULL:
+        return None, _nothing(opened)
+    ours, theirs = socket.socketpair()
+    opened.enter_context(theirs)
+    _, writer = await asyncio.open_connection(sock=ours)
+    return writer, theirs.fileno()
+
+
+async def _output(kind: int, opened: ExitStack) -> tuple[asyncio.StreamReader | None, int]:
+    """The same."""
+    if kind == DEVNULL:
+        return None, _nothing(opened)
+    if kind != PIPE:
+        return None, kind
+    reading, writing = os.pipe()
+    opened.callback(os.close, writing)
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(reading, "rb", 0)
+    )
+    return reader, writing
+
+
+def _nothing(opened: ExitStack) -> int:
+    descriptor = os.open(os.devnull, os.O_RDWR)
+    opened.callback(os.close, descriptor)
+    return descriptor
 
 
 class ForkedRelay(RelayProcess):
@@ -113,7 +173,7 @@ class ForkedRelay(RelayProcess):
         self, arguments: Sequence[str], environment: Mapping[str, str], log: BinaryIO
     ) -> ForkedProcess:
         return await forked(
-            arguments, environment=environment, stdout=log.fileno(), stderr=log.fileno()
+            *arguments, environment=environment, stdout=log.fileno(), stderr=log.fileno()
         )
 
 
@@ -128,7 +188,7 @@ def _forker() -> socket.socket:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
-            env={**os.environ, "COLUMNS": "300", "NO_COLOR": "1"},
+            env={**os.environ, **_ENVIRONMENT},
             start_new_session=True,
         )
 
@@ -156,12 +216,12 @@ def _serve(control: socket.socket) -> dict[str, Any] | None:
                 _tell(report, os.waitstatus_to_exitcode(status))
                 report.close()
                 continue
-            message, descriptors, _, _ = socket.recv_fds(control, _MESSAGE_BYTES, 3)
+            message, descriptors, _, _ = socket.recv_fds(control, _MESSAGE_BYTES, 4)
             if not message:
                 for pid, _ in forked_ones.values():
                     os.kill(pid, signal.SIGTERM)  # the tests were killed before they could do so
                 return None
-            out, err, reported = descriptors
+            *standard, reported = descriptors
             report = socket.socket(fileno=reported)
             pid = os.fork()
             if pid == 0:
@@ -171,14 +231,13 @@ def _serve(control: socket.socket) -> dict[str, Any] | None:
                 for pidfd, (_, other) in forked_ones.items():
                     os.close(pidfd)
                     other.close()
-                os.dup2(out, 1)
-                os.dup2(err, 2)
-                os.close(out)
-                os.close(err)
+                for number, descriptor in enumerate(standard):
+                    os.dup2(descriptor, number)
+                    os.close(descriptor)
                 wanted: dict[str, Any] = json.loads(message)
                 return wanted
-            os.close(out)
-            os.close(err)
+            for descriptor in standard:
+                os.close(descriptor)
             _tell(report, pid)
             pidfd = os.pidfd_open(pid)
             forked_ones[pidfd] = pid, report

@@ -48,8 +48,8 @@ from bellwire.signaling.calls.calls import Attestation, RejectStatus
 from bellwire.signaling.calls.events import CallMessage
 from bellwire.signaling.errors import CallError
 from bellwire.signaling.identifiers import CallSid, DeviceId, Identity, parse_identity
-from bellwire.signaling.wire.device_operations import DeviceMessage
 from bellwire.signaling.wire.media import MEDIA_MESSAGE_TYPE, MediaDocument
+from bellwire.signaling.wire.operations import DeviceMessage
 
 CallEventName = Literal[
     "accept",

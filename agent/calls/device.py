@@ -26,8 +26,7 @@ from bellwire.broker.session.messages import Incoming
 from bellwire.signaling.calls.calls import Mode, RejectStatus
 from bellwire.signaling.calls.events import CallEvent, CallReceived
 from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
-from bellwire.signaling.wire.device_operations import DeviceInvite
-from bellwire.signaling.wire.requests import DEFAULT_TIMEOUT_S, GroupReference
+from bellwire.signaling.wire.operations import DEFAULT_TIMEOUT_S, DeviceInvite, GroupReference
 
 log = structlog.get_logger(__name__)
 

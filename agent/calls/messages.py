@@ -13,9 +13,8 @@ from bellwire.agent.link import RequestRefused
 from bellwire.signaling.calls.events import CallMessage
 from bellwire.signaling.errors import CallError, InvalidInput
 from bellwire.signaling.identifiers import CallSid, Identity, parse_identity
-from bellwire.signaling.wire.device_operations import DeviceFeedback, DeviceMessage
 from bellwire.signaling.wire.media import MEDIA_MESSAGE_TYPE, MediaDocument, parse_media
-from bellwire.signaling.wire.requests import FeedbackIssue
+from bellwire.signaling.wire.operations import DeviceFeedback, DeviceMessage, FeedbackIssue
 
 log = structlog.get_logger(__name__)
 

@@ -38,7 +38,7 @@ from bellwire.signaling.identifiers import (
     parse_identity,
 )
 from bellwire.signaling.wire.answers import CallAnswer
-from bellwire.signaling.wire.device_operations import (
+from bellwire.signaling.wire.operations import (
     DeviceAccept,
     DeviceCancel,
     DeviceIgnore,

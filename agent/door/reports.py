@@ -18,7 +18,7 @@ from bellwire.agent.door.release import LockOut
 from bellwire.agent.link import RequestRefused
 from bellwire.signaling.errors import CallError
 from bellwire.signaling.wire.answers import DeviceResponse
-from bellwire.signaling.wire.device_operations import (
+from bellwire.signaling.wire.operations import (
     LOCK_OUTS_OF_A_CALL,
     DeviceDoorLockedOut,
     DeviceDoorNotVerified,

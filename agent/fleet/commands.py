@@ -9,10 +9,11 @@ from pydantic import ValidationError
 
 from bellwire.agent.fleet.follower import Transport
 from bellwire.broker.session.messages import Incoming
-from bellwire.broker.session.session import NotConnected, Sleep
+from bellwire.broker.session.session import NotConnected
+from bellwire.config.waiting import Sleep
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import command_result_topic, command_topic
-from bellwire.signaling.wire.device_operations import CommandResult, RingTest
+from bellwire.signaling.wire.station import CommandResult, RingTest
 
 log = structlog.get_logger(__name__)
 

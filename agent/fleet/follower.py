@@ -13,19 +13,13 @@ from bellwire.agent.fleet.layers import Event, Gathering, Heard, HeardLayers, Mi
 from bellwire.agent.fleet.live_settings import LiveSettings
 from bellwire.agent.link import SOFTWARE
 from bellwire.broker.session.messages import Incoming
-from bellwire.broker.session.session import (
-    Handler,
-    Hook,
-    NotConnected,
-    PublishRefused,
-    Sleep,
-    Topics,
-)
+from bellwire.broker.session.session import Handler, Hook, NotConnected, PublishRefused, Topics
 from bellwire.config.agent.settings import AgentSettings, with_secrets_of
 from bellwire.config.agent.telemetry import Fault
 from bellwire.config.fleet.last_good import LastGood
 from bellwire.config.fleet.layer import LAYER_LIMIT_BYTES, Layer, LayerProblem, Reported
 from bellwire.config.fleet.merge import LayerVerdict, groups_said, judge, local_file
+from bellwire.config.waiting import Sleep
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import (
     CONFIG_DEFAULT,

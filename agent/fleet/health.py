@@ -22,9 +22,10 @@ from bellwire.agent.calls.record import CallRecord, CallStatus
 from bellwire.agent.fleet.follower import Fleet, Transport
 from bellwire.agent.fleet.live_settings import LiveSettings
 from bellwire.agent.link import SOFTWARE
-from bellwire.broker.session.session import NotConnected, Sleep
+from bellwire.broker.session.session import NotConnected
 from bellwire.config.agent.settings import ConfigurableSettings
 from bellwire.config.agent.telemetry import CallNow, DoorNow, Fault, LastCall, Telemetry
+from bellwire.config.waiting import Sleep
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import telemetry_topic
 

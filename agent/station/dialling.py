@@ -11,7 +11,7 @@ from bellwire.agent.calls.device import Device, To
 from bellwire.agent.fleet.live_settings import LiveSettings
 from bellwire.agent.station.behaviour import redial_in_s
 from bellwire.config.agent.panel import CallButtonSettings
-from bellwire.signaling.wire.requests import GroupReference
+from bellwire.signaling.wire.operations import GroupReference
 
 log = structlog.get_logger(__name__)
 

@@ -22,7 +22,8 @@ from bellwire.broker.session.address import BrokerAddress
 from bellwire.broker.session.client import Client
 from bellwire.broker.session.connection import FAILURE, BrokerConnection, let_in
 from bellwire.broker.session.messages import Incoming
-from bellwire.broker.session.session import Farewell, Handler, NotConnected, Session, Sleep
+from bellwire.broker.session.session import Farewell, Handler, NotConnected, Session
+from bellwire.config.waiting import Sleep
 
 _CATCH_UP_S = 30.0
 _ECHO_AGAIN_S = 2.0

@@ -26,7 +26,7 @@ from bellwire.config.agent.settings import settings_schema
 from bellwire.signaling.errors import Unavailable
 from bellwire.signaling.identifiers import DeviceId, parse_device_id
 from bellwire.signaling.topics import command_topic
-from bellwire.signaling.wire.device_operations import COMMAND_LIFE_S, CommandResult, RingTest
+from bellwire.signaling.wire.station import COMMAND_LIFE_S, CommandResult, RingTest
 
 fleet = typer.Typer(
     no_args_is_help=True,

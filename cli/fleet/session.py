@@ -39,8 +39,7 @@ from bellwire.signaling.topics import (
     reported_topic,
     telemetry_topic,
 )
-from bellwire.signaling.wire.device_operations import CommandResult
-from bellwire.signaling.wire.presence import Presence
+from bellwire.signaling.wire.station import CommandResult, Presence
 
 _CONNECT_TIMEOUT_S = 10.0
 _READ_TIMEOUT_S = 60.0

@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 from gpiozero import Factory
 
 from bellwire.config.agent.panel import ButtonSettings, PanelSettings
-from bellwire.hardware.panel.cadence import Sleep
+from bellwire.config.waiting import Sleep
 from bellwire.hardware.panel.contact import Contact, Gesture
 from bellwire.hardware.panel.door import DoorRelease
 from bellwire.hardware.panel.keypad import Keypad

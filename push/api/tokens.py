@@ -8,7 +8,8 @@ from fastapi import APIRouter, Security
 from sqlalchemy import Connection
 
 from bellwire.push.access.tokens import Actor
-from bellwire.push.api.services import Services, ServicesDep, require_server
+from bellwire.push.api.services import Services
+from bellwire.push.api.who_asks import ServicesDep, require_server
 from bellwire.push.store.rows.access import Ended, revoke, revoke_device
 from bellwire.push.store.rows.calls import to_ms
 from bellwire.signaling.errors import Conflict, InvalidInput, Unauthenticated

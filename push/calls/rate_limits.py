@@ -53,7 +53,7 @@ class Caller:
     itself: bool = False
 
 
-class FloodLimits:
+class RateLimits:
     """Takes invites from the buckets of callers, devices and apps. Safe to use from several threads.
 
     Args:

@@ -28,7 +28,7 @@ from bellwire.signaling.topics import (
     presence_topic,
     relay_echo_topic,
 )
-from bellwire.signaling.wire.presence import Presence, presence_document
+from bellwire.signaling.wire.station import Presence, presence_document
 
 log = structlog.get_logger(__name__)
 

@@ -10,9 +10,10 @@ from datetime import datetime, timedelta
 import structlog
 from sqlalchemy import Connection
 
-from bellwire.push.alarm import Sleep
+from bellwire.config.waiting import Sleep
 from bellwire.push.calls.calls import Calls, Moved
-from bellwire.push.delivery.deliveries import STREAM, Deliveries, Owed
+from bellwire.push.channels.websocket import STREAM
+from bellwire.push.delivery.owed import Deliveries, Owed
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.engine.unit_of_work import UnitOfWork, in_a_unit
 from bellwire.push.store.rows.calls import ringing_calls_of, to_ms

@@ -7,7 +7,7 @@ import structlog
 
 from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.push.access.revocation import Access
-from bellwire.push.delivery.streams import Streams
+from bellwire.push.channels.websocket import StreamReaders
 from bellwire.push.devices.absent import Publishing, retain_registered
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.rows.calls import to_ms
@@ -38,7 +38,7 @@ class Devices:
         broker_url: str,
         kinds: Collection[str],
         apps: Mapping[str, Collection[str]],
-        streams: Streams,
+        streams: StreamReaders,
         access: Access,
         *,
         session: Publishing,

@@ -8,7 +8,7 @@ from bellwire.broker.session.messages import Incoming
 from bellwire.broker.session.session import Handler, Hook, Topics
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import command_topic
-from bellwire.signaling.wire.device_operations import CommandResult, RingTest
+from bellwire.signaling.wire.station import CommandResult, RingTest
 from tests.conftest import PATIENCE_S
 
 

@@ -26,7 +26,7 @@ from bellwire.hardware.panel.panel import Panel
 from bellwire.hardware.panel.status_light import Pattern
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import CONFIG_DEFAULT, CONFIG_GROUPS, config_topic
-from bellwire.signaling.wire.presence import parse_presence
+from bellwire.signaling.wire.station import parse_presence
 from tests.agent.desk import Desk, Exchange, settings_of
 from tests.broker.running import held, soon
 from tests.config.fleet_parts import document

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from bellwire.broker.session.address import BrokerAddress
-from bellwire.broker.session.session import NotAuthorized, NotConnected, Session, backoff_s
+from bellwire.broker.session.session import NotAuthorized, NotConnected, Session
+from bellwire.config.waiting import backoff_s
 from tests.broker.running import Inbox, RunningBroker, Wire, held, soon
 from tests.conftest import PATIENCE_S
 

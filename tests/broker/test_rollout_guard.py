@@ -25,7 +25,7 @@ from bellwire.signaling.topics import (
     layer_topic,
     presence_topic,
 )
-from bellwire.signaling.wire.presence import Presence, presence_document
+from bellwire.signaling.wire.station import Presence, presence_document
 from tests.broker.running import RunningBroker, held, raw_client, soon
 from tests.conftest import PATIENCE_S
 

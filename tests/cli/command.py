@@ -39,7 +39,7 @@ async def bellwire(*arguments: object, more: Mapping[str, str] | None = None) ->
     """Runs a command to its end, with nothing to read."""
     with TemporaryFile() as out, TemporaryFile() as err:
         process = await forked(
-            [*map(str, arguments)],
+            *arguments,
             environment=environment(more),
             stdout=out.fileno(),
             stderr=err.fileno(),

@@ -26,7 +26,7 @@ from bellwire.signaling.topics import (
     reported_topic,
     telemetry_topic,
 )
-from bellwire.signaling.wire.presence import Presence, presence_document
+from bellwire.signaling.wire.station import Presence, presence_document
 from tests.broker.flooding import connected, publish_at_qos_0, publish_at_qos_1
 from tests.broker.running import Inbox, RunningBroker, held, soon
 from tests.cli.fleet_stage import FleetStage, everybody

@@ -12,8 +12,7 @@ from pydantic import SecretStr
 from bellwire.config.agent.settings import AgentSettings, BrokerSettings, default_panel
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import command_topic, presence_topic, reported_topic
-from bellwire.signaling.wire.device_operations import RingTest
-from bellwire.signaling.wire.presence import Presence, presence_document
+from bellwire.signaling.wire.station import Presence, RingTest, presence_document
 from tests.broker.running import raw_client
 from tests.cli.command import environment
 from tests.cli.fleet_stage import FleetStage

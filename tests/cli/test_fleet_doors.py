@@ -10,7 +10,7 @@ from bellwire.cli.fleet.standing import Standing
 from bellwire.cli.fleet.view import status_view
 from bellwire.config.agent.telemetry import DoorNow, Telemetry
 from bellwire.signaling.identifiers import DeviceId
-from bellwire.signaling.wire.presence import Presence
+from bellwire.signaling.wire.station import Presence
 
 
 def station(door: DoorNow | None) -> Standing:

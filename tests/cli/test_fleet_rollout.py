@@ -17,7 +17,7 @@ from bellwire.signaling.topics import (
     group_layer,
     presence_topic,
 )
-from bellwire.signaling.wire.presence import Presence, presence_document
+from bellwire.signaling.wire.station import Presence, presence_document
 from tests.broker.running import raw_client, soon
 from tests.cli.fleet_stage import FleetStage, everybody, runs
 from tests.config.fleet_parts import layer

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bellwire.config.relay import FcmApp
-from bellwire.push.alarm import Sleep
+from bellwire.config.waiting import Sleep
 from bellwire.push.channels.fcm.channel import FcmChannel
 from bellwire.push.channels.payload import PushPayload
 from bellwire.push.metrics import Metrics

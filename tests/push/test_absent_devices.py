@@ -14,7 +14,7 @@ from bellwire.push.store.rows.connections import ConnectionRow, absent_devices, 
 from bellwire.push.store.rows.devices import ChannelRow, DeviceRow, put_device
 from bellwire.signaling.identifiers import DeviceId, Identity
 from bellwire.signaling.topics import PRESENCE_OF_ALL, presence_topic
-from bellwire.signaling.wire.presence import Presence, parse_presence, presence_document
+from bellwire.signaling.wire.station import Presence, parse_presence, presence_document
 from tests.broker.running import held, raw_client, soon
 from tests.conftest import PATIENCE_S, register_station, running_station
 from tests.forking import ForkedRelay

@@ -6,9 +6,16 @@ from datetime import datetime
 
 import pytest
 
-from tests.push.support import Running, assert_problem, fresh, listening, on_both_stores, states
+from tests.push.support import (
+    Running,
+    assert_problem,
+    fresh,
+    listening,
+    on_both_stores_in_full,
+    states,
+)
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores_in_full]
 
 CALL_FIELDS = {
     "call_sid",

@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 from structlog.testing import capture_logs
 
-from bellwire.push.channels.apns.channel import LIMIT_BYTES, push_id
+from bellwire.push.channels.apns.channel import push_id
 from bellwire.push.channels.apns.reasons import REASONS
 from bellwire.push.channels.channel import (
     Addressee,
@@ -20,6 +20,7 @@ from bellwire.push.channels.channel import (
     DeliveryRefused,
     TokenDead,
 )
+from bellwire.push.channels.payload import APNS_LIMIT_BYTES
 from bellwire.push.store.rows.devices import ChannelRow, DeviceRow
 from bellwire.signaling.calls.calls import Call, User, UserState
 from bellwire.signaling.calls.events import (
@@ -87,7 +88,7 @@ async def test_a_body_may_have_5120_bytes_and_no_more(apns: Apns) -> None:
     channel = apns.channel()
     bare = channel.compose(invite(payload=""), addressee())
     assert bare is not None
-    room = LIMIT_BYTES - len(bare.encode())
+    room = APNS_LIMIT_BYTES - len(bare.encode())
     full = channel.compose(invite(payload="é" * (room // 2) + "x" * (room % 2)), addressee())
     assert full is not None and len(full.encode()) == 5120
     with pytest.raises(TooLarge, match=r"5121 bytes over APNs.* 5120.*shorten .*push.payload") as e:

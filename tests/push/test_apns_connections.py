@@ -242,7 +242,7 @@ def _held(channel: ApnsChannel) -> int:
         elif isinstance(value, list | tuple | set) or type(value).__name__ == "deque":
             held += len(value)
             reached += value
-        elif name.startswith(("push", "aioapns", "hpack")):
+        elif name.startswith(("bellwire.push", "aioapns", "hpack")):
             slots = [s for k in type(value).__mro__ for s in getattr(k, "__slots__", ())]
             reached += [getattr(value, s, None) for s in slots]
             reached += vars(value).values() if hasattr(value, "__dict__") else []

@@ -13,7 +13,14 @@ from bellwire.push.calls.policy import CallPolicy
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.rows.groups import put_group
 from bellwire.signaling.identifiers import Identity
-from tests.push.support import Running, assert_problem, fresh, listening, on_both_stores, states
+from tests.push.support import (
+    Running,
+    assert_problem,
+    fresh,
+    listening,
+    on_both_stores_in_full,
+    states,
+)
 
 in_module = pytest.mark.asyncio(loop_scope="module")
 
@@ -135,7 +142,7 @@ def reasons(answer: dict[str, Any]) -> dict[str, str]:
 
 
 @in_module
-@on_both_stores
+@on_both_stores_in_full
 async def test_a_call_that_the_policy_denies_is_refused_in_words_and_nothing_is_made(
     house: House,
 ) -> None:

@@ -10,18 +10,18 @@ import pytest
 
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import call_topic, presence_topic, response_topic
-from bellwire.signaling.wire.presence import Presence, presence_document
+from bellwire.signaling.wire.station import Presence, presence_document
 from tests.push.support import (
     Device,
     Running,
     broker_client,
     fresh,
     listening,
-    on_both_stores,
+    on_both_stores_in_full,
     states,
 )
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores_in_full]
 
 
 @asynccontextmanager

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from tests.push.streams import streaming
-from tests.push.support import Device, Running, fresh, listening, on_both_stores, states
+from tests.push.support import Device, Running, fresh, listening, on_both_stores_in_full, states
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores_in_full]
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from websockets.exceptions import ConnectionClosed
 
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import presence_topic
-from bellwire.signaling.wire.presence import Presence, presence_document
+from bellwire.signaling.wire.station import Presence, presence_document
 from tests.push.streams import reading, register_for_stream, streaming
-from tests.push.support import Device, Running, fresh, listening, on_both_stores, states
+from tests.push.support import Device, Running, fresh, listening, on_both_stores_in_full, states
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores_in_full]
 
 
 async def come_online(device: Device) -> None:

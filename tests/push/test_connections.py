@@ -10,7 +10,7 @@ from typing import TypeVar
 import pytest
 
 from bellwire.push.access.tokens import Actor
-from bellwire.push.calls.calls import Invite
+from bellwire.push.calls.invites import Invite
 from bellwire.push.devices.connections import STREAM_GRACE
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.engine.unit_of_work import CallWork, Work

@@ -9,7 +9,7 @@ import pytest_asyncio
 from websockets.asyncio.client import connect
 
 from bellwire.push.devices.door_reports import NOT_VERIFIED
-from bellwire.signaling.wire.device_operations import LOCK_OUTS_OF_A_CALL
+from bellwire.signaling.wire.operations import LOCK_OUTS_OF_A_CALL
 from tests.conftest import PATIENCE_S
 from tests.push.streams import Stream, register_for_stream, stream_url, streaming
 from tests.push.support import Device, Running, fresh, listening, on_both_stores

@@ -20,9 +20,9 @@ from tests.push.streams import (
     stream_url,
     streaming,
 )
-from tests.push.support import PROBLEM_TYPE, Running, fresh, listening, on_both_stores
+from tests.push.support import PROBLEM_TYPE, Running, fresh, listening, on_both_stores_in_full
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores_in_full]
 
 
 async def say(running: Running, sid: str, *contents: object) -> None:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from bellwire.push.devices.fair_turns import FairTurns
-from bellwire.push.devices.rate_limits import DeviceFloods
+from bellwire.push.devices.rate_limits import DeviceRateLimits
 from bellwire.push.metrics import Metrics
 from bellwire.signaling.errors import TooManyRequests
 from tests.conftest import PATIENCE_S
@@ -106,7 +106,7 @@ def counted(metrics: Metrics, reason: str) -> float:
 
 def test_a_device_asks_five_seconds_worth_at_once_and_then_its_rate() -> None:
     clock, metrics = Seconds(), Metrics()
-    floods = DeviceFloods(10, metrics, clock)
+    floods = DeviceRateLimits(10, metrics, clock)
     assert [floods.wait_s("eve") for _ in range(50)] == [0.0] * 50
     assert 0.09 < floods.wait_s("eve") < 0.11
     assert floods.wait_s("ann") == 0.0
@@ -116,7 +116,7 @@ def test_a_device_asks_five_seconds_worth_at_once_and_then_its_rate() -> None:
 
 def test_a_flood_is_told_some_times_and_then_thrown_away_unread_and_all_of_it_is_counted() -> None:
     clock, metrics = Seconds(), Metrics()
-    floods = DeviceFloods(10, metrics, clock)
+    floods = DeviceRateLimits(10, metrics, clock)
     told = 0
     for _ in range(1000):
         if floods.is_heard("eve") and (wait_s := floods.wait_s("eve")):
@@ -136,7 +136,7 @@ def test_whoever_floods_over_http_is_known_to_before_a_turn_is_taken_and_looking
     None
 ):
     clock, metrics = Seconds(), Metrics()
-    floods = DeviceFloods(10, metrics, clock)
+    floods = DeviceRateLimits(10, metrics, clock)
     for identity, device in (("eve", None), ("eve", "phone")):
         for _ in range(50):
             assert floods.refusal(identity, device) is None
@@ -154,7 +154,7 @@ def test_whoever_floods_over_http_is_known_to_before_a_turn_is_taken_and_looking
 
 async def test_a_message_that_has_to_wait_for_its_turn_is_counted_once() -> None:
     clock, metrics = Seconds(), Metrics()
-    floods = DeviceFloods(10, metrics, clock)
+    floods = DeviceRateLimits(10, metrics, clock)
 
     async def sleep(seconds: float) -> None:
         clock.now += seconds / 2 + 0.001
@@ -167,7 +167,7 @@ async def test_a_message_that_has_to_wait_for_its_turn_is_counted_once() -> None
 
 def test_devices_that_are_quiet_again_are_forgotten() -> None:
     clock = Seconds()
-    floods = DeviceFloods(10, Metrics(), clock)
+    floods = DeviceRateLimits(10, Metrics(), clock)
     for number in range(20_000):
         clock.now += 1
         floods.wait_s(f"device-{number}")

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bellwire.push.channels.channel import Addressee, ChannelAtFault, DeliveryRefused
-from bellwire.push.channels.fcm.channel import LIMIT_BYTES, FcmChannel, compose_data
+from bellwire.push.channels.fcm.channel import FcmChannel
+from bellwire.push.channels.payload import FCM_LIMIT_BYTES, fcm_data
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.rows.devices import ChannelRow, DeviceRow
 from bellwire.signaling.calls.calls import CallState
@@ -234,9 +235,9 @@ def test_what_is_composed_reads_back_and_is_within_googles_limit(keys: dict[str,
     }
     size = sum(len(k.encode()) + len(v.encode()) for k, v in keys.items())
     try:
-        composed = compose_data(keys, "it", "it")
+        composed = fcm_data(keys, "it", "it")
     except TooLarge:
         assert size > 3900
     else:
-        assert size <= LIMIT_BYTES
+        assert size <= FCM_LIMIT_BYTES
         assert json.loads(composed) == keys

@@ -56,7 +56,7 @@ async def google(one: tuple[FcmServer, FcmChannel]) -> FcmServer:
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """An attempt may take as long as a busy machine needs; a test of its end says how long itself."""
-    monkeypatch.setattr("bellwire.push.channels.fcm.app.ATTEMPT_S", PATIENCE_S)
+    monkeypatch.setattr("bellwire.push.channels.fcm.channel.ATTEMPT_S", PATIENCE_S)
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ async def test_no_attempt_outlives_its_lease(
     google: FcmServer, channel: FcmChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert ATTEMPT_S < LEASE_S
-    monkeypatch.setattr("bellwire.push.channels.fcm.app.ATTEMPT_S", 0.3)
+    monkeypatch.setattr("bellwire.push.channels.fcm.channel.ATTEMPT_S", 0.3)
     google.hold = True
     with pytest.raises(DeliveryFailed, match=r"did not answer within 0\.3 s"):
         await channel.send(to(), 600)

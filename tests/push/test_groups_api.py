@@ -2,7 +2,14 @@
 
 import pytest
 
-from tests.push.support import Running, assert_problem, fresh, listening, on_both_stores, states
+from tests.push.support import (
+    Running,
+    assert_problem,
+    fresh,
+    listening,
+    on_both_stores,
+    states,
+)
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores]
 

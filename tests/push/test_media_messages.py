@@ -19,7 +19,7 @@ from bellwire.signaling.wire.media import (
     MediaCandidate,
     MediaOffer,
 )
-from bellwire.signaling.wire.requests import MEDIA_LIMIT_BYTES
+from bellwire.signaling.wire.operations import MEDIA_LIMIT_BYTES
 from tests.push.clock import START
 from tests.push.streams import Stream, streaming
 from tests.push.support import Device, Running, fresh, listening

@@ -10,8 +10,8 @@ from aiomqtt import Client
 from bellwire.broker.session.receiving import ReceivingSession
 from bellwire.broker.session.session import BACKOFF_LONGEST_S
 from bellwire.push.access.tokens import Actor
-from bellwire.push.calls.calls import Invite
-from bellwire.push.devices.rate_limits import DeviceFloods
+from bellwire.push.calls.invites import Invite
+from bellwire.push.devices.rate_limits import DeviceRateLimits
 from bellwire.push.devices.requests import DeviceRequests
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
@@ -21,7 +21,7 @@ from bellwire.signaling.calls.calls import Call, CallState
 from bellwire.signaling.calls.commands import NewCall
 from bellwire.signaling.identifiers import DeviceId, Identity
 from bellwire.signaling.topics import presence_topic
-from bellwire.signaling.wire.presence import Presence, presence_document
+from bellwire.signaling.wire.station import Presence, presence_document
 from tests.broker.running import RunningBroker, held, raw_client, soon
 from tests.conftest import PATIENCE_S
 from tests.push.clock import Clock
@@ -75,7 +75,7 @@ async def test_a_caller_who_begins_its_longest_wait_as_relay_and_broker_come_bac
             relay.operations,
             relay.devices,
             relay.connections,
-            DeviceFloods(1e6, Metrics()),
+            DeviceRateLimits(1e6, Metrics()),
             now=clock.now,
             sleep=clock.sleep,
         )

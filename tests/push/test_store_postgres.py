@@ -18,7 +18,7 @@ from sqlalchemy import Connection, create_engine, make_url, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from bellwire.push.access.tokens import Actor
-from bellwire.push.calls.calls import Invite
+from bellwire.push.calls.invites import Invite
 from bellwire.push.store.engine.database import open_database
 from bellwire.push.store.engine.postgres import PostgresDatabase
 from bellwire.push.store.engine.sqlite import SqliteDatabase

@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import text
 
 from bellwire.push.access.tokens import Actor
-from bellwire.push.calls.calls import Created, Invite
+from bellwire.push.calls.calls import Created
+from bellwire.push.calls.invites import Invite
 from bellwire.push.store.engine.database import Database, open_database
 from bellwire.push.store.engine.unit_of_work import CallWork, UnitOfWork
 from bellwire.push.store.rows.calls import load_call

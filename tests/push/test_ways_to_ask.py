@@ -1,6 +1,7 @@
 """Every operation over HTTP, MQTT and a stream: the same documents, the same results."""
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +9,10 @@ import pytest
 import pytest_asyncio
 
 from tests.push.streams import Stream, register_for_stream, streaming
-from tests.push.support import Device, Running, fresh, listening, on_both_stores, states
+from tests.push.support import Device, Running, fresh, listening, on_both_stores_in_full, states
 from tests.push.ways import OverConnection, OverHttp, Way
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores_in_full]
 
 KX = "KX" + "0" * 32
 
@@ -50,7 +51,9 @@ class Scene:
 @pytest_asyncio.fixture(loop_scope="module", params=["http", "mqtt", "stream"])
 async def scene(running: Running, request: pytest.FixtureRequest) -> AsyncIterator[Scene]:
     alice, bob, carol = map(fresh, ("alice", "bob", "carol"))
-    async with listening(running, carol) as at_carol:
+    async with listening(running, carol) as at_carol, AsyncExitStack() as ended:
+        for identity in (alice, carol):
+            ended.push_async_callback(running.end_calls_of, identity)
         if request.param == "http":
             await register_for_stream(running, alice)
             async with listening(running, bob) as hears:

@@ -14,8 +14,8 @@ import pytest
 
 from bellwire.config.relay import WebhookTarget
 from bellwire.push.channels.channel import ChannelAtFault, DeliveryFailed
-from bellwire.push.channels.webhook.pinned_connection import is_public
-from bellwire.push.channels.webhook.webhook import LIFE_S, WebhookChannel
+from bellwire.push.channels.webhook.channel import LIFE_S, WebhookChannel
+from bellwire.push.channels.webhook.ssrf_guard import is_public
 from bellwire.push.store.rows.outbox import Delivery
 from bellwire.signaling.identifiers import DeviceId
 from tests.conftest import PATIENCE_S

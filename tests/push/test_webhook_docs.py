@@ -13,8 +13,8 @@ import pytest
 from standardwebhooks import WebhookVerificationError
 
 from bellwire.config.relay import WebhookTarget
-from bellwire.push.channels.webhook.webhook_target import read_target
-from bellwire.push.delivery.webhooks import Webhooks
+from bellwire.push.channels.webhook.channel import read_target
+from bellwire.push.delivery.webhook_events import Webhooks
 from tests.docs.documents import ROOT, blocks
 from tests.push.webhook_receiver import OTHER_SECRET, SECRET, target
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, select
 
-from bellwire.push.delivery import webhooks as webhooks_module
-from bellwire.push.delivery.webhooks import KEPT, Replayed
+from bellwire.push.delivery import webhook_events as webhooks_module
+from bellwire.push.delivery.webhook_events import KEPT, Replayed
 from bellwire.push.store.rows.calls import to_ms
 from bellwire.push.store.tables import outbox
 from bellwire.signaling.errors import NotFound

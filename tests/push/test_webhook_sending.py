@@ -15,7 +15,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from bellwire.config.relay import WebhookTarget
 from bellwire.push.channels.channel import DeliveryFailed, DeliveryRefused
-from bellwire.push.channels.webhook.webhook import CONNECTIONS, LIFE_S, WebhookChannel
+from bellwire.push.channels.webhook.channel import CONNECTIONS, LIFE_S, WebhookChannel
 from bellwire.push.store.rows.outbox import Delivery
 from bellwire.signaling.errors import InvalidInput
 from bellwire.signaling.identifiers import DeviceId

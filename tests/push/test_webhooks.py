@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
-from bellwire.push.channels.webhook.webhook import LIFE_S
+from bellwire.push.channels.webhook.channel import LIFE_S
 from bellwire.push.delivery.outbox import LEASE_S
-from bellwire.push.delivery.webhooks import KEPT, Webhooks
+from bellwire.push.delivery.webhook_events import KEPT, Webhooks
 from bellwire.push.store.rows.calls import to_ms
 from bellwire.push.store.rows.outbox import make_all_due, owe
 from bellwire.signaling.calls.commands import Accept, Quit, Reject

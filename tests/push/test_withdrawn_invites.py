@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Connection, select
 
 from bellwire.push.access.tokens import Actor
-from bellwire.push.calls.calls import Invite
+from bellwire.push.calls.invites import Invite
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.rows.calls import to_ms
 from bellwire.push.store.rows.devices import ChannelRow, DeviceRow, put_device

@@ -28,7 +28,7 @@ from bellwire.signaling.calls.events import (
     parse_event,
     rfc3339,
 )
-from bellwire.signaling.wire.presence import Presence, parse_presence, presence_document
+from bellwire.signaling.wire.station import Presence, parse_presence, presence_document
 
 SID = "CA0123456789abcdef0123456789abcdef"
 AT = datetime(2026, 11, 21, 8, 0, 0, 250_000, tzinfo=UTC)

@@ -7,24 +7,26 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from bellwire.signaling.calls.calls import RejectStatus
-from bellwire.signaling.params import MAX_PARAMETERS
+from bellwire.signaling.twi_params import MAX_PARAMETERS
 from bellwire.signaling.wire.media import MEDIA_SDP_MAX_LENGTH, MediaOffer, parse_media
-from bellwire.signaling.wire.requests import (
+from bellwire.signaling.wire.operations import (
     DEFAULT_TIMEOUT_S,
     EXTENDED_DATA_MAX_LENGTH,
-    MAX_GROUP_MEMBERS,
     MEDIA_LIMIT_BYTES,
     MESSAGE_LIMIT_BYTES,
-    DeviceRequest,
     FeedbackIssue,
     FeedbackRequest,
     GroupReference,
-    GroupRequest,
     InviteMoreRequest,
     InviteRequest,
     MessageRequest,
     OperationRequest,
     RejectRequest,
+)
+from bellwire.signaling.wire.requests import (
+    MAX_GROUP_MEMBERS,
+    DeviceRequest,
+    GroupRequest,
     TokenRequest,
 )
 

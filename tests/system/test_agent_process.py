@@ -4,8 +4,7 @@ killed the broker says goodbye for it."""
 import asyncio
 import json
 import os
-import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from bellwire.config.private_file import write_private
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import presence_topic
 from tests.conftest import PATIENCE_S, register_station
+from tests.forking import ForkedProcess, forked
 from tests.system.mqtt_ear import Ear, Heard, address_of_own_broker, ear
 from tests.system.scene import Record, Scene, scene
 
@@ -26,7 +26,7 @@ from tests.system.scene import Record, Scene, scene
 class AgentProcess:
     """`bellwire agent --simulate`: its keys, and what it logs."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: ForkedProcess) -> None:
         self.process = process
         self.log = Record()
 
@@ -55,12 +55,11 @@ class AgentProcess:
 
 @asynccontextmanager
 async def agent_process(file: Path) -> AsyncIterator[AgentProcess]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bellwire", "agent", "--config", str(file)),
-        *("--simulate", "--log-format", "json"),
+    process = await forked(
+        *("agent", "--config", file, "--simulate", "--log-format", "json"),
         stdin=PIPE,
         stderr=PIPE,
-        env={k: v for k, v in os.environ.items() if k != "NOTIFY_SOCKET"},
+        environment={k: v for k, v in os.environ.items() if k != "NOTIFY_SOCKET"},
     )
     running = AgentProcess(process)
     async with asyncio.TaskGroup() as tasks:

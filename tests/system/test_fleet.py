@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-import sys
-from asyncio.subprocess import DEVNULL, PIPE
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from bellwire.config.agent.settings import agent_file
 from bellwire.config.private_file import write_private
 from tests.cli.command import bellwire, environment
 from tests.conftest import PATIENCE_S, register_station
-from tests.forking import ForkedRelay
+from tests.forking import ForkedProcess, ForkedRelay, forked
 from tests.system.mosquitto import Mosquitto, running_mosquitto
 from tests.system.scene import Record
 from tests.system.test_agent_process import agent_process
@@ -56,12 +55,7 @@ class Terminal:
     @asynccontextmanager
     async def watching(self, *more: str) -> AsyncIterator[None]:
         words = ("fleet", "watch", "--json", "--operator", str(self.folder / "ann.toml"), *more)
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "bellwire", *words),
-            stdin=DEVNULL,
-            stdout=PIPE,
-            env=environment(),
-        )
+        process = await forked(*words, stdout=PIPE, environment=environment())
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._read(process))
             try:
@@ -71,7 +65,7 @@ class Terminal:
             async with asyncio.timeout(PATIENCE_S):
                 assert await process.wait() == 0
 
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
+    async def _read(self, process: ForkedProcess) -> None:
         assert process.stdout is not None
         async for line in process.stdout:
             self.seen.note(json.loads(line))

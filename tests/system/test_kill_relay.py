@@ -173,7 +173,7 @@ async def killed_while_it_starts(stage: Scene, after_s: float) -> None:
     sid = await stage.invite()
     await stage.desk.until(sid, CallStatus.PENDING)
     await stage.kill()
-    await stage.kill_while_starting(0.3 + 50 * after_s)
+    await stage.kill_while_starting(0.05 + 12 * after_s)
     await stage.start()
     await stage.answer_and_hang_up(sid)
 

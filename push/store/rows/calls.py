@@ -22,7 +22,7 @@ from bellwire.push.store.prepared import Prepared, PreparedForEach, PreparedForL
 from bellwire.push.store.tables import call_users, calls, feedback, idempotency_keys
 from bellwire.signaling.calls.calls import Call, CallState
 from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
-from bellwire.signaling.wire.requests import FeedbackFields
+from bellwire.signaling.wire.operations import FeedbackFields
 
 _DOCUMENT: TypeAdapter[Call] = TypeAdapter(Call)
 

@@ -16,7 +16,7 @@ from pydantic import JsonValue
 from sqlalchemy import Connection
 
 from bellwire.config.relay import WebhookTarget
-from bellwire.push.channels.webhook.webhook import LIFE_S
+from bellwire.push.channels.webhook.channel import LIFE_S
 from bellwire.push.store.rows.calls import to_ms
 from bellwire.push.store.rows.outbox import Delivery, owe
 from bellwire.push.store.rows.webhooks import (
@@ -47,6 +47,9 @@ TEST_EVENT = "webhook.test"
 REPLAY_LIMIT = 10_000
 _REPLAYED_AT_ONCE = 50
 _REPLAY_EVERY_MS = 500
+
+OnEvent = Callable[[Connection, str, str, datetime, dict[str, JsonValue]], list[Delivery]]
+"""Makes the deliveries that an event owes to webhooks, of its name, id, moment and data."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,8 @@
 """What a change of a call owes to devices: notices become rows, in the transaction of the change.
 
-A device reached by pushing (MQTT, later APNs and FCM) is owed a delivery in the outbox; one that
-reads a stream (WebSocket) gets the event appended to its stream. Both leave with `send`, once the
-change is committed.
-
-What became of a call's deliveries, device by device and channel by channel.
+A device reached by pushing (MQTT, APNs, FCM) is owed a delivery in the outbox; one that reads a stream
+(WebSocket) gets the event appended to it. Both leave with `send`, once the change is committed.
+`report_deliveries` tells afterwards what became of them, device by device and channel by channel.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -14,10 +12,9 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection
 
 from bellwire.push.channels.channel import Addressee, Channel
-from bellwire.push.channels.websocket import compose_stream_event
+from bellwire.push.channels.websocket import STREAM, StreamReaders, compose_stream_event
 from bellwire.push.delivery.outbox import Outbox
-from bellwire.push.delivery.streams import Streams
-from bellwire.push.delivery.webhooks import Webhooks
+from bellwire.push.delivery.webhook_events import Webhooks
 from bellwire.push.store.engine.unit_of_work import UnitOfWork
 from bellwire.push.store.rows.calls import from_ms, live_calls_of, to_ms
 from bellwire.push.store.rows.deliveries import DeliveryRow, owed_of_call, results_of_call
@@ -33,7 +30,9 @@ from bellwire.signaling.wire.answers import CallDeliveriesAnswer, DeliveryAnswer
 EVENT_LIFE = timedelta(hours=1)
 """How long an event that is no invite waits for a device that is away."""
 
-STREAM = "websocket"
+
+_EVENTS = 200
+"""Of how many of a call's newest events it is told what is owed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ class Deliveries:
         self,
         outbox: Outbox,
         channels: Mapping[str, Channel],
-        streams: Streams,
+        streams: StreamReaders,
         *,
         now: Callable[[], datetime],
         webhooks: Webhooks | None = None,
@@ -191,10 +190,6 @@ def _is_meant(device: DeviceRow, recipients: tuple[Recipient, ...]) -> bool:
         recipient.identity == device.identity and recipient.reaches(device.device_id)
         for recipient in recipients
     )
-
-
-_EVENTS = 200
-"""Of how many of a call's newest events it is told what is owed."""
 
 
 def report_deliveries(

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bellwire.signaling.errors import InvalidInput
-from bellwire.signaling.params import (
+from bellwire.signaling.twi_params import (
     MAX_NAME_LENGTH,
     MAX_PARAMETERS,
     check_name,

@@ -60,7 +60,7 @@ class Lookups:
     def __init__(self, names: int, look_up: LookUp = socket.getaddrinfo) -> None:
         self._threads = ThreadPoolExecutor(max(1, names), thread_name_prefix="webhook-dns")
         self._look_up = look_up
-        self._under_way: dict[tuple[str, int], asyncio.Future[list[IpAddress]]] = {}
+        self._in_flight: dict[tuple[str, int], asyncio.Future[list[IpAddress]]] = {}
 
     async def addresses(self, host: str, port: int) -> list[IpAddress]:
         """The addresses of a host, best first.
@@ -69,16 +69,16 @@ class Lookups:
             OSError: it has none, or no name server answers.
         """
         key = (host, port)
-        asked = self._under_way.get(key)
+        asked = self._in_flight.get(key)
         if asked is None:
             loop = asyncio.get_running_loop()
             asked = loop.run_in_executor(self._threads, self._ask, host, port)
-            self._under_way[key] = asked
+            self._in_flight[key] = asked
             asked.add_done_callback(lambda done: self._answered(key, done))
         return await asyncio.shield(asked)
 
     def close(self) -> None:
-        """Takes no more; what is under way is left to end."""
+        """Takes no more; what is in flight is left to end."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, host: str, port: int) -> list[IpAddress]:
@@ -89,7 +89,7 @@ class Lookups:
         return [ip_address(entry[4][0]) for entry in found]
 
     def _answered(self, key: tuple[str, int], done: asyncio.Future[list[IpAddress]]) -> None:
-        del self._under_way[key]
+        del self._in_flight[key]
         if not done.cancelled():
             done.exception()  # seen, also where all who asked have gone
 

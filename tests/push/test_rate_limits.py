@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import httpx
 import pytest
 
-from bellwire.push.calls.rate_limits import Caller, FloodLimits
+from bellwire.push.calls.rate_limits import Caller, RateLimits
 from bellwire.push.store.rows.devices import ChannelRow, DeviceRow
 from bellwire.signaling.errors import TooManyRequests
 from bellwire.signaling.identifiers import DeviceId, Identity
-from tests.push.support import Running, assert_problem, fresh, on_both_stores
+from tests.push.support import Running, assert_problem, fresh, on_both_stores_in_full
 
 
 class Seconds:
@@ -44,18 +44,18 @@ def own(name: str) -> Caller:
     return Caller(name, itself=True)
 
 
-def take(limits: FloodLimits, *devices: DeviceRow, by: Caller = A_SERVER) -> None:
+def take(limits: RateLimits, *devices: DeviceRow, by: Caller = A_SERVER) -> None:
     with limits.taken(devices, by):
         pass
 
 
-def refused(limits: FloodLimits, *devices: DeviceRow, by: Caller = A_SERVER) -> TooManyRequests:
+def refused(limits: RateLimits, *devices: DeviceRow, by: Caller = A_SERVER) -> TooManyRequests:
     with pytest.raises(TooManyRequests) as flood, limits.taken(devices, by):
         pytest.fail("it was let through")
     return flood.value
 
 
-def how_many(limits: FloodLimits, *devices: DeviceRow, by: Caller = A_SERVER) -> int:
+def how_many(limits: RateLimits, *devices: DeviceRow, by: Caller = A_SERVER) -> int:
     """How many calls are let through now."""
     count = 0
     while True:
@@ -67,7 +67,7 @@ def how_many(limits: FloodLimits, *devices: DeviceRow, by: Caller = A_SERVER) ->
 
 
 def test_a_device_takes_half_a_minutes_calls_at_once_and_then_its_rate(seconds: Seconds) -> None:
-    limits = FloodLimits(1000, 2, seconds)
+    limits = RateLimits(1000, 2, seconds)
     bob = device("bob")
     assert how_many(limits, bob) == 60
     for passed, calls in ((0.5, 1), (0.25, 0), (0.25, 1), (10, 20), (3600, 60)):
@@ -79,7 +79,7 @@ def test_who_calls_ten_times_a_second_uses_up_a_share_and_silences_nobody(
     seconds: Seconds,
 ) -> None:
     counted: list[str] = []
-    limits = FloodLimits(1000, 2, seconds, on_refused=counted.append)
+    limits = RateLimits(1000, 2, seconds, on_refused=counted.append)
     doorbell = device("doorbell")
     mallory, ann = own("mallory"), own("ann")
     let_through = 0
@@ -103,7 +103,7 @@ def test_names_that_a_server_makes_up_use_up_the_servers_share_and_leave_others_
     seconds: Seconds,
 ) -> None:
     counted: list[str] = []
-    limits = FloodLimits(1000, 2, seconds, on_refused=counted.append)
+    limits = RateLimits(1000, 2, seconds, on_refused=counted.append)
     doorbell = device("doorbell")
     let_through = sum(how_many(limits, doorbell, by=Caller(f"name-{n}")) for n in range(200))
     assert let_through == 180
@@ -116,7 +116,7 @@ def test_names_that_a_server_makes_up_use_up_the_servers_share_and_leave_others_
 
 
 def test_a_name_that_a_server_gives_uses_up_nothing_of_its_own_calls(seconds: Seconds) -> None:
-    limits = FloodLimits(1000, 2, seconds)
+    limits = RateLimits(1000, 2, seconds)
     doorbell = device("doorbell")
     assert how_many(limits, doorbell, by=Caller("ann")) == 60
     assert how_many(limits, doorbell, by=own("ann")) == 60
@@ -124,7 +124,7 @@ def test_a_name_that_a_server_gives_uses_up_nothing_of_its_own_calls(seconds: Se
 
 def test_who_rings_the_whole_house_is_held_to_ten_devices_at_a_time(seconds: Seconds) -> None:
     counted: list[str] = []
-    limits = FloodLimits(1000, 2, seconds, on_refused=counted.append)
+    limits = RateLimits(1000, 2, seconds, on_refused=counted.append)
     house = [device(f"flat-{n}") for n in range(50)]
     assert sum(how_many(limits, flat, by=own("mallory")) for flat in house) == 600
     assert "at most 20 calls of devices" in refused(limits, house[-1], by=own("mallory")).detail
@@ -133,7 +133,7 @@ def test_who_rings_the_whole_house_is_held_to_ten_devices_at_a_time(seconds: Sec
 
 
 def test_an_emergency_caller_is_never_refused_and_costs_nobody_a_call(seconds: Seconds) -> None:
-    limits = FloodLimits(1, 2, seconds, emergency_callers=["fire"])
+    limits = RateLimits(1, 2, seconds, emergency_callers=["fire"])
     doorbell = device("doorbell", "app")
     for by in (own("fire"), Caller("fire")):
         for _ in range(1000):
@@ -145,7 +145,7 @@ def test_an_emergency_caller_is_never_refused_and_costs_nobody_a_call(seconds: S
 def test_a_flood_under_ever_new_names_leaves_no_more_buckets_than_calls_let_through(
     seconds: Seconds,
 ) -> None:
-    limits = FloodLimits(1000, 2, seconds)
+    limits = RateLimits(1000, 2, seconds)
     doorbell = device("doorbell")
     let_through = 0
     for n in range(100_000):
@@ -161,7 +161,7 @@ def test_a_flood_under_ever_new_names_leaves_no_more_buckets_than_calls_let_thro
 
 
 def test_an_app_takes_five_seconds_invites_at_once_and_then_its_rate(seconds: Seconds) -> None:
-    limits = FloodLimits(100, 1000, seconds)
+    limits = RateLimits(100, 1000, seconds)
     phones = [device(f"phone-{n}", "com.example.app") for n in range(10)]
     assert how_many(limits, *phones) == 50
     seconds.now += 0.1
@@ -173,7 +173,7 @@ def test_an_app_takes_five_seconds_invites_at_once_and_then_its_rate(seconds: Se
 def test_a_refusal_says_whose_device_or_which_app_it_is_and_when_to_ask_again(
     seconds: Seconds,
 ) -> None:
-    limits = FloodLimits(10, 2, seconds)
+    limits = RateLimits(10, 2, seconds)
     bob = device("phone-7", identity="bob")
     how_many(limits, bob)
     flood = refused(limits, device("carol"), bob)
@@ -190,7 +190,7 @@ def test_a_refusal_says_whose_device_or_which_app_it_is_and_when_to_ask_again(
 
 
 def test_all_is_taken_or_nothing(seconds: Seconds) -> None:
-    limits = FloodLimits(1000, 2, seconds)
+    limits = RateLimits(1000, 2, seconds)
     bob, carol = device("bob"), device("carol", "app")
     how_many(limits, bob)
     for _ in range(100):
@@ -199,7 +199,7 @@ def test_all_is_taken_or_nothing(seconds: Seconds) -> None:
 
 
 def test_what_fails_for_another_reason_costs_nothing(seconds: Seconds) -> None:
-    limits = FloodLimits(1, 2, seconds)
+    limits = RateLimits(1, 2, seconds)
     phone = device("phone", "app")
     for _ in range(100):
         with pytest.raises(ValueError, match="too large"), limits.taken([phone]):
@@ -208,7 +208,7 @@ def test_what_fails_for_another_reason_costs_nothing(seconds: Seconds) -> None:
 
 
 def test_who_wants_more_than_a_bucket_holds_has_it_from_a_full_one(seconds: Seconds) -> None:
-    limits = FloodLimits(1, 1000, seconds)  # the app's bucket holds 5
+    limits = RateLimits(1, 1000, seconds)  # the app's bucket holds 5
     team = [device(f"phone-{n}", "app") for n in range(9)]
     take(limits, *team)
     assert refused(limits, team[0]).retry_after_s == pytest.approx(5)
@@ -220,7 +220,7 @@ def test_who_wants_more_than_a_bucket_holds_has_it_from_a_full_one(seconds: Seco
 
 
 def test_a_rate_below_one_in_a_burst_still_lets_one_through(seconds: Seconds) -> None:
-    limits = FloodLimits(0.01, 0.001, seconds)
+    limits = RateLimits(0.01, 0.001, seconds)
     phone = device("phone", "app")
     assert how_many(limits, phone) == 1
     assert refused(limits, phone).retry_after_s == pytest.approx(1000)
@@ -229,7 +229,7 @@ def test_a_rate_below_one_in_a_burst_still_lets_one_through(seconds: Seconds) ->
 
 
 def test_buckets_that_are_full_again_are_forgotten(seconds: Seconds) -> None:
-    limits = FloodLimits(1000, 2, seconds)
+    limits = RateLimits(1000, 2, seconds)
     for second in range(300):
         for n in range(100):
             take(limits, device(f"device-{second}-{n}"))
@@ -242,7 +242,7 @@ def test_buckets_that_are_full_again_are_forgotten(seconds: Seconds) -> None:
 
 
 def test_a_call_to_nine_people_is_weighed_in_microseconds() -> None:
-    limits = FloodLimits(1e9, 1e9)
+    limits = RateLimits(1e9, 1e9)
     team = [device(f"phone-{n}", "app") for n in range(9)]
 
     def round_s(rounds: int = 2000) -> float:
@@ -309,7 +309,7 @@ async def test_emergency_callers_of_the_settings_are_never_refused(running: Runn
 
 
 @pytest.mark.asyncio(loop_scope="module")
-@on_both_stores
+@on_both_stores_in_full
 async def test_a_flood_of_calls_is_answered_429_and_makes_nothing(running: Running) -> None:
     bob, carol = fresh("bob"), fresh("carol")
     await running.register(bob)

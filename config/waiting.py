@@ -1,9 +1,12 @@
-"""Waiting that can be woken: until a while has passed, or until told."""
+"""Waiting, for all who wait: a sleep that tests replace, an alarm that ends one early, and the backoff
+of whoever tries again."""
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 
 Sleep = Callable[[float], Awaitable[None]]
+"""`asyncio.sleep`, or what stands in for it: waits so many seconds."""
 
 
 class Alarm:
@@ -30,3 +33,18 @@ class Alarm:
                 sleeping.cancel()
                 ringing.cancel()
         self._rung.clear()
+
+
+def backoff_s(
+    attempt: int,
+    spread: Callable[[float, float], float] = random.uniform,
+    *,
+    first_s: float = 0.25,
+    longest_s: float = 30.0,
+    least: float = 0.0,
+) -> float:
+    """How many seconds to wait before attempt number `attempt` (from 0): doubled each time up to
+    `longest_s`, and of that a part by chance, so that those who lost the same thing do not all come
+    back at once. `least` is the smallest part: 1 for no jitter."""
+    wait_s = min(longest_s, first_s * 2.0 ** min(attempt, 16))
+    return spread(least * wait_s, wait_s)
