@@ -17,7 +17,7 @@ from bellwire.config.agent.settings import AgentSettings, with_secrets_of
 from bellwire.config.agent.telemetry import Fault
 from bellwire.config.fleet.last_good import LastGood
 from bellwire.config.fleet.layer import LAYER_LIMIT_BYTES, Layer, LayerProblem, Reported
-from bellwire.config.fleet.merge import Verdict, groups_said, judge, local_file
+from bellwire.config.fleet.merge import LayerVerdict, groups_said, judge, local_file
 from bellwire.config.waiting import Sleep
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import (
@@ -112,7 +112,7 @@ class FleetFollower:
         live.watch(lambda _, __: self._work.set())
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> LayerVerdict:
         """What the device is to run."""
         return self._verdict
 
@@ -268,7 +268,7 @@ class FleetFollower:
 
     def _judge(
         self, standing: Mapping[str, Layer | LayerProblem], good: dict[str, Layer]
-    ) -> Verdict:
+    ) -> LayerVerdict:
         began = time.thread_time()
         verdict = judge(self._local, standing, good)
         self._cost_s = time.thread_time() - began
