@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from bellwire.cli.doctor.agent import examine_ring_tone
-from bellwire.cli.doctor.diagnosis import Finding, Verdict, bad, good, unknown, warning
+from bellwire.cli.doctor.diagnosis import Condition, Finding, bad, good, unknown, warning
 from bellwire.cli.failures import fail, reported
 from bellwire.cli.process.logs import configure_logs
 from bellwire.config.agent.audio import AudioSettings
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 _LOUDEST_ECHO_DB = -45.0
 _LONGEST_ROUND_TRIP_S = 0.15
 _BAR_WIDTH = 40
-
-doctor_audio_epilog = "Example: `bellwire doctor audio --config desk.toml`"
 
 
 @reported
@@ -63,14 +61,14 @@ def audio(
         console.print(_table(devices, settings))
     findings = [*_examine_devices(devices, settings), *examine_ring_tone(settings)]
     measures = None
-    if not list_only and not any(finding.verdict is Verdict.BAD for finding in findings):
+    if not list_only and not any(finding.condition is Condition.BAD for finding in findings):
         measures = asyncio.run(_measure(settings, None if as_json else console))
         findings += _judge(measures, settings)
     if as_json:
         _print_json(devices, settings, findings, measures)
     else:
         _print_findings(console, findings)
-    if any(finding.verdict is Verdict.BAD for finding in findings):
+    if any(finding.condition is Condition.BAD for finding in findings):
         raise typer.Exit(1)
 
 
@@ -179,10 +177,15 @@ def _meters(heard_db: float, played_db: float) -> str:
 
 
 def _print_findings(console: Console, findings: list[Finding]) -> None:
-    signs = {Verdict.GOOD: "✓", Verdict.BAD: "✗", Verdict.UNKNOWN: "?", Verdict.WARNING: "!"}
+    signs = {
+        Condition.GOOD: "✓",
+        Condition.BAD: "✗",
+        Condition.UNKNOWN: "?",
+        Condition.WARNING: "!",
+    }
     for finding in findings:
-        console.print(f"  {signs[finding.verdict]} {finding.what}", highlight=False, markup=False)
-        if finding.mend and finding.verdict is not Verdict.GOOD:
+        console.print(f"  {signs[finding.condition]} {finding.what}", highlight=False, markup=False)
+        if finding.mend and finding.condition is not Condition.GOOD:
             console.print(f"      → {finding.mend}", highlight=False, markup=False)
 
 
@@ -199,7 +202,7 @@ def _print_json(
         ],
         "measures": asdict(measures) if measures is not None else None,
         "findings": [
-            {"verdict": finding.verdict.value, "what": finding.what, "mend": finding.mend}
+            {"verdict": finding.condition.value, "what": finding.what, "mend": finding.mend}
             for finding in findings
         ],
     }

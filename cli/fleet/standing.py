@@ -1,5 +1,6 @@
 """How each device stands to the layers: what it should run, what it says it runs, and what a change of
-the layers would change. Computed by the agents' own rules (:mod:`config.fleet.merge`)."""
+the layers would change; computed by the agents' own rules (:mod:`config.fleet.merge`). And what is wrong
+with a layer in words."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -8,7 +9,7 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from bellwire.cli.fleet.session import Device
+from bellwire.cli.fleet.session import FleetDevice
 from bellwire.config.fleet.layer import Layer, LayerProblem, Reported
 from bellwire.config.fleet.merge import LocalFile, Verdict, in_rollout, judge, parse_layer
 from bellwire.config.fleet.writing import Held
@@ -28,7 +29,7 @@ class Standing:
     `unknown`: it has never reported, or what its own file says makes no sense to this version.
     """
 
-    device: Device
+    device: FleetDevice
     state: State
     expected: Mapping[str, int]
     """The layers that count for it, by the agent's names, and their revisions."""
@@ -81,7 +82,7 @@ class Standings:
         }
         self._known: dict[str, Verdict | None] = {}
 
-    def of(self, device: Device) -> Standing:
+    def of(self, device: FleetDevice) -> Standing:
         """How a device stands."""
         reported = device.reported
         if reported is None:
@@ -146,3 +147,19 @@ def differences(old: JsonValue, new: JsonValue, path: str = "") -> Iterator[tupl
 
 def _shown(value: JsonValue) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def error_line(error: LayerProblem) -> str:
+    """One thing wrong with a layer."""
+    revision = f" revision {error.revision}" if error.revision else ""
+    return printable(f"{error.layer}{revision}, {error.path or 'the whole'}: {error.reason}")
+
+
+def skipped_line(skipped: LayerProblem) -> str:
+    """One key of a layer that has no effect."""
+    return f"skipped: {error_line(skipped)}"
+
+
+def printable(text: str) -> str:
+    """What a device or another operator says, without what a terminal would take for commands."""
+    return "".join(char if char.isprintable() else "�" for char in text)

@@ -17,7 +17,7 @@ from bellwire.agent.media.engine.engine import (
     PeerListeners,
     PeerState,
 )
-from bellwire.cli.process.client import RelayClient
+from bellwire.cli.relay_client import RelayClient
 from bellwire.signaling.identifiers import Identity
 from bellwire.signaling.wire.requests import ChannelRequest, DeviceRequest, TokenRequest
 from tests.agent.media.aiortc_peer import AiortcPeer

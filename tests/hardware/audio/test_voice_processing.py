@@ -12,8 +12,8 @@ from bellwire.hardware.audio import speex
 from bellwire.hardware.audio.block import BLOCK_FRAMES, SAMPLE_RATE_HZ, Samples
 from bellwire.hardware.audio.level import level_db
 from bellwire.hardware.audio.voice_processing import VoiceProcessing
-from bench.audio_quality import likeness
-from bench.speech_heard import speech_heard
+from bench.sound.audio_quality import likeness
+from bench.sound.speech_heard import speech_heard
 from tests.pulse import speech
 
 ECHO_DELAY_S = 0.06
