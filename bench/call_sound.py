@@ -25,7 +25,7 @@ from playwright.async_api import Error as PlaywrightError
 from rich.console import Console
 from rich.table import Table
 
-from bellwire.agent.media.engine.engine import Block
+from bellwire.agent.media.engine.interface import Block
 from bellwire.cli.process.logs import configure_logs
 from bellwire.config.agent.audio import ProcessingSettings
 from bellwire.hardware.audio.drift import DriftingSource

@@ -12,7 +12,7 @@ import structlog
 import typer
 from rich.console import Console
 
-from bellwire.agent.heap import share_arenas
+from bellwire.agent.memory import share_arenas
 from bellwire.cli.failures import fail, reported
 from bellwire.cli.process.logs import configure_logs, set_log_level
 from bellwire.cli.process.service import keep_watchdog, run_until_stopped

@@ -36,7 +36,7 @@ from bellwire.signaling.tokens import SCOPE_MEANINGS, Scope
 from bellwire.signaling.wire import answers, requests
 from bellwire.signaling.wire import operations as wire
 from bellwire.signaling.wire.operations import OPERATIONS
-from docs import push_examples
+from docs import push_examples, python_tables
 from docs.rooms import rooms
 from docs.tables import inline, paragraphs, sections, sent, table, taken
 
@@ -419,6 +419,9 @@ def openapi() -> str:
 
 
 PARTS: dict[str, Callable[[], str]] = {
+    "python-classes": python_tables.classes,
+    "python-call-events": python_tables.call_events,
+    "python-device-events": python_tables.device_events,
     "transitions": transitions,
     "settings": settings,
     "metrics": metrics,

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pydantic import SecretStr
 
 from bellwire.agent.fleet.commands import Commands
-from bellwire.agent.fleet.follower import Fleet
+from bellwire.agent.fleet.follower import FleetFollower
 from bellwire.agent.fleet.live_settings import LiveSettings
 from bellwire.broker.session.address import BrokerAddress
 from bellwire.broker.session.session import Farewell, Session
@@ -47,7 +47,9 @@ class SimulatedAgent:
             farewell=Farewell(presence_topic(device), gone, delay_s=1),
         )
         self.live = LiveSettings(self.settings)
-        self.fleet = Fleet(self.settings, self.session, self.live, now=lambda: datetime.now(UTC))
+        self.fleet = FleetFollower(
+            self.settings, self.session, self.live, now=lambda: datetime.now(UTC)
+        )
         self.rang: list[bool] = []
         """What its ringer was told: on, off."""
         self.commands = Commands(device, self.session, is_idle=lambda: True, ring=self._note_ring)

@@ -6,9 +6,9 @@ import json
 import signal
 from collections.abc import Sequence
 
-from bellwire.agent.media.engine import wrtc_connection as wrtc_engine
-from bellwire.agent.media.engine.engine import IceServer, PeerListeners
-from bellwire.agent.media.engine.wrtc_connection import WrtcConnection
+from bellwire.agent.media.engine import wrtc_engine
+from bellwire.agent.media.engine.interface import IceServer, PeerListeners
+from bellwire.agent.media.engine.wrtc_engine import WrtcConnection
 from bellwire.cli.main import app
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bellwire.agent.media.engine.engine import BLOCK_FRAMES, Block
+from bellwire.agent.media.engine.interface import BLOCK_FRAMES, Block
 from bench.lab.pulse_server import RATE_HZ
 
 _TONE_HZ = 430

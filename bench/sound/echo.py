@@ -12,7 +12,7 @@ import numpy as np
 from livekit.rtc import AudioFrame, AudioProcessingModule
 from numpy.typing import NDArray
 
-from bellwire.agent.media.engine.engine import BLOCK_FRAMES, Block
+from bellwire.agent.media.engine.interface import BLOCK_FRAMES, Block
 from bench.lab.pulse_server import RATE_HZ, Samples
 from bench.sound.audio_quality import level_db, likeness, speech
 from bench.sound.speech_heard import speech_heard

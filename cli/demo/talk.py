@@ -15,8 +15,14 @@ from numpy.typing import NDArray
 from bellwire.agent.calls.call import Call, CallStatus
 from bellwire.cli.demo.stage import Stage, Station, Timeline, within
 from bellwire.config.agent.panel import ButtonSettings
-from bellwire.hardware.audio.block import BLOCK_S, SAMPLE_RATE_HZ, Block, Samples, saturated
-from bellwire.hardware.audio.level import level_db
+from bellwire.hardware.audio.block import (
+    BLOCK_S,
+    SAMPLE_RATE_HZ,
+    Block,
+    Samples,
+    level_db,
+    saturated,
+)
 from bellwire.signaling.errors import Unavailable
 
 VOICE_S = 1.25

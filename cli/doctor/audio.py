@@ -21,7 +21,7 @@ from bellwire.config.agent.settings import load_agent_settings
 
 if TYPE_CHECKING:
     from bellwire.cli.doctor.sound_measures import SoundMeasures
-    from bellwire.hardware.audio.devices import Device
+    from bellwire.hardware.audio.devices import SoundDevice
 
 _LOUDEST_ECHO_DB = -45.0
 _LONGEST_ROUND_TRIP_S = 0.15
@@ -72,11 +72,11 @@ def audio(
         raise typer.Exit(1)
 
 
-def _examine_devices(devices: "list[Device]", settings: AudioSettings) -> Iterator[Finding]:
-    from bellwire.hardware.audio.devices import Direction, NoDevice, find_device
-    from bellwire.hardware.audio.speex import NoSpeex, find_speex
+def _examine_devices(devices: "list[SoundDevice]", settings: AudioSettings) -> Iterator[Finding]:
+    from bellwire.hardware.audio.devices import NoDevice, SoundDirection, find_device
+    from bellwire.hardware.audio.echo_canceller import NoSpeex, find_speex
 
-    for direction in Direction:
+    for direction in SoundDirection:
         wanted = getattr(settings, direction.value)
         try:
             device = find_device(devices, wanted, direction)
@@ -135,7 +135,7 @@ def _judge(measures: "SoundMeasures", settings: AudioSettings) -> Iterator[Findi
         yield good(said)
 
 
-def _table(devices: "list[Device]", settings: AudioSettings) -> Table:
+def _table(devices: "list[SoundDevice]", settings: AudioSettings) -> Table:
     table = Table("Index", "Name", "In", "Out", "Rate", "Used for", title="Sound devices")
     for device in devices:
         table.add_row(
@@ -149,10 +149,12 @@ def _table(devices: "list[Device]", settings: AudioSettings) -> Table:
     return table
 
 
-def _uses(device: "Device", devices: "list[Device]", settings: AudioSettings) -> Iterator[str]:
-    from bellwire.hardware.audio.devices import Direction, NoDevice, find_device
+def _uses(
+    device: "SoundDevice", devices: "list[SoundDevice]", settings: AudioSettings
+) -> Iterator[str]:
+    from bellwire.hardware.audio.devices import NoDevice, SoundDirection, find_device
 
-    for direction in Direction:
+    for direction in SoundDirection:
         if device.is_default(direction):
             yield f"default {direction.part}"
         wanted = getattr(settings, direction.value)
@@ -190,7 +192,7 @@ def _print_findings(console: Console, findings: list[Finding]) -> None:
 
 
 def _print_json(
-    devices: "list[Device]",
+    devices: "list[SoundDevice]",
     settings: AudioSettings,
     findings: list[Finding],
     measures: "SoundMeasures | None",

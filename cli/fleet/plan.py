@@ -14,7 +14,7 @@ from bellwire.cli.fleet.standing import Standings, differences
 from bellwire.config.agent.layer_reach import (
     NOT_THERE,
     ONLY_THE_FILE,
-    Reach,
+    LayerReach,
     never_heeded,
     rights_in,
     said_anew,
@@ -239,11 +239,11 @@ def _rights(change: LayerChange, *, whole: bool) -> list[str]:
 
 def _reached(
     fleet: RetainedFleet, changes: list[LayerChange], name: LayerName
-) -> Iterator[tuple[str, Reach]]:
+) -> Iterator[tuple[str, LayerReach]]:
     """The known devices that a layer is for once the changes are written."""
     held = layers_after(fleet, changes, "dry-run").items()
     layers = {other: now.layer for other, now in held if now.layer is not None}
     for device_id, device in sorted(fleet.devices.items()):
         reported = device.reported
         if reported is not None and is_for(name, device_id, groups_said(reported.local), layers):
-            yield device_id, Reach(reported.local, reported.remote)
+            yield device_id, LayerReach(reported.local, reported.remote)

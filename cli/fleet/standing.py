@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from bellwire.cli.fleet.session import FleetDevice
 from bellwire.config.fleet.layer import Layer, LayerProblem, Reported
-from bellwire.config.fleet.merge import LocalFile, Verdict, in_rollout, judge, parse_layer
+from bellwire.config.fleet.merge import LayerVerdict, LocalFile, in_rollout, judge, parse_layer
 from bellwire.config.fleet.writing import Held
 from bellwire.signaling.topics import LayerName
 
@@ -80,7 +80,7 @@ class Standings:
         self._groups = {
             name: layer for name, layer in self._layers.items() if not name.startswith("device/")
         }
-        self._known: dict[str, Verdict | None] = {}
+        self._known: dict[str, LayerVerdict | None] = {}
 
     def of(self, device: FleetDevice) -> Standing:
         """How a device stands."""
@@ -96,7 +96,7 @@ class Standings:
         skipped = tuple(dict.fromkeys([*reported.skipped, *verdict.skipped]))
         return Standing(device, _state(reported, verdict, expected), expected, skipped)
 
-    def verdict(self, reported: Reported) -> Verdict | None:
+    def verdict(self, reported: Reported) -> LayerVerdict | None:
         """What a device should run, unless a layer is wrong for it. None where its own file is wrong
         as this version sees it: a newer agent's may be."""
         layers = dict(self._groups)
@@ -122,7 +122,7 @@ class Standings:
         return self._known[key]
 
 
-def _state(reported: Reported, verdict: Verdict, expected: Mapping[str, int]) -> State:
+def _state(reported: Reported, verdict: LayerVerdict, expected: Mapping[str, int]) -> State:
     if any(error.revision in (None, expected.get(error.layer)) for error in reported.errors):
         return "refused"  # An error of another revision is yesterday's.
     if reported.waiting:

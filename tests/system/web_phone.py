@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
 
-from bellwire.agent.media.engine.engine import (
+from bellwire.agent.media.engine.interface import (
     BLOCK_FRAMES,
     Block,
     IceCandidate,

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from bellwire.agent.calls.call_invite import ringing_time_left
+from bellwire.agent.calls.invite import ringing_time_left
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 

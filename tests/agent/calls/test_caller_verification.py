@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from bellwire.agent.calls.call_invite import ringing_time_left
 from bellwire.agent.calls.caller_verification import CallerInfo, CallerVerification
+from bellwire.agent.calls.invite import ringing_time_left
 from bellwire.push.access.tokens import AccessTokens, new_signing_key
 from bellwire.push.store.engine.sqlite import SqliteDatabase
 from bellwire.push.store.rows.access import SigningKeyRow

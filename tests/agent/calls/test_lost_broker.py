@@ -5,8 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from bellwire.agent.calls.call import CallStatus
-from bellwire.agent.calls.signalling import write_token
+from bellwire.agent.calls.call import CallStatus, write_token
 from bellwire.signaling.calls.calls import CallState, UserState
 from bellwire.signaling.calls.events import CallCancelled
 from bellwire.signaling.identifiers import CallSid

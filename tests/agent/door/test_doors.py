@@ -18,7 +18,7 @@ from bellwire.cli.doctor.diagnosis import Condition
 from bellwire.config.agent.settings import AgentSettings, agent_file
 from bellwire.config.agent.telemetry import DoorNow
 from bellwire.config.private_file import write_private
-from bellwire.hardware.simulated import SimulatedPins
+from bellwire.hardware.panel.simulated_pins import SimulatedPins
 from bellwire.signaling.calls.calls import Attestation, UserState
 from bellwire.signaling.calls.events import CallMessage, CallUserStateChanged
 from bellwire.signaling.identifiers import Identity

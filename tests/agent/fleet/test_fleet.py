@@ -12,8 +12,8 @@ from gpiozero import DigitalInputDevice
 
 from bellwire.agent.calls.call import CallStatus
 from bellwire.agent.main import run_agent
+from bellwire.agent.media.sound import Tone
 from bellwire.agent.media.sound_card import SoundCard
-from bellwire.agent.media.voice import Tone
 from bellwire.broker.session.messages import Incoming
 from bellwire.broker.session.session import Session
 from bellwire.cli.demo.station import SimulatedStation

@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from bellwire.agent.fleet.follower import Fleet
+from bellwire.agent.fleet.follower import FleetFollower
 from bellwire.agent.fleet.live_settings import LiveSettings
 from bellwire.config.agent.settings import AgentSettings, BrokerSettings
 from bellwire.config.fleet.last_good import LastGood
@@ -83,14 +83,14 @@ class Device:
     def __init__(self, broker: RoughBroker, folder: Path) -> None:
         self.broker = broker
         self._folder = folder
-        self.fleet: Fleet
+        self.fleet: FleetFollower
         self.session: RoughSession
         self._running: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         self.session = RoughSession(self.broker)
         self.live = LiveSettings(FILE)
-        self.fleet = Fleet(
+        self.fleet = FleetFollower(
             FILE,
             self.session,
             self.live,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from bellwire.agent.fleet.follower import Fleet
+from bellwire.agent.fleet.follower import FleetFollower
 from bellwire.agent.fleet.live_settings import LiveSettings
 from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.accounts.dynamic_security import device_acls, device_role_name
@@ -93,7 +93,7 @@ async def suffer(broker: RunningBroker, tmp_path: Path, chance: random.Random) -
         )
         address = replace(wire.address, username=GATE, password=password)
         session = Session(address, mqtt_client_id(GATE, password), session_expiry_s=60, sleep=soon)
-        fleet = Fleet(
+        fleet = FleetFollower(
             settings,
             session,
             LiveSettings(settings),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bellwire.agent.fleet.follower import Fleet as AgentFleet
+from bellwire.agent.fleet.follower import FleetFollower as AgentFleet
 from bellwire.agent.fleet.live_settings import LiveSettings
 from bellwire.cli.fleet.session import RetainedFleet
 from bellwire.config.agent.panel import OutputSettings

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from bellwire.agent.fleet.follower import Fleet, _that_fits
+from bellwire.agent.fleet.follower import FleetFollower, _that_fits
 from bellwire.agent.fleet.live_settings import LiveSettings
 from bellwire.config.agent.settings import AgentSettings, BrokerSettings
 from bellwire.config.fleet.layer import LAYER_LIMIT_BYTES, Layer, LayerProblem, Reported
@@ -223,7 +223,7 @@ class Rough:
         self.live = LiveSettings(settings)
         self.changes: list[float] = []
         self.live.watch(lambda _, now: self.changes.append(now.call_timeout_s))
-        self.fleet = Fleet(
+        self.fleet = FleetFollower(
             settings, self.session, self.live, now=lambda: datetime.now(UTC), sleep=_no_wait
         )
 

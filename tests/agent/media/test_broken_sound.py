@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from bellwire.agent.calls.call import CallStatus
-from bellwire.agent.media.engine.engine import IceServer
+from bellwire.agent.media.engine.interface import IceServer
 from tests.agent.talking import (
     DESK,
     FRONT,

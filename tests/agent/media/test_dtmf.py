@@ -18,7 +18,7 @@ from bellwire.agent.media.dtmf import (
     check_digits,
     dial_steps,
 )
-from bellwire.agent.media.engine.engine import BLOCK_FRAMES, SAMPLE_RATE_HZ
+from bellwire.agent.media.engine.interface import BLOCK_FRAMES, SAMPLE_RATE_HZ
 from bellwire.signaling.errors import InvalidInput
 
 Sound = NDArray[np.float64]

@@ -2,9 +2,9 @@
 
 import pytest
 
-from bellwire.agent.calls.signalling import read_token, write_token
+from bellwire.agent.calls.call import read_token, write_token
 from bellwire.agent.media.early_media import allows_early_media, with_early_media
-from bellwire.agent.media.engine.engine import IceCandidate
+from bellwire.agent.media.engine.interface import IceCandidate
 from bellwire.agent.media.negotiation import with_candidates
 from bellwire.signaling.errors import InvalidInput
 from bellwire.signaling.identifiers import CallSid

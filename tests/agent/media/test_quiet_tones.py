@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bellwire.agent.media.dtmf import DtmfDetector, tone_blocks
-from bellwire.agent.media.engine.engine import BLOCK_FRAMES, SAMPLE_RATE_HZ, Block
-from bellwire.agent.media.quiet_tones import QuietTones
+from bellwire.agent.media.dtmf import DtmfDetector, QuietTones, tone_blocks
+from bellwire.agent.media.engine.interface import BLOCK_FRAMES, SAMPLE_RATE_HZ, Block
 from bellwire.hardware.audio.drift import DriftingSource
 from tests.agent.media.test_dtmf import (
     ALL_DIGITS,

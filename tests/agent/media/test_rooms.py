@@ -14,11 +14,11 @@ import pytest_asyncio
 from bellwire.agent.calls.call import Call, CallStatus
 from bellwire.agent.door.doors import Doors
 from bellwire.agent.fleet.live_settings import LiveSettings
-from bellwire.agent.media.media_news import MediaTiming
+from bellwire.agent.media.peer import MediaTiming
 from bellwire.config.agent.settings import ConfigurableSettings
-from bellwire.hardware.panel.door import DoorRelease
+from bellwire.hardware.panel.door_lock import DoorLock
 from bellwire.hardware.panel.panel import Panel
-from bellwire.hardware.simulated import SimulatedPins
+from bellwire.hardware.panel.simulated_pins import SimulatedPins
 from tests.agent.post import settings_of
 from tests.agent.talking import QUICK, Talker, heard, talker
 from tests.conftest import PATIENCE_S, register_station
@@ -267,7 +267,7 @@ def guarded(callers: Sequence[str]) -> ConfigurableSettings:
 @asynccontextmanager
 async def door_of(
     station: Talker, callers: Sequence[str]
-) -> AsyncIterator[tuple[DoorRelease, LiveSettings]]:
+) -> AsyncIterator[tuple[DoorLock, LiveSettings]]:
     """A door at this station, which opens for these."""
     live = LiveSettings(guarded(callers))
     with SimulatedPins(live.now.panel) as pins:

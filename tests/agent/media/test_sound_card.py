@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bellwire.agent.media.engine.engine import BLOCK_FRAMES, Block
+from bellwire.agent.media.engine.interface import BLOCK_FRAMES, Block
+from bellwire.agent.media.sound import AudioDevices, Tone
 from bellwire.agent.media.sound_card import SoundCard
-from bellwire.agent.media.voice import AudioDevices, Tone
 from bellwire.config.agent.audio import AudioSettings
 from bellwire.hardware.audio.simulated_card import SimulatedSoundCard, SimulatedStream
 from bellwire.signaling.errors import CallError

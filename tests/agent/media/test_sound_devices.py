@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from bellwire.agent.calls.call import AcceptOptions, CallStatus
+from bellwire.agent.media.sound import AudioDevices, Tone
 from bellwire.agent.media.sound_card import SoundCard
-from bellwire.agent.media.voice import AudioDevices, Tone
 from bellwire.config.agent.audio import AudioSettings, ProcessingSettings
 from bellwire.hardware.audio.devices import Initialise, initialise_pyaudio
 from bellwire.hardware.audio.simulated_card import SimulatedSoundCard, SimulatedStream

@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bellwire.agent.calls.call import AcceptOptions, CallStatus
-from bellwire.agent.media.voice import AudioDevices
+from bellwire.agent.media.sound import AudioDevices
 from bellwire.hardware.audio.simulated_card import SimulatedSoundCard
 from bellwire.signaling.errors import CallError, InvalidInput
 from tests.agent.media.test_quiet_tones import digits_in, loosely_heard

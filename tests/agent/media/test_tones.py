@@ -5,8 +5,8 @@ import asyncio
 import numpy as np
 import pytest
 
+from bellwire.agent.media.sound import Tone
 from bellwire.agent.media.sound_card import SoundCard
-from bellwire.agent.media.voice import Tone
 from bellwire.config.agent.audio import AudioSettings
 from bellwire.hardware.audio.block import Block
 from bellwire.hardware.audio.simulated_card import SimulatedSoundCard

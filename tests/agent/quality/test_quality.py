@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bellwire.agent.media.engine.engine import BLOCK_FRAMES, MediaStats
-from bellwire.agent.quality.meter import volume_of, volume_of_level
+from bellwire.agent.media.engine.interface import BLOCK_FRAMES, MediaStats
+from bellwire.agent.quality.meter import volume_of
 from bellwire.agent.quality.mos import MOS_MAX, mean_opinion_score
 from bellwire.agent.quality.sample import Sample, SampleMaker
 from bellwire.agent.quality.warnings import QualityWatch, WarningCleared, WarningName, WarningRaised
+from bellwire.hardware.audio.block import volume as volume_of_level
 
 seconds = st.floats(0, 100)
 shares = st.floats(0, 1)

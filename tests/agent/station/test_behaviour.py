@@ -9,12 +9,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
-from bellwire.agent.door.release import DoorDecision, DoorKeeper, Outcome, Party
-from bellwire.agent.station.behaviour import (
+from bellwire.agent.door.authorization import DoorDecision, DoorKeeper, DoorOutcome, Party
+from bellwire.agent.station.dialling import redial_in_s
+from bellwire.agent.station.incoming import (
     Invited,
     InviteDecision,
     decide_invite,
-    redial_in_s,
     ring_volume_at,
     within,
 )
@@ -247,16 +247,16 @@ def keypad(*parties: Party, **members: Any) -> Keypad:  # noqa: ANN401
 
 def test_the_right_code_opens_its_own_door() -> None:
     keys = keypad()
-    assert keys.press("471") == DoorDecision(Outcome.UNFINISHED)
-    assert keys.press("1") == DoorDecision(Outcome.RELEASED, "front")
-    assert keys.press("902468") == DoorDecision(Outcome.RELEASED, "yard")
+    assert keys.press("471") == DoorDecision(DoorOutcome.UNFINISHED)
+    assert keys.press("1") == DoorDecision(DoorOutcome.RELEASED, "front")
+    assert keys.press("902468") == DoorDecision(DoorOutcome.RELEASED, "yard")
 
 
 def test_only_who_is_allowed_opens_a_door_and_verified_only_where_set() -> None:
-    assert keypad(EVE).press("4711") == DoorDecision(Outcome.NOT_ALLOWED)
-    assert keypad(Party("", verified=True)).press("4711").outcome is Outcome.NOT_ALLOWED
+    assert keypad(EVE).press("4711") == DoorDecision(DoorOutcome.NOT_ALLOWED)
+    assert keypad(Party("", verified=True)).press("4711").outcome is DoorOutcome.NOT_ALLOWED
     stranger = keypad(SOMEBODY_LIKE_ALICE)
-    assert stranger.press("902468") == DoorDecision(Outcome.RELEASED, "yard")
+    assert stranger.press("902468") == DoorDecision(DoorOutcome.RELEASED, "yard")
     assert all(stranger.press(digit).door is None for digit in "4711")
     assert keypad(Party("bob", verified=True)).press("902468").door == "yard"
 
@@ -282,7 +282,7 @@ def test_a_digit_that_comes_too_late_begins_a_new_code() -> None:
     assert keys.press("711").door == "front"
     keys.press("47")
     keys.wait(6)
-    assert keys.press("11").outcome is Outcome.UNFINISHED
+    assert keys.press("11").outcome is DoorOutcome.UNFINISHED
     keys.wait(6)
     assert keys.press("4711").door == "front"
 
@@ -293,13 +293,13 @@ def test_a_code_is_typed_whole_and_not_found_among_other_digits() -> None:
 
 def test_wrong_codes_are_few_and_hanging_up_forgives_none() -> None:
     keys = keypad(doors={"front": DOORS["front"]}, wrong_codes=3, lockout_s=60)
-    assert keys.press("0000") == DoorDecision(Outcome.WRONG_CODE)
-    assert keys.press("0001") == DoorDecision(Outcome.WRONG_CODE)
+    assert keys.press("0000") == DoorDecision(DoorOutcome.WRONG_CODE)
+    assert keys.press("0001") == DoorDecision(DoorOutcome.WRONG_CODE)
     keys.hang_up()
-    assert keys.press("0002") == DoorDecision(Outcome.LOCKED_OUT)
-    assert keys.press("4711") == DoorDecision(Outcome.LOCKED_OUT)
+    assert keys.press("0002") == DoorDecision(DoorOutcome.LOCKED_OUT)
+    assert keys.press("4711") == DoorDecision(DoorOutcome.LOCKED_OUT)
     keys.hang_up()
-    assert keys.press("4711") == DoorDecision(Outcome.LOCKED_OUT)
+    assert keys.press("4711") == DoorDecision(DoorOutcome.LOCKED_OUT)
     keys.wait(61)
     assert keys.press("4711").door == "front"
 
@@ -307,7 +307,7 @@ def test_wrong_codes_are_few_and_hanging_up_forgives_none() -> None:
 def test_one_partys_wrong_codes_lock_out_no_other() -> None:
     doors = {"front": {**DOORS["front"], "callers": ["alice", "bob"]}}
     keys = keypad(doors=doors, wrong_codes=1)
-    assert keys.press("0000").outcome is Outcome.LOCKED_OUT
+    assert keys.press("0000").outcome is DoorOutcome.LOCKED_OUT
     assert Keypad(keys.keeper, Party("bob", verified=True)).press("4711").door == "front"
 
 
@@ -315,20 +315,20 @@ def test_a_digit_that_may_be_anybodys_opens_what_all_of_them_may_open() -> None:
     bob = Party("bob", verified=True)
     assert keypad(ALICE, bob).press("902468").door == "yard"
     assert all(keypad(ALICE, bob).press(digit).door is None for digit in "4711")
-    assert keypad(ALICE, bob, EVE).press("902468") == DoorDecision(Outcome.NOT_ALLOWED)
+    assert keypad(ALICE, bob, EVE).press("902468") == DoorDecision(DoorOutcome.NOT_ALLOWED)
     doors = {"front": {**DOORS["front"], "callers": ["alice", "bob"]}}
     assert keypad(ALICE, bob, doors=doors).press("4711").door == "front"
     unverified = (SOMEBODY_LIKE_ALICE, bob)
-    assert keypad(*unverified, doors=doors).press("4711").outcome is Outcome.NOT_ALLOWED
+    assert keypad(*unverified, doors=doors).press("4711").outcome is DoorOutcome.NOT_ALLOWED
     nobody = DoorKeeper(behaving(doors=DOORS)).hear_digit("9", [], 0)
-    assert nobody == DoorDecision(Outcome.NOT_ALLOWED)
+    assert nobody == DoorDecision(DoorOutcome.NOT_ALLOWED)
 
 
 def test_wrong_codes_that_may_be_anybodys_lock_out_no_one_of_them() -> None:
     doors = {"front": {**DOORS["front"], "callers": ["alice", "bob"]}}
     keys = keypad(ALICE, Party("bob", verified=True), doors=doors, wrong_codes=1)
-    assert keys.press("0000").outcome is Outcome.LOCKED_OUT
-    assert keys.press("4711").outcome is Outcome.LOCKED_OUT
+    assert keys.press("0000").outcome is DoorOutcome.LOCKED_OUT
+    assert keys.press("4711").outcome is DoorOutcome.LOCKED_OUT
     assert Keypad(keys.keeper, ALICE).press("4711").door == "front"
 
 
@@ -336,7 +336,7 @@ def test_wrong_codes_that_may_be_anybodys_lock_out_no_one_of_them() -> None:
 def test_a_shorter_code_tried_and_left_counts_as_wrong_however_it_is_left(left: str) -> None:
     keys = keypad(wrong_codes=2)
     for code in ("1111", "1112"):
-        assert keys.press(code).outcome is Outcome.UNFINISHED
+        assert keys.press(code).outcome is DoorOutcome.UNFINISHED
         if left == "wait":
             keys.wait(6)
         elif left == "hang_up":
@@ -344,16 +344,16 @@ def test_a_shorter_code_tried_and_left_counts_as_wrong_however_it_is_left(left: 
         elif left == "restart":
             keys = keys.restarted()
         else:
-            outcomes = {"1111": Outcome.WRONG_CODE, "1112": Outcome.LOCKED_OUT}
+            outcomes = {"1111": DoorOutcome.WRONG_CODE, "1112": DoorOutcome.LOCKED_OUT}
             assert keys.press("*").outcome is outcomes[code]
-    assert keys.press("4711").outcome is Outcome.LOCKED_OUT
+    assert keys.press("4711").outcome is DoorOutcome.LOCKED_OUT
 
 
 def test_guessing_the_shorter_code_and_hanging_up_each_time_is_over_after_three() -> None:
     keys = keypad(wrong_codes=3, lockout_s=600)
     tried = 0
     for code in range(10_000):
-        if keys.press(f"{code:04}").outcome is Outcome.LOCKED_OUT:
+        if keys.press(f"{code:04}").outcome is DoorOutcome.LOCKED_OUT:
             break
         tried += 1
         keys.hang_up()
@@ -376,7 +376,7 @@ def test_the_code_that_opens_forgives_what_was_wrong_before() -> None:
     assert keys.keeper.wrong_codes == {"alice": 1}
     assert keys.press("4711").door == "front"
     assert keys.keeper.wrong_codes == {}
-    assert keys.press("0000").outcome is Outcome.WRONG_CODE
+    assert keys.press("0000").outcome is DoorOutcome.WRONG_CODE
 
 
 def test_a_longer_code_is_not_taken_for_a_wrong_shorter_one() -> None:
@@ -402,7 +402,7 @@ def test_after_a_restart_the_time_of_a_lockout_begins_anew_and_ends() -> None:
     keys.press("1111*")
     keys.wait(59)
     keys = keys.restarted()
-    assert keys.press("4711").outcome is Outcome.LOCKED_OUT
+    assert keys.press("4711").outcome is DoorOutcome.LOCKED_OUT
     keys.wait(60)
     assert keys.press("4711").door == "front"
 
@@ -410,7 +410,7 @@ def test_after_a_restart_the_time_of_a_lockout_begins_anew_and_ends() -> None:
 def test_where_it_is_not_known_who_was_wrong_nobodys_code_opens_for_as_long_as_a_lockout() -> None:
     keeper = DoorKeeper(behaving(doors=DOORS, lockout_s=60), all_wrong=True, at=1000.0)
     keys = Keypad(keeper, ALICE)
-    assert keys.press("4711").outcome is Outcome.LOCKED_OUT
+    assert keys.press("4711").outcome is DoorOutcome.LOCKED_OUT
     assert keeper.take_message({"door": "front"}, ALICE).door == "front"
     keys.wait(60)
     assert keys.press("4711").door == "front"
@@ -422,7 +422,7 @@ def test_a_door_whose_code_cannot_be_used_stays_shut_and_the_others_do_not(code:
     keys = keypad(doors=doors)
     assert [keys.press(digit).door for digit in code] == [None] * len(code)
     assert keys.keeper.take_message({"door": "front"}, ALICE) == DoorDecision(
-        Outcome.FAILED, "front"
+        DoorOutcome.FAILED, "front"
     )
     keys.hang_up()
     assert keys.press("902468").door == "yard"
@@ -455,7 +455,7 @@ def test_a_door_opens_for_its_code_alone(digits: str) -> None:
 @pytest.mark.parametrize("digit", ["", "a", "12", "٤", "w"])
 def test_what_is_no_digit_is_not_taken_for_one(digit: str) -> None:
     keeper = keypad().keeper
-    assert keeper.hear_digit(digit, [ALICE], 0).outcome is Outcome.NOT_UNDERSTOOD
+    assert keeper.hear_digit(digit, [ALICE], 0).outcome is DoorOutcome.NOT_UNDERSTOOD
 
 
 def test_nothing_that_is_typed_can_be_seen() -> None:
@@ -467,16 +467,16 @@ def test_nothing_that_is_typed_can_be_seen() -> None:
 @pytest.mark.parametrize(
     ("content", "party", "decision"),
     [
-        ({"door": "front"}, ALICE, DoorDecision(Outcome.RELEASED, "front")),
-        ({"door": "front"}, EVE, DoorDecision(Outcome.NOT_ALLOWED)),
-        ({"door": "front"}, SOMEBODY_LIKE_ALICE, DoorDecision(Outcome.NOT_ALLOWED)),
-        ({"door": "yard"}, ALICE, DoorDecision(Outcome.NOT_ALLOWED)),
-        ({"door": "cellar"}, ALICE, DoorDecision(Outcome.NO_SUCH_DOOR)),
-        ({}, ALICE, DoorDecision(Outcome.NO_SUCH_DOOR)),
-        ({"door": ["front"]}, ALICE, DoorDecision(Outcome.NOT_UNDERSTOOD)),
-        ({"door": "x" * 99}, ALICE, DoorDecision(Outcome.NOT_UNDERSTOOD)),
-        ("front", ALICE, DoorDecision(Outcome.NOT_UNDERSTOOD)),
-        (None, ALICE, DoorDecision(Outcome.NOT_UNDERSTOOD)),
+        ({"door": "front"}, ALICE, DoorDecision(DoorOutcome.RELEASED, "front")),
+        ({"door": "front"}, EVE, DoorDecision(DoorOutcome.NOT_ALLOWED)),
+        ({"door": "front"}, SOMEBODY_LIKE_ALICE, DoorDecision(DoorOutcome.NOT_ALLOWED)),
+        ({"door": "yard"}, ALICE, DoorDecision(DoorOutcome.NOT_ALLOWED)),
+        ({"door": "cellar"}, ALICE, DoorDecision(DoorOutcome.NO_SUCH_DOOR)),
+        ({}, ALICE, DoorDecision(DoorOutcome.NO_SUCH_DOOR)),
+        ({"door": ["front"]}, ALICE, DoorDecision(DoorOutcome.NOT_UNDERSTOOD)),
+        ({"door": "x" * 99}, ALICE, DoorDecision(DoorOutcome.NOT_UNDERSTOOD)),
+        ("front", ALICE, DoorDecision(DoorOutcome.NOT_UNDERSTOOD)),
+        (None, ALICE, DoorDecision(DoorOutcome.NOT_UNDERSTOOD)),
     ],
 )
 def test_a_message_opens_the_door_it_names_for_who_may(
@@ -489,4 +489,4 @@ def test_a_message_opens_the_door_it_names_for_who_may(
 
 def test_a_message_need_not_name_the_only_door() -> None:
     keeper = keypad(doors={"front": DOORS["front"]}).keeper
-    assert keeper.take_message({}, ALICE) == DoorDecision(Outcome.RELEASED, "front")
+    assert keeper.take_message({}, ALICE) == DoorDecision(DoorOutcome.RELEASED, "front")

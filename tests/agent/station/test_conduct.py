@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 
 from bellwire.agent.calls.call import CallerInfo, CallStatus
-from bellwire.agent.media.voice import Tone
+from bellwire.agent.media.sound import Tone
 from bellwire.config.agent.behaviour import BehaviourSettings
 from bellwire.hardware.panel.status_light import Pattern
 from bellwire.signaling.calls.events import CallCancelled

@@ -10,9 +10,9 @@ from structlog.testing import capture_logs
 from bellwire.agent.calls.call import CallStatus
 from bellwire.agent.door.doors import Doors
 from bellwire.agent.fleet.live_settings import LiveSettings
-from bellwire.agent.station.behaviour import Conduct
+from bellwire.agent.station.incoming import IncomingCalls
 from bellwire.hardware.panel.panel import Panel
-from bellwire.hardware.simulated import SimulatedPins
+from bellwire.hardware.panel.simulated_pins import SimulatedPins
 from tests.agent.post import began, settings_of
 from tests.agent.talking import FRONT, Talker, heard
 
@@ -58,7 +58,7 @@ async def test_a_caller_is_heard_before_the_answer_where_both_sides_allow_it(
     front: Talker, inside: Talker
 ) -> None:
     live = LiveSettings(settings_of())
-    Conduct(live, inside.device, now=lambda: began)
+    IncomingCalls(live, inside.device, now=lambda: began)
     unheard = front.device.connect("desk", early_media=True)
     await inside.until_status((await inside.invited()).call, CallStatus.PENDING)
     live.take(settings_of(behaviour={"hear_early_media": True}))

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from bellwire.agent.calls.call import CallStatus
-from bellwire.config.agent.layer_reach import Reach
+from bellwire.config.agent.layer_reach import LayerReach
 from bellwire.config.agent.settings import load_agent_settings, settings_given
 from tests.cli.command import Ended, bellwire
 from tests.conftest import PATIENCE_S, running_station
@@ -44,7 +44,7 @@ async def test_device_is_added_rung_by_a_call_listed_and_removed(
     assert settings.panel.call_buttons["lobby"].to == ("lobby",)
     # Shut: it opens no right to layers, and no door and no microphone to anybody.
     rights = {"doors": {"front": {"callers": ["eve"]}}, "auto_answer": {"callers": ["eve"]}}
-    reach = Reach(settings_given(settings), settings.remote)
+    reach = LayerReach(settings_given(settings), settings.remote)
     assert (settings.remote, reach.heed({"behaviour": rights}).patch) == ((), {})
     assert settings.broker.password.get_secret_value() not in added.out + added.err
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bellwire.hardware.panel.contact import Gesture, GestureReader
+from bellwire.hardware.panel.button import Gesture, GestureReader
 
 ACTIVATED, TAPPED = Gesture.ACTIVATED, Gesture.TAPPED
 HELD, DEACTIVATED = Gesture.HELD, Gesture.DEACTIVATED

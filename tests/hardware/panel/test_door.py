@@ -14,22 +14,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bellwire.config.agent.panel import DoorSettings
-from bellwire.hardware.panel.door import DoorRelease, DoorUnattendedError
-from bellwire.hardware.simulated import SimulatedPins
+from bellwire.hardware.panel.door_lock import DoorLock, DoorUnattendedError
+from bellwire.hardware.panel.simulated_pins import SimulatedPins
 from tests.hardware.conftest import ThreadTime
 
 DOOR = DoorSettings(pin=27, open_s=5)
 
 
 @pytest.fixture
-def door(pins: SimulatedPins, thread_time: ThreadTime) -> Iterator[DoorRelease]:
-    door = DoorRelease(DOOR, pin_factory=pins, wait=thread_time.wait, clock=thread_time.clock)
+def door(pins: SimulatedPins, thread_time: ThreadTime) -> Iterator[DoorLock]:
+    door = DoorLock(DOOR, pin_factory=pins, wait=thread_time.wait, clock=thread_time.clock)
     yield door
     door.close()
 
 
 @pytest.fixture
-async def running(door: DoorRelease) -> AsyncIterator[asyncio.Task[None]]:
+async def running(door: DoorLock) -> AsyncIterator[asyncio.Task[None]]:
     task = asyncio.create_task(door.run())
     await asyncio.sleep(0)
     yield task
@@ -38,9 +38,7 @@ async def running(door: DoorRelease) -> AsyncIterator[asyncio.Task[None]]:
 
 
 @pytest.mark.usefixtures("running")
-async def test_the_door_is_open_before_release_returns(
-    door: DoorRelease, pins: SimulatedPins
-) -> None:
+async def test_the_door_is_open_before_release_returns(door: DoorLock, pins: SimulatedPins) -> None:
     door.release()
     assert pins.is_active(DOOR)
     assert door.is_open
@@ -48,7 +46,7 @@ async def test_the_door_is_open_before_release_returns(
 
 @pytest.mark.usefixtures("running")
 async def test_the_door_locks_when_its_time_is_over(
-    door: DoorRelease, pins: SimulatedPins, thread_time: ThreadTime
+    door: DoorLock, pins: SimulatedPins, thread_time: ThreadTime
 ) -> None:
     door.release()
     thread_time.advance(4.9)
@@ -59,9 +57,7 @@ async def test_the_door_locks_when_its_time_is_over(
 
 
 @pytest.mark.usefixtures("running")
-async def test_a_second_release_extends_the_time(
-    door: DoorRelease, thread_time: ThreadTime
-) -> None:
+async def test_a_second_release_extends_the_time(door: DoorLock, thread_time: ThreadTime) -> None:
     door.release()
     thread_time.advance(4)
     door.release()
@@ -73,7 +69,7 @@ async def test_a_second_release_extends_the_time(
 
 @pytest.mark.usefixtures("running")
 async def test_a_shorter_release_does_not_shorten_the_time(
-    door: DoorRelease, thread_time: ThreadTime
+    door: DoorLock, thread_time: ThreadTime
 ) -> None:
     door.release(30)
     thread_time.advance(1)
@@ -86,7 +82,7 @@ async def test_a_shorter_release_does_not_shorten_the_time(
 
 @pytest.mark.usefixtures("running")
 async def test_locking_ends_the_release_and_leaves_nothing_of_it(
-    door: DoorRelease, thread_time: ThreadTime
+    door: DoorLock, thread_time: ThreadTime
 ) -> None:
     door.release(60)
     thread_time.advance(1)
@@ -98,7 +94,7 @@ async def test_locking_ends_the_release_and_leaves_nothing_of_it(
 
 
 async def test_the_door_locks_when_its_task_is_cancelled(
-    door: DoorRelease, running: asyncio.Task[None], pins: SimulatedPins, thread_time: ThreadTime
+    door: DoorLock, running: asyncio.Task[None], pins: SimulatedPins, thread_time: ThreadTime
 ) -> None:
     door.release()
     thread_time.advance(1)
@@ -108,7 +104,7 @@ async def test_the_door_locks_when_its_task_is_cancelled(
 
 
 async def test_the_door_locks_when_another_task_of_the_agent_crashes(
-    door: DoorRelease, pins: SimulatedPins
+    door: DoorLock, pins: SimulatedPins
 ) -> None:
     async def crash() -> None:
         await asyncio.sleep(0)
@@ -128,7 +124,7 @@ async def test_the_door_locks_when_its_own_waiting_fails(pins: SimulatedPins) ->
             raise OSError("the clock is broken")
         condition.wait()
 
-    door = DoorRelease(DOOR, pin_factory=pins, wait=fail)
+    door = DoorLock(DOOR, pin_factory=pins, wait=fail)
     running = asyncio.create_task(door.run())
     await asyncio.sleep(0)
     door.release()
@@ -145,7 +141,7 @@ def test_the_door_locks_when_the_event_loop_dies(pins: SimulatedPins) -> None:
     pins.watch(DOOR.pin, lambda high, _at: levels.append(high))
 
     async def die() -> None:
-        door = DoorRelease(DOOR, pin_factory=pins)
+        door = DoorLock(DOOR, pin_factory=pins)
         running = asyncio.create_task(door.run())
         await asyncio.sleep(0)
         door.release()
@@ -160,7 +156,7 @@ def test_constructing_locks_a_door_that_a_crashed_process_left_open(pins: Simula
     pin = pins.pin(DOOR.pin)
     pin.function = "output"
     pin.state = True
-    door = DoorRelease(DOOR, pin_factory=pins)
+    door = DoorLock(DOOR, pin_factory=pins)
     assert not pins.is_active(DOOR)
     assert not pin.state
     door.close()
@@ -168,7 +164,7 @@ def test_constructing_locks_a_door_that_a_crashed_process_left_open(pins: Simula
 
 @pytest.mark.usefixtures("running")
 async def test_closing_locks_the_door_before_the_pin_is_given_back(
-    door: DoorRelease, pins: SimulatedPins
+    door: DoorLock, pins: SimulatedPins
 ) -> None:
     levels = []
     pins.watch(DOOR.pin, lambda high, _at: levels.append(high))
@@ -181,7 +177,7 @@ async def test_closing_locks_the_door_before_the_pin_is_given_back(
 
 
 def test_the_door_does_not_open_while_nobody_would_lock_it(
-    door: DoorRelease, pins: SimulatedPins
+    door: DoorLock, pins: SimulatedPins
 ) -> None:
     with pytest.raises(DoorUnattendedError, match="start the panel's run"):
         door.release()
@@ -189,7 +185,7 @@ def test_the_door_does_not_open_while_nobody_would_lock_it(
 
 
 async def test_the_door_does_not_open_after_its_task_has_ended(
-    door: DoorRelease, running: asyncio.Task[None]
+    door: DoorLock, running: asyncio.Task[None]
 ) -> None:
     running.cancel()
     await asyncio.wait([running])
@@ -200,7 +196,7 @@ async def test_the_door_does_not_open_after_its_task_has_ended(
 @pytest.mark.parametrize("duration_s", [0, 0.09, 60.1, -1, float("nan"), float("inf")])
 @pytest.mark.usefixtures("running")
 async def test_a_time_out_of_range_is_refused_and_the_door_stays_locked(
-    door: DoorRelease, duration_s: float
+    door: DoorLock, duration_s: float
 ) -> None:
     with pytest.raises(ValueError, match="opens for"):
         door.release(duration_s)
@@ -223,7 +219,7 @@ async def test_the_door_is_open_exactly_as_long_as_its_releases_say(
 ) -> None:
     virtual = ThreadTime()
     with SimulatedPins() as pins:
-        door = DoorRelease(DOOR, pin_factory=pins, wait=virtual.wait, clock=virtual.clock)
+        door = DoorLock(DOOR, pin_factory=pins, wait=virtual.wait, clock=virtual.clock)
         running = asyncio.create_task(door.run())
         await asyncio.sleep(0)
         open_until = 0.0
@@ -262,7 +258,7 @@ async def open_for_s(pins: SimulatedPins, stall: Callable[[threading.Event], obj
             locked.set()
 
     pins.watch(QUICK.pin, note)
-    door = DoorRelease(QUICK, pin_factory=pins)
+    door = DoorLock(QUICK, pin_factory=pins)
     running = asyncio.create_task(door.run())
     await asyncio.sleep(0)
     door.release()
@@ -294,13 +290,13 @@ async def test_a_door_of_half_a_second_locks_in_time_while_a_callback_holds_the_
 OPENS = """
 import asyncio, sys, time
 from bellwire.config.agent.panel import DoorSettings
-from bellwire.hardware.panel.door import DoorRelease
-from bellwire.hardware.simulated import SimulatedPins
+from bellwire.hardware.panel.door_lock import DoorLock
+from bellwire.hardware.panel.simulated_pins import SimulatedPins
 
 async def open_door() -> None:
     pins = SimulatedPins()
     pins.watch(27, lambda high, at: print("open" if high else "locked", time.monotonic(), flush=True))
-    door = DoorRelease(DoorSettings(pin=27, open_s=float(sys.argv[1])), pin_factory=pins)
+    door = DoorLock(DoorSettings(pin=27, open_s=float(sys.argv[1])), pin_factory=pins)
     running = asyncio.create_task(door.run())
     await asyncio.sleep(0)
     door.release()

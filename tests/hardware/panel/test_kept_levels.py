@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from bellwire.config.agent.panel import PanelSettings
+from bellwire.hardware.panel.door_lock import why_no_door
 from bellwire.hardware.panel.panel import Panel
-from bellwire.hardware.panel.pins import why_no_door
-from bellwire.hardware.simulated import SimulatedPins
+from bellwire.hardware.panel.simulated_pins import SimulatedPins
 
 PI_4, PI_5 = b"raspberrypi,4-model-b\0brcm,bcm2711\0", b"raspberrypi,5-model-b\0brcm,bcm2712\0"
 SETTINGS = PanelSettings.model_validate({"door": {"pin": 27}, "ringer": {"pin": 17}})

@@ -8,7 +8,7 @@ import pytest
 from bellwire.config.agent.panel import KeypadSettings
 from bellwire.hardware.panel.keypad import KEYS, Keypad
 from bellwire.hardware.panel.pins import PanelError
-from bellwire.hardware.simulated import SimulatedPins
+from bellwire.hardware.panel.simulated_pins import SimulatedPins
 from tests.hardware.conftest import VirtualTime
 
 KEYPAD = KeypadSettings(rows=(5, 6, 13, 19), columns=(12, 16, 20))

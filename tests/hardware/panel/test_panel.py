@@ -24,7 +24,7 @@ from bellwire.hardware.panel.panel import (
     Panel,
     PanelError,
 )
-from bellwire.hardware.simulated import SimulatedPins
+from bellwire.hardware.panel.simulated_pins import SimulatedPins
 
 SETTINGS = PanelSettings.model_validate(
     {

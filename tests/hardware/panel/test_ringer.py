@@ -10,7 +10,7 @@ from bellwire.config.agent.panel import RingerSettings
 from bellwire.hardware.panel.cadence import Cadence, CadencePlayer
 from bellwire.hardware.panel.pins import PanelError
 from bellwire.hardware.panel.ringer import Ringer
-from bellwire.hardware.simulated import SimulatedPins
+from bellwire.hardware.panel.simulated_pins import SimulatedPins
 from tests.hardware.conftest import VirtualTime
 
 RINGER = RingerSettings(pin=17)

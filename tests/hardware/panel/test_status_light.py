@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from bellwire.config.agent.panel import StatusLightSettings
+from bellwire.hardware.panel.simulated_pins import SimulatedPins
 from bellwire.hardware.panel.status_light import CADENCES, Pattern, StatusLight
-from bellwire.hardware.simulated import SimulatedPins
 from tests.hardware.conftest import VirtualTime
 
 LIGHT = StatusLightSettings(pin=22)

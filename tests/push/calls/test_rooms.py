@@ -9,8 +9,8 @@ import pytest
 import pytest_asyncio
 from pydantic import ValidationError
 
-from bellwire.agent.media.engine.engine import IceCandidate, PeerConnection, PeerListeners
-from bellwire.agent.media.engine.wrtc_connection import WrtcEngine
+from bellwire.agent.media.engine.interface import IceCandidate, PeerConnection, PeerListeners
+from bellwire.agent.media.engine.wrtc_engine import WrtcEngine
 from bellwire.agent.media.negotiation import with_candidates
 from bellwire.config.media_servers import read_janus_secret
 from bellwire.config.relay import RelaySettings

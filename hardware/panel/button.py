@@ -1,4 +1,4 @@
-"""What a contact's edges mean: the debounce and the press, for buttons and the hook switch.
+"""A push button or the hook switch: debounces its contact, and tells a tap from a long press.
 
 :class:`GestureReader` decides from stamped edges alone, so a busy event loop changes no verdict.
 :class:`Contact` feeds it from a pin. gpiozero's ``Button`` is not used: it keeps a thread for each
@@ -103,7 +103,7 @@ class Contact:
     The following example prints each short press::
 
         from bellwire.config.agent.panel import ButtonSettings
-        from bellwire.hardware.panel.contact import Contact, Gesture
+        from bellwire.hardware.panel.button import Contact, Gesture
 
         def tell(gesture):
             if gesture is Gesture.TAPPED:

@@ -65,7 +65,7 @@ class SimulatedPins(MockFactory):  # type: ignore[misc]  # gpiozero ships no typ
 
         from bellwire.config.agent.panel import PanelSettings
         from bellwire.hardware.panel.panel import Panel
-        from bellwire.hardware.simulated import SimulatedPins
+        from bellwire.hardware.panel.simulated_pins import SimulatedPins
 
         async def press_answer():
             settings = PanelSettings.model_validate({"answer": {"pin": 4}})

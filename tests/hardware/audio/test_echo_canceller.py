@@ -3,7 +3,7 @@
 import numpy as np
 
 from bellwire.hardware.audio.block import BLOCK_FRAMES, SILENCE, Block
-from bellwire.hardware.audio.echo_path import Alongside
+from bellwire.hardware.audio.echo_canceller import Alongside
 
 SECOND = 100
 

@@ -28,14 +28,14 @@ class Collector:
         self._has_libraries = False
 
     def start(self) -> None:
-        """The agent works."""
+        """To be called once the agent works: what stands now is not looked at again."""
         gc.collect()
         gc.freeze()
         young, middle, _ = gc.get_threshold()
         gc.set_threshold(young, middle, _FULL_LOOKS)
 
     def look(self) -> None:
-        """No call is in progress."""
+        """To be called when no call is in progress: looks at everything else."""
         gc.collect()
         if not self._has_libraries:
             gc.freeze()  # WebRTC's and the others, which the first call has loaded

@@ -10,7 +10,7 @@ _CLOCKS_AGREE_S = 2.0
 
 
 class CallInvite:
-    """An incoming call before it is answered. Devices make them (`Device.on_incoming`).
+    """An incoming call before it is answered. Devices make them (`Device.on("incoming")`).
 
     Args:
         call: The pending call.
@@ -26,7 +26,7 @@ class CallInvite:
 
     @property
     def to(self) -> str:
-        """Who is called."""
+        """Which identity of this device's is called."""
         return self._call.to[0]
 
     @property

@@ -1,8 +1,9 @@
-"""The door release: a relay that unlocks the door for a moment and always locks it again.
+"""The door lock: a relay that unlocks the door for a moment and always locks it again.
 
 The rule: the pin is active only while a thread with a deadline is there to end it, and
-:meth:`DoorRelease.run` runs. It is locked when constructed, when its time is over, when ``run`` or
-the thread ends for whatever reason, and when closed.
+:meth:`DoorLock.run` runs. It is locked when constructed, when its time is over, when ``run`` or
+the thread ends for whatever reason, and when closed. Where a killed process would leave it open
+(:func:`why_no_door`) it is not used at all.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from gpiozero import Factory
 
@@ -24,7 +26,7 @@ class DoorUnattendedError(RuntimeError):
     """The door was to be released while nothing runs that would lock it again."""
 
 
-class DoorRelease:
+class DoorLock:
     """Represents the relay of an electric strike or lock.
 
     Wire it fail-secure: the strike is locked without current, and its supply goes through the
@@ -37,7 +39,7 @@ class DoorRelease:
     A thread of its own locks, so a full event loop delays nothing. What it cannot do is lock
     while the whole process stands still (stopped, or in a library that holds Python's interpreter
     lock) or after it was killed. The installation does: with ``dtparam=strict_gpiod`` (see
-    :mod:`hardware.panel.pins`) a dead process's pin is an input again, systemd's watchdog ends a
+    :func:`why_no_door`) a dead process's pin is an input again, systemd's watchdog ends a
     process that hangs, and the next one locks when it constructs this. docs/agent.md says for how
     long each leaves a door open. People who must be able to leave use the inside handle, never
     this relay.
@@ -47,10 +49,10 @@ class DoorRelease:
         import asyncio
 
         from bellwire.config.agent.panel import DoorSettings
-        from bellwire.hardware.panel.door import DoorRelease
+        from bellwire.hardware.panel.door_lock import DoorLock
 
         async def let_in():
-            door = DoorRelease(DoorSettings(pin=27))
+            door = DoorLock(DoorSettings(pin=27))
             async with asyncio.TaskGroup() as group:
                 running = group.create_task(door.run())
                 await asyncio.sleep(0)  # run() has to be there before the door opens
@@ -186,3 +188,45 @@ class DoorRelease:
                     self._wait(self._changed, min(left_s, DOOR_OPEN_MAX_S))
                 else:
                     self.lock()
+
+
+_PARAMETER = "sys/module/{driver}/parameters/persist_gpio_outputs"
+_MODEL = "proc/device-tree/compatible"
+
+WHAT_TO_DO = (
+    "set `dtparam=strict_gpiod` in /boot/firmware/config.txt (deploy/install-pi does) "
+    "and restart the Pi"
+)
+
+
+def why_no_door(root: Path = Path("/")) -> str | None:
+    """Why a door must not be used on this machine, and what to do; None where it may be.
+
+    Kernels of Raspberry Pi OS leave a GPIO line as it was when the process that drove it dies, unless
+    ``dtparam=strict_gpiod`` is set: a door that is open at that moment would stay open.
+
+    It goes by the driver of the header's pins alone: the kernel holds the other boards' drivers
+    too, with a parameter that says nothing here (that of a Pi 5 is ``pinctrl_rp1``; what
+    ``strict_gpiod`` sets there is no other one's).
+
+    :param root: the folder that holds ``sys`` and ``proc``; a test has its own
+    """
+    file = root / _PARAMETER.format(driver=_driver_of_the_header(root))
+    try:
+        keeps = file.read_text().strip() == "Y"
+    except OSError:  # another kernel, which has no such thing
+        return None
+    if not keeps:
+        return None
+    return (
+        f"the kernel keeps a pin's level when its process dies ({file} reads Y), so the door could "
+        f"stay open and is not used: {WHAT_TO_DO}"
+    )
+
+
+def _driver_of_the_header(root: Path) -> str:
+    try:
+        is_pi_5 = b"bcm2712" in (root / _MODEL).read_bytes()
+    except OSError:  # no Raspberry Pi
+        is_pi_5 = False
+    return "pinctrl_rp1" if is_pi_5 else "pinctrl_bcm2835"

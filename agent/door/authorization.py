@@ -1,4 +1,4 @@
-"""Which door a digit or a message of a call opens (spec §5). It decides; `hardware.panel.door` opens.
+"""Which door a digit or a message of a call opens (spec §5). It decides; `hardware.panel.door_lock` opens.
 
 Only parties whom a door's settings name may open it, verified ones only where it says so. Codes are
 compared in constant time, every one of them each time, and appear in no log, repr or exception.
@@ -37,7 +37,7 @@ class DoorMessage(BaseModel):
     door: DoorName | None = None
 
 
-class Outcome(StrEnum):
+class DoorOutcome(StrEnum):
     """What a digit or message came to."""
 
     RELEASED = "released"
@@ -57,7 +57,7 @@ class Outcome(StrEnum):
 class DoorDecision:
     """`door` is the one to release, None for none."""
 
-    outcome: Outcome
+    outcome: DoorOutcome
     door: str | None = None
 
 
@@ -166,21 +166,21 @@ class DoorKeeper:
             call: In which call, as `hang_up` names it.
         """
         if len(digit) != 1 or digit not in "0123456789*#":
-            return DoorDecision(Outcome.NOT_UNDERSTOOD)
+            return DoorDecision(DoorOutcome.NOT_UNDERSTOOD)
         codes = {
             name: door.code.get_secret_value()
             for name, door in self.settings.doors.items()
             if door.code is not None and not door.code_fault and _may_all_open(door, parties)
         }
         if not codes:
-            return DoorDecision(Outcome.NOT_ALLOWED)
+            return DoorDecision(DoorOutcome.NOT_ALLOWED)
         who = _name(parties[0]) if len(parties) == 1 else ONE_OF_SEVERAL
         tries = self._tries.setdefault(who, _Tries())
         if tries.typed and at - tries.typed_at > self.settings.digit_timeout_s:
             self._leave_off(who, tries.typed_at)
         self.forgive(at)
         if tries.wrong >= self.settings.wrong_codes or self._all_wrong_at is not None:
-            return DoorDecision(Outcome.LOCKED_OUT)
+            return DoorDecision(DoorOutcome.LOCKED_OUT)
         tries.call, tries.doors = call, tuple(sorted(codes))
         if digit == ANEW:
             return self._leave_off(who, at)
@@ -189,11 +189,11 @@ class DoorKeeper:
         opened = [name for name, code in codes.items() if _same(code, tries.typed)]
         if opened:
             tries.typed, tries.is_guess, tries.wrong = "", False, 0
-            return DoorDecision(Outcome.RELEASED, opened[0])
+            return DoorDecision(DoorOutcome.RELEASED, opened[0])
         lengths = [len(code) for code in codes.values()]
         tries.is_guess = len(tries.typed) >= min(lengths)
         if len(tries.typed) < max(lengths):
-            return DoorDecision(Outcome.UNFINISHED)
+            return DoorDecision(DoorOutcome.UNFINISHED)
         return self._leave_off(who, at)
 
     def hang_up(self, call: Hashable, at: float) -> None:
@@ -214,17 +214,17 @@ class DoorKeeper:
         try:
             wanted = DoorMessage.model_validate(content).door
         except ValidationError:
-            return DoorDecision(Outcome.NOT_UNDERSTOOD)
+            return DoorDecision(DoorOutcome.NOT_UNDERSTOOD)
         doors = self.settings.doors
         if wanted is None and len(doors) == 1:
             wanted = next(iter(doors))
         if wanted is None or wanted not in doors:
-            return DoorDecision(Outcome.NO_SUCH_DOOR)
+            return DoorDecision(DoorOutcome.NO_SUCH_DOOR)
         if not doors[wanted].by_message or not _may_open(doors[wanted], party):
-            return DoorDecision(Outcome.NOT_ALLOWED)
+            return DoorDecision(DoorOutcome.NOT_ALLOWED)
         if doors[wanted].code_fault:
-            return DoorDecision(Outcome.FAILED, wanted)
-        return DoorDecision(Outcome.RELEASED, wanted)
+            return DoorDecision(DoorOutcome.FAILED, wanted)
+        return DoorDecision(DoorOutcome.RELEASED, wanted)
 
     def not_verified(self, parties: Sequence[Party]) -> tuple[str, ...]:
         """Those of them who are not verified, where a door would let all of them in if they were."""
@@ -255,13 +255,13 @@ class DoorKeeper:
         tries = self._tries[who]
         tries.typed, was_guess, tries.is_guess = "", tries.is_guess, False
         if not was_guess:
-            return DoorDecision(Outcome.UNFINISHED)
+            return DoorDecision(DoorOutcome.UNFINISHED)
         tries.wrong, tries.wrong_at = tries.wrong + 1, at
         if tries.wrong < self.settings.wrong_codes:
-            return DoorDecision(Outcome.WRONG_CODE)
+            return DoorDecision(DoorOutcome.WRONG_CODE)
         lasts_s = self.settings.lockout_s
         self._news.append(LockOut(who, tries.doors, tries.wrong, lasts_s, tries.call))
-        return DoorDecision(Outcome.LOCKED_OUT)
+        return DoorDecision(DoorOutcome.LOCKED_OUT)
 
 
 def _may_all_open(door: DoorRelease, parties: Sequence[Party]) -> bool:

@@ -1,8 +1,5 @@
-"""One connection on wrtc, whose API is the browser's (W3C webrtc-pc), in snake_case.
-
-wrtc's statistics report (W3C webrtc-stats) as the totals we keep.
-
-The voice on libwebrtc, through the package `wrtc` (module `webrtc`): `MediaEngine` as it is used.
+"""The voice on libwebrtc: `MediaEngine` by the package `wrtc` (module `webrtc`), whose API is the
+browser's (W3C webrtc-pc, webrtc-stats) in snake_case.
 
 Its quirks are known in the files wrtc_*.py only. Import this when sound is first needed: it loads
 libwebrtc, 12 MB.
@@ -17,7 +14,7 @@ from typing import Literal, TypeVar
 import structlog
 import webrtc
 
-from bellwire.agent.media.engine.engine import (
+from bellwire.agent.media.engine.interface import (
     SAMPLE_RATE_HZ,
     Block,
     IceCandidate,
@@ -27,60 +24,8 @@ from bellwire.agent.media.engine.engine import (
     PeerState,
 )
 from bellwire.agent.media.engine.sdp import asking_for_short_packets, is_of, spoken_codecs
-from bellwire.agent.media.engine.wrtc_listener import Ear, Listener
+from bellwire.agent.media.engine.wrtc_listener import Ear, WrtcListener
 from bellwire.signaling.errors import CallError
-
-_Stats = TypeVar("_Stats", bound=webrtc.RTCStats)
-
-
-def media_stats(report: webrtc.RTCStatsReport) -> MediaStats:
-    """The totals of the one audio stream each way."""
-    sent = _first(report, webrtc.RTCOutboundRtpStreamStats)
-    heard = _first(report, webrtc.RTCInboundRtpStreamStats)
-    theirs = _first(report, webrtc.RTCRemoteInboundRtpStreamStats)
-    connection = _first(report, webrtc.RTCPeerConnectionStats)
-    buffered = heard.jitter_buffer_emitted_count if heard else None
-    return MediaStats(
-        timestamp_s=(connection.timestamp if connection else 0.0) / 1000,
-        codec=_codec(report, sent.codec_id if sent else None),
-        bytes_sent=(sent.bytes_sent if sent else None) or 0,
-        bytes_received=(heard.bytes_received if heard else None) or 0,
-        packets_sent=(sent.packets_sent if sent else None) or 0,
-        packets_received=(heard.packets_received if heard else None) or 0,
-        packets_lost=(heard.packets_lost if heard else None) or 0,
-        jitter_s=heard.jitter if heard else None,
-        round_trip_s=_round_trip_s(report, theirs),
-        # The report sums the delays of all samples: divided, it is what one waits on average.
-        jitter_buffer_delay_s=(
-            (heard.jitter_buffer_delay or 0.0) / buffered if heard and buffered else None
-        ),
-        concealed_samples=(heard.concealed_samples if heard else None) or 0,
-        total_samples_received=(heard.total_samples_received if heard else None) or 0,
-        remote_packets_lost=theirs.packets_lost if theirs else None,
-        remote_fraction_lost=theirs.fraction_lost if theirs else None,
-    )
-
-
-def _first(report: webrtc.RTCStatsReport, kind: type[_Stats]) -> _Stats | None:
-    return next((stats for stats in report.values() if type(stats) is kind), None)
-
-
-def _codec(report: webrtc.RTCStatsReport, codec_id: str | None) -> str | None:
-    codec = report.get(codec_id) if codec_id else None
-    if not isinstance(codec, webrtc.RTCCodecStats) or codec.mime_type is None:
-        return None
-    return codec.mime_type.partition("/")[2].lower()
-
-
-def _round_trip_s(
-    report: webrtc.RTCStatsReport, theirs: webrtc.RTCRemoteInboundRtpStreamStats | None
-) -> float | None:
-    """By RTCP where the other side reports; until then, by ICE's checks of the path in use."""
-    if theirs is not None and theirs.round_trip_time is not None:
-        return theirs.round_trip_time
-    pairs = (s for s in report.values() if isinstance(s, webrtc.RTCIceCandidatePairStats))
-    return next((pair.current_round_trip_time for pair in pairs if pair.nominated), None)
-
 
 log = structlog.get_logger(__name__)
 
@@ -99,14 +44,66 @@ _Given = TypeVar("_Given")
 _REFUSED = (webrtc.PythonWebRTCExceptionBase, TypeError, ValueError)
 
 
+class WrtcEngine:
+    """Makes connections.
+
+    Args:
+        allow_loopback: Whether two ends on one machine may meet over 127.0.0.1, which WebRTC does
+            not try by itself. For tests, the demo and the simulation; for the whole process, and to
+            be said before its first connection.
+        connect_within_s: After this long without a connection, it has failed.
+    """
+
+    def __init__(self, *, allow_loopback: bool = False, connect_within_s: float = 20.0) -> None:
+        if allow_loopback:
+            _allow_loopback_once()
+        self._connect_within_s = connect_within_s
+        self._listener = WrtcListener()
+        self._connections: set[WrtcConnection] = set()
+
+    def connect(
+        self, ice_servers: Sequence[IceServer], listeners: PeerListeners
+    ) -> "WrtcConnection":
+        """A new connection, for one audio stream each way. To be called on the event loop.
+
+        Raises:
+            CallError: 53400, where WebRTC refuses a server's address.
+        """
+        connection = WrtcConnection(
+            ice_servers,
+            listeners,
+            self._listener,
+            self._connect_within_s,
+            self._connections.discard,
+        )
+        self._connections.add(connection)
+        return connection
+
+    async def close(self) -> None:
+        """Closes every connection that is left."""
+        for connection in tuple(self._connections):
+            await connection.close()
+
+
+_loopback_allowed = False
+
+
+def _allow_loopback_once() -> None:
+    """wrtc refuses the call once there has been a connection, also the repeated one."""
+    global _loopback_allowed  # the switch it mirrors is the process's, too
+    if not _loopback_allowed:
+        webrtc.allow_loopback()
+        _loopback_allowed = True
+
+
 class WrtcConnection:
-    """The voice between this device and one other: see `agent.media.engine.engine.PeerConnection`."""
+    """The voice between this device and one other: see `agent.media.engine.interface.PeerConnection`."""
 
     def __init__(
         self,
         ice_servers: Sequence[IceServer],
         listeners: PeerListeners,
-        listener: Listener,
+        listener: WrtcListener,
         connect_within_s: float,
         on_closed: Callable[["WrtcConnection"], None],
     ) -> None:
@@ -142,7 +139,7 @@ class WrtcConnection:
 
     @property
     def state(self) -> PeerState:
-        """Where it stands."""
+        """Where the connection stands."""
         return self._state
 
     @property
@@ -387,51 +384,53 @@ def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:512]
 
 
-class WrtcEngine:
-    """Makes connections.
-
-    Args:
-        allow_loopback: Whether two ends on one machine may meet over 127.0.0.1, which WebRTC does
-            not try by itself. For tests, the demo and the simulation; for the whole process, and to
-            be said before its first connection.
-        connect_within_s: After this long without a connection, it has failed.
-    """
-
-    def __init__(self, *, allow_loopback: bool = False, connect_within_s: float = 20.0) -> None:
-        if allow_loopback:
-            _allow_loopback_once()
-        self._connect_within_s = connect_within_s
-        self._listener = Listener()
-        self._connections: set[WrtcConnection] = set()
-
-    def connect(self, ice_servers: Sequence[IceServer], listeners: PeerListeners) -> WrtcConnection:
-        """A new connection, for one audio stream each way. To be called on the event loop.
-
-        Raises:
-            CallError: 53400, where WebRTC refuses a server's address.
-        """
-        connection = WrtcConnection(
-            ice_servers,
-            listeners,
-            self._listener,
-            self._connect_within_s,
-            self._connections.discard,
-        )
-        self._connections.add(connection)
-        return connection
-
-    async def close(self) -> None:
-        """Closes every connection that is left."""
-        for connection in tuple(self._connections):
-            await connection.close()
+_Stats = TypeVar("_Stats", bound=webrtc.RTCStats)
 
 
-_loopback_allowed = False
+def media_stats(report: webrtc.RTCStatsReport) -> MediaStats:
+    """The totals of the one audio stream each way."""
+    sent = _first(report, webrtc.RTCOutboundRtpStreamStats)
+    heard = _first(report, webrtc.RTCInboundRtpStreamStats)
+    theirs = _first(report, webrtc.RTCRemoteInboundRtpStreamStats)
+    connection = _first(report, webrtc.RTCPeerConnectionStats)
+    buffered = heard.jitter_buffer_emitted_count if heard else None
+    return MediaStats(
+        timestamp_s=(connection.timestamp if connection else 0.0) / 1000,
+        codec=_codec(report, sent.codec_id if sent else None),
+        bytes_sent=(sent.bytes_sent if sent else None) or 0,
+        bytes_received=(heard.bytes_received if heard else None) or 0,
+        packets_sent=(sent.packets_sent if sent else None) or 0,
+        packets_received=(heard.packets_received if heard else None) or 0,
+        packets_lost=(heard.packets_lost if heard else None) or 0,
+        jitter_s=heard.jitter if heard else None,
+        round_trip_s=_round_trip_s(report, theirs),
+        # The report sums the delays of all samples: divided, it is what one waits on average.
+        jitter_buffer_delay_s=(
+            (heard.jitter_buffer_delay or 0.0) / buffered if heard and buffered else None
+        ),
+        concealed_samples=(heard.concealed_samples if heard else None) or 0,
+        total_samples_received=(heard.total_samples_received if heard else None) or 0,
+        remote_packets_lost=theirs.packets_lost if theirs else None,
+        remote_fraction_lost=theirs.fraction_lost if theirs else None,
+    )
 
 
-def _allow_loopback_once() -> None:
-    """wrtc refuses the call once there has been a connection, also the repeated one."""
-    global _loopback_allowed  # the switch it mirrors is the process's, too
-    if not _loopback_allowed:
-        webrtc.allow_loopback()
-        _loopback_allowed = True
+def _first(report: webrtc.RTCStatsReport, kind: type[_Stats]) -> _Stats | None:
+    return next((stats for stats in report.values() if type(stats) is kind), None)
+
+
+def _codec(report: webrtc.RTCStatsReport, codec_id: str | None) -> str | None:
+    codec = report.get(codec_id) if codec_id else None
+    if not isinstance(codec, webrtc.RTCCodecStats) or codec.mime_type is None:
+        return None
+    return codec.mime_type.partition("/")[2].lower()
+
+
+def _round_trip_s(
+    report: webrtc.RTCStatsReport, theirs: webrtc.RTCRemoteInboundRtpStreamStats | None
+) -> float | None:
+    """By RTCP where the other side reports; until then, by ICE's checks of the path in use."""
+    if theirs is not None and theirs.round_trip_time is not None:
+        return theirs.round_trip_time
+    pairs = (s for s in report.values() if isinstance(s, webrtc.RTCIceCandidatePairStats))
+    return next((pair.current_round_trip_time for pair in pairs if pair.nominated), None)

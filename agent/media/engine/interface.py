@@ -85,7 +85,7 @@ class PeerConnection(Protocol):
 
     @property
     def state(self) -> PeerState:
-        """Where it stands."""
+        """Where the connection stands."""
         ...
 
     @property
