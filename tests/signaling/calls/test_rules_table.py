@@ -7,7 +7,7 @@ import pytest
 
 from bellwire.signaling.calls.calls import Call, CallState, Mode, UserState
 from bellwire.signaling.calls.commands import Command
-from bellwire.signaling.calls.rules import Operation, apply
+from bellwire.signaling.calls.rules import Move, apply
 from bellwire.signaling.errors import Forbidden, InvalidInput
 from tests.signaling.calls_in_play import (
     accept,
@@ -115,7 +115,7 @@ def bob_in(state: str, mode: Mode) -> Call:
 
 
 def test_tables_of_the_tests_name_every_operation_in_every_state() -> None:
-    operations = {*(operation.value for operation in Operation), "invited-again"}
+    operations = {*(operation.value for operation in Move), "invited-again"}
     assert set(TABLE) == set(product(Mode, operations, (state.value for state in UserState)))
 
 
