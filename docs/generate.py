@@ -17,7 +17,7 @@ import typer
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from bellwire.cli.fleet.group import schema_text
+from bellwire.cli.fleet.command import schema_text
 from bellwire.cli.main import app
 from bellwire.config.agent.settings import default_panel
 from bellwire.config.relay import ApnsApp, FcmApp, RelaySettings, WebhookTarget
@@ -35,7 +35,8 @@ from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.tokens import SCOPE_MEANINGS, Scope
 from bellwire.signaling.wire import answers, requests
 from bellwire.signaling.wire import operations as wire
-from docs import push_examples
+from docs import push_examples, python_tables
+from docs.rooms import rooms
 from docs.tables import inline, paragraphs, sections, sent, table, taken
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -435,6 +436,9 @@ def openapi() -> str:
 
 
 PARTS: dict[str, Callable[[], str]] = {
+    "python-classes": python_tables.classes,
+    "python-call-events": python_tables.call_events,
+    "python-device-events": python_tables.device_events,
     "transitions": transitions,
     "settings": settings,
     "metrics": metrics,
@@ -460,6 +464,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "connect-token": push_examples.connect_token,
     "apns-reasons": lambda: push_examples.reasons("apns"),
     "fcm-reasons": lambda: push_examples.reasons("fcm"),
+    "rooms": rooms,
 }
 FILES: dict[str, Callable[[], str]] = {
     "docs/cli.md": command_line,

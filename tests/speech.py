@@ -8,7 +8,9 @@ import soxr
 from numpy.typing import NDArray
 
 RATE_HZ = 48_000
-_SEGMENT = RATE_HZ // 5
+_COMPARED_HZ = 16_000
+"""Speech is told from speech at a third of the rate as well, at a quarter of the cost."""
+_SEGMENT = _COMPARED_HZ // 5
 
 Sound = NDArray[np.int16]
 
@@ -30,21 +32,27 @@ def fraction_heard(said: Sound, heard: Sound, *, likeness: float = 0.6) -> float
     Each stretch of 200 ms is looked for by itself, by normalised cross-correlation: a jitter buffer
     may stretch the pauses, a lost packet spoils its own part only.
     """
+    said, heard = (np.asarray(soxr.resample(each, RATE_HZ, _COMPARED_HZ)) for each in (said, heard))
     loud = np.abs(said.astype(float)).max() * 0.05
     parts = [said[at : at + _SEGMENT].astype(float) for at in range(0, said.size, _SEGMENT // 2)]
     voiced = [part for part in parts if part.size == _SEGMENT and part.std() > loud]
-    found = sum(best_likeness(part, heard) >= likeness for part in voiced)
-    return found / len(voiced)
+    return float(np.mean(_best_likenesses(voiced, heard.astype(float)) >= likeness))
 
 
-def best_likeness(part: NDArray[np.float64], heard: Sound) -> float:
-    """The highest normalised cross-correlation of `part` with any stretch of `heard`."""
-    if heard.size < part.size:
-        return 0.0
-    sound = heard.astype(float)
-    size = 1 << int(sound.size + part.size).bit_length()
-    product = np.fft.rfft(sound, size) * np.conj(np.fft.rfft(part, size))
-    matches = np.fft.irfft(product, size)[: sound.size - part.size + 1]
+def _best_likenesses(
+    parts: list[NDArray[np.float64]], sound: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Each part's highest normalised cross-correlation with any stretch of the sound."""
+    if sound.size < _SEGMENT:
+        return np.zeros(len(parts))
+    size = 1 << int(sound.size + _SEGMENT).bit_length()
+    spectrum = np.fft.rfft(sound, size)
     energy = np.concatenate(([0.0], np.cumsum(sound**2)))
-    norms = np.sqrt((energy[part.size :] - energy[: -part.size]) * (part**2).sum())
-    return float((np.abs(matches) / np.maximum(norms, 1e3)).max())
+    loudness = np.sqrt(energy[_SEGMENT:] - energy[:-_SEGMENT])
+    found = np.empty(len(parts))
+    for number, part in enumerate(parts):
+        product = spectrum * np.conj(np.fft.rfft(part, size))
+        matches = np.fft.irfft(product, size)[: loudness.size]
+        norms = np.maximum(loudness * np.sqrt((part**2).sum()), 1e3)
+        found[number] = (np.abs(matches) / norms).max()
+    return found

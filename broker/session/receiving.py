@@ -196,8 +196,8 @@ class ReceivingConnection(BrokerConnection):
     """
 
     # Not the broker's own limit (20 in mosquitto), which would have it wait for an acknowledgement
-    # after each few messages; its limits of bytes hold all the same.
-    # One less than what MQTT 5 says where nothing is said, and mosquitto then does not.
+    # after each few messages; its limits of bytes hold all the same. Nor 65,535, which MQTT 5 says where
+    # nothing is said: `mqtt5` then says nothing, and mosquitto takes its own.
     _ACCEPTS_AT_ONCE = 65_534
     _LONGEST_PACKET = 1 << 20
 
@@ -256,11 +256,12 @@ class ReceivingConnection(BrokerConnection):
             packet_id = data[topic_end] << 8 | data[topic_end + 1]
             self._acknowledged.append(mqtt5.PubAckPacket(packet_id).write())
         hearers = self._known.get(topic)
-        for admit, handler, name in self._hearers(topic) if hearers is None else hearers:
-            if admit is None or admit(name):
-                message = _message(memoryview(data)[at:end])
-                if message is not None:
-                    handler(message)
+        if hearers is None:
+            hearers = self._hearers(topic)
+        wanted = [handler for admit, handler, name in hearers if admit is None or admit(name)]
+        if wanted and (message := _message(memoryview(data)[at:end])) is not None:
+            for handler in wanted:
+                handler(message)
 
     def _take(self, packet: mqtt5.Packet) -> None:
         if isinstance(packet, mqtt5.SubAckPacket | mqtt5.UnsubAckPacket) and self.ready.done():

@@ -126,7 +126,7 @@ class _Walk:
         }
 
 
-class Reach:
+class LayerReach:
     """How far layers reach into one device.
 
     Args:

@@ -93,8 +93,8 @@ from bellwire.signaling.errors import Forbidden, InvalidInput, OperationRefused
 from bellwire.signaling.identifiers import DeviceId, Identity, wire_address
 
 
-class Operation(StrEnum):
-    """What can be done to a call, or to a user's state in it."""
+class Move(StrEnum):
+    """What moves a user's state, or is done to the call as a whole."""
 
     RECEIVED = "received"
     NOT_RECEIVED = "not_received"
@@ -113,18 +113,18 @@ class Operation(StrEnum):
 _PENDING = (UserState.INVITING, UserState.NOT_YET_RECEIVED, UserState.RECEIVED)
 _GONE = (UserState.REJECTED, UserState.CANCELED, UserState.TIMEOUT, UserState.QUIT)
 
-TRANSITIONS: dict[tuple[Operation, UserState], UserState] = {
-    **{(Operation.RECEIVED, state): UserState.RECEIVED for state in _PENDING},
-    (Operation.NOT_RECEIVED, UserState.INVITING): UserState.NOT_YET_RECEIVED,
-    **{(Operation.ACCEPT, state): UserState.ACCEPTED for state in _PENDING},
-    **{(Operation.REJECT, state): UserState.REJECTED for state in _PENDING},
-    **{(Operation.CANCEL, state): UserState.CANCELED for state in _PENDING},
-    **{(Operation.TIMEOUT, state): UserState.TIMEOUT for state in _PENDING},
-    **{(Operation.INVITE, state): UserState.INVITING for state in _GONE},
-    (Operation.JOIN, UserState.QUIT): UserState.ACCEPTED,
-    (Operation.QUIT, UserState.ACCEPTED): UserState.QUIT,
+TRANSITIONS: dict[tuple[Move, UserState], UserState] = {
+    **{(Move.RECEIVED, state): UserState.RECEIVED for state in _PENDING},
+    (Move.NOT_RECEIVED, UserState.INVITING): UserState.NOT_YET_RECEIVED,
+    **{(Move.ACCEPT, state): UserState.ACCEPTED for state in _PENDING},
+    **{(Move.REJECT, state): UserState.REJECTED for state in _PENDING},
+    **{(Move.CANCEL, state): UserState.CANCELED for state in _PENDING},
+    **{(Move.TIMEOUT, state): UserState.TIMEOUT for state in _PENDING},
+    **{(Move.INVITE, state): UserState.INVITING for state in _GONE},
+    (Move.JOIN, UserState.QUIT): UserState.ACCEPTED,
+    (Move.QUIT, UserState.ACCEPTED): UserState.QUIT,
 }
-"""Operation and state of the user it is done to -> the user's new state. What is not here is refused."""
+"""Move and state of the user it is done to -> the user's new state. What is not here is refused."""
 
 ABANDONED_AFTER = timedelta(hours=1)
 """How long an advanced call that everybody has left waits for somebody to join it again."""
@@ -228,11 +228,9 @@ def check_inviter(call: Call, command: InviteMore) -> None:
         OperationRefused: the call is in common mode or over, or the inviter is not in it.
     """
     inviter = None if command.identity is None else _member(call, command.identity)
-    _refuse_unless_advanced(call, Operation.INVITE, inviter)
+    _refuse_unless_advanced(call, Move.INVITE, inviter)
     if inviter is not None and inviter.state is not UserState.ACCEPTED:
-        raise OperationRefused(
-            Operation.INVITE, inviter.state, f"{inviter.identity} is not in the call"
-        )
+        raise OperationRefused(Move.INVITE, inviter.state, f"{inviter.identity} is not in the call")
 
 
 def invite_event(call: Call, user: User) -> CallReceived:
@@ -269,15 +267,15 @@ def _confirm(change: _Change, command: Received) -> None:
         and change.call.state is not CallState.ENDED
     ):
         return
-    _refuse_if_late(change.call, user, Operation.RECEIVED, command)
-    change.move(user, Operation.RECEIVED, attestation=command.attestation)
+    _refuse_if_late(change.call, user, Move.RECEIVED, command)
+    change.move(user, Move.RECEIVED, attestation=command.attestation)
 
 
 def _answer(change: _Change, command: Accept | Reject) -> None:
     """Accepts or rejects. The first device to do so wins: another finds the state moved, and is
     refused by the table. The same one again moves nothing."""
     user = _member(change.call, command.identity)
-    operation = Operation.ACCEPT if isinstance(command, Accept) else Operation.REJECT
+    move = Move.ACCEPT if isinstance(command, Accept) else Move.REJECT
     answered = UserState.ACCEPTED if isinstance(command, Accept) else UserState.REJECTED
     if (
         user.state is answered
@@ -286,10 +284,10 @@ def _answer(change: _Change, command: Accept | Reject) -> None:
         and (change.call.state is not CallState.ENDED or answered is UserState.REJECTED)
     ):
         return
-    _refuse_if_late(change.call, user, operation, command)
+    _refuse_if_late(change.call, user, move, command)
     change.move(
         user,
-        operation,
+        move,
         main_device=command.device,
         extended_data=command.extended_data,
         reject_status=command.status if isinstance(command, Reject) else None,
@@ -300,18 +298,18 @@ def _answer(change: _Change, command: Accept | Reject) -> None:
 
 def _ignore(change: _Change, command: Ignore) -> None:
     user = _member(change.call, command.identity)
-    _refuse_if_late(change.call, user, Operation.IGNORE, command)
+    _refuse_if_late(change.call, user, Move.IGNORE, command)
     # What may be silenced is what may be refused; silencing moves nothing.
-    change.next_state(user, Operation.REJECT, asked=Operation.IGNORE)
+    change.next_state(user, Move.REJECT, asked=Move.IGNORE)
 
 
 def _refuse_if_late(
-    call: Call, user: User, operation: Operation, command: Received | Accept | Reject | Ignore
+    call: Call, user: User, move: Move, command: Received | Accept | Reject | Ignore
 ) -> None:
     """Lets no answer pass after its invitation's end, which may not have been carried out yet."""
     is_open = call.state is not CallState.ENDED
     if is_open and user.state.pending and user.expires_at <= command.at:
-        raise OperationRefused(operation, UserState.TIMEOUT, "the invitation has run out")
+        raise OperationRefused(move, UserState.TIMEOUT, "the invitation has run out")
 
 
 def _cancel(change: _Change, command: Cancel) -> None:
@@ -323,7 +321,7 @@ def _cancel(change: _Change, command: Cancel) -> None:
         return
     if call.state is not CallState.RINGING:
         raise OperationRefused(
-            Operation.CANCEL, call.state, f"a call that is {call.state} cannot be cancelled"
+            Move.CANCEL, call.state, f"a call that is {call.state} cannot be cancelled"
         )
     _withdraw(change, command.extended_data)
 
@@ -344,7 +342,7 @@ def _go_offline(change: _Change, command: GoOffline) -> None:
 
 def _withdraw(change: _Change, extended_data: str) -> None:
     for user in change.call.pending:
-        change.move(user, Operation.CANCEL, extended_data=extended_data)
+        change.move(user, Move.CANCEL, extended_data=extended_data)
     change.call = replace(change.call, cancelled=True)
     change.end()
 
@@ -356,9 +354,9 @@ def _expire(change: _Change, command: Expire) -> None:
         return
     for user in call.pending:
         if user.expires_at <= command.at:
-            change.move(user, Operation.TIMEOUT)
+            change.move(user, Move.TIMEOUT)
         elif user.state is UserState.INVITING and user.check_at and user.check_at <= command.at:
-            change.move(user, Operation.NOT_RECEIVED)
+            change.move(user, Move.NOT_RECEIVED)
     if call.abandoned_until is not None and call.abandoned_until <= command.at:
         change.end()
 
@@ -381,7 +379,7 @@ def _invite_more(change: _Change, command: InviteMore) -> None:
     change.call = replace(call, unreachable=_unreachable(call, command))
     for invitee in command.invitees:
         user = change.call.user(invitee.identity)
-        if user is None or (Operation.INVITE, user.state) in TRANSITIONS:
+        if user is None or (Move.INVITE, user.state) in TRANSITIONS:
             invited = change.invite(
                 replace(_invited(call, invitee, command.attestation), invited_by=command.identity),
                 timedelta(seconds=command.timeout_s),
@@ -405,11 +403,11 @@ def _join(change: _Change, command: Join) -> None:
         return
     if user is None and call.mode is Mode.COMMON:
         raise Forbidden(f"{command.identity} is not in this call")
-    _refuse_unless_advanced(call, Operation.JOIN, user)
+    _refuse_unless_advanced(call, Move.JOIN, user)
     if user is not None:
         change.move(
             replace(user, main_device=None),  # it comes back on another, or on none that is named
-            Operation.JOIN,
+            Move.JOIN,
             main_device=command.device,
             extended_data=command.extended_data,
             attestation=command.attestation,
@@ -424,7 +422,7 @@ def _join(change: _Change, command: Join) -> None:
         command.extended_data,
         own_attestation=command.attestation,
     )
-    change.add(joined, Operation.JOIN)
+    change.add(joined, Move.JOIN)
 
 
 def _takes_over(user: User, command: Join) -> bool:
@@ -442,8 +440,8 @@ def _quit(change: _Change, command: Quit | End) -> None:
         return
     change.move(
         user,
-        Operation.QUIT,
-        asked=Operation.END if isinstance(command, End) else Operation.QUIT,
+        Move.QUIT,
+        asked=Move.END if isinstance(command, End) else Move.QUIT,
         # The device whose audio runs stays the main one, so that it hears of the hang-up.
         main_device=user.main_device or command.device,
         extended_data=command.extended_data,
@@ -462,7 +460,7 @@ def _end(change: _Change, command: End) -> None:
     user = _member(change.call, command.identity)
     if user.state is not UserState.ACCEPTED:
         raise OperationRefused(
-            Operation.END, user.state, f"{user.identity} is {user.state}, not in the call"
+            Move.END, user.state, f"{user.identity} is {user.state}, not in the call"
         )
     if change.call.state is not CallState.ENDED:
         change.end()
@@ -475,15 +473,15 @@ def _say(change: _Change, command: Say) -> None:
         None if command.to is None else [_member(change.call, identity) for identity in command.to]
     )
     if call.state is CallState.ENDED:
-        raise OperationRefused(Operation.MESSAGE, CallState.ENDED, "the call has ended")
+        raise OperationRefused(Move.MESSAGE, CallState.ENDED, "the call has ended")
     parties = [*call.pending, *call.accepted]
     if sender is not None and sender not in parties:
         raise OperationRefused(
-            Operation.MESSAGE, sender.state, f"{sender.identity} is {sender.state}, not in the call"
+            Move.MESSAGE, sender.state, f"{sender.identity} is {sender.state}, not in the call"
         )
     listeners = [u for u in (parties if meant is None else meant) if u in parties and u != sender]
     if not listeners:
-        raise OperationRefused(Operation.MESSAGE, call.state, "nobody is there to hear it")
+        raise OperationRefused(Move.MESSAGE, call.state, "nobody is there to hear it")
     change.tell_as_it_is(
         tuple(_devices_of(user) for user in listeners),
         CallMessage(
@@ -525,7 +523,7 @@ def _settle(change: _Change) -> None:
         return
     if call.caller is not None and not call.accepted:
         for user in call.pending:
-            change.move(user, Operation.CANCEL)
+            change.move(user, Move.CANCEL)
     # A server that calls on nobody's behalf is a party that cannot hang up.
     parties = len(change.call.accepted) + (call.caller is None)
     if not change.call.pending and parties < 2:
@@ -554,17 +552,17 @@ def _member(call: Call, identity: Identity | None) -> User:
     return user
 
 
-def _refuse_unless_advanced(call: Call, operation: Operation, user: User | None) -> None:
+def _refuse_unless_advanced(call: Call, move: Move, user: User | None) -> None:
     """Lets only calls in advanced mode that go on pass.
 
     Raises:
         OperationRefused: it is another.
     """
     if call.state is CallState.ENDED:
-        raise OperationRefused(operation, CallState.ENDED, "the call has ended")
+        raise OperationRefused(move, CallState.ENDED, "the call has ended")
     if call.mode is not Mode.ADVANCED:
         state = call.state if user is None else user.state
-        raise OperationRefused(operation, state, f"to {operation} needs a call in advanced mode")
+        raise OperationRefused(move, state, f"to {move} needs a call in advanced mode")
 
 
 def _check_new(new: NewCall) -> None:
@@ -673,22 +671,22 @@ class _Change:
     def move(
         self,
         user: User,
-        operation: Operation,
+        move: Move,
         *,
-        asked: Operation | None = None,
+        asked: Move | None = None,
         main_device: DeviceId | None = None,
         extended_data: str = "",
         reject_status: RejectStatus | None = None,
         attestation: Attestation | None = None,
         automatic: bool = False,
     ) -> None:
-        """Moves one user by the table, and tells all who are to know. `asked` names the operation
+        """Moves one user by the table, and tells all who are to know. `asked` names what was asked for
         in a refusal, where it is not this one; `attestation` is None where it is not the user's own.
 
         Raises:
             OperationRefused: the table does not hold it, or the call has ended.
         """
-        state = self.next_state(user, operation, asked or operation)
+        state = self.next_state(user, move, asked or move)
         if state is user.state:
             return
         moved = replace(
@@ -700,29 +698,29 @@ class _Change:
             own_attestation=attestation,
         )
         self.call = self.call.with_user(moved)
-        self._open_by(operation)
-        self._tell_devices(moved, operation, extended_data)
+        self._open_by(move)
+        self._tell_devices(moved, move, extended_data)
         self.tell_state_of(moved, extended_data, automatic=automatic)
 
-    def next_state(self, user: User, operation: Operation, asked: Operation) -> UserState:
-        """Where an operation moves a user.
+    def next_state(self, user: User, move: Move, asked: Move) -> UserState:
+        """Where a move takes a user.
 
         Raises:
             OperationRefused: nowhere.
         """
         if self.call.state is CallState.ENDED:
             raise OperationRefused(asked, CallState.ENDED, "the call has ended")
-        state = TRANSITIONS.get((operation, user.state))
+        state = TRANSITIONS.get((move, user.state))
         if state is None:
             raise OperationRefused(
                 asked, user.state, f"{user.identity} is {user.state} and cannot {asked} now"
             )
         return state
 
-    def add(self, user: User, operation: Operation) -> None:
+    def add(self, user: User, move: Move) -> None:
         """Takes in a user who was not in the call, and tells all."""
         self.call = self.call.with_joined(user)
-        self._open_by(operation)
+        self._open_by(move)
         self.tell_state_of(user, user.extended_data)
 
     def hand_over(
@@ -779,30 +777,30 @@ class _Change:
         self._events += 1
         return f"{self.call.call_sid}-{self._events}"
 
-    def _open_by(self, operation: Operation) -> None:
-        if operation in (Operation.ACCEPT, Operation.JOIN):
+    def _open_by(self, move: Move) -> None:
+        if move in (Move.ACCEPT, Move.JOIN):
             self.call = replace(self.call, state=CallState.OPEN)
 
-    def _tell_devices(self, user: User, operation: Operation, extended_data: str) -> None:
+    def _tell_devices(self, user: User, move: Move, extended_data: str) -> None:
         """Tells a user's own devices that they need not ring any more."""
-        reasons: dict[Operation, CancelReason] = {
-            Operation.CANCEL: "cancelled",
-            Operation.ACCEPT: "answered_elsewhere",
-            Operation.REJECT: "rejected_elsewhere",
+        reasons: dict[Move, CancelReason] = {
+            Move.CANCEL: "cancelled",
+            Move.ACCEPT: "answered_elsewhere",
+            Move.REJECT: "rejected_elsewhere",
         }
-        if operation in reasons:
-            others = user.main_device if operation is not Operation.CANCEL else None
+        if move in reasons:
+            others = user.main_device if move is not Move.CANCEL else None
             self.tell(
                 [Recipient(user.identity, except_device=others)],
                 lambda id_: CallCancelled(
                     id=id_,
                     call_sid=self.call.call_sid,
                     at=self.at,
-                    reason=reasons[operation],
-                    extended_data=extended_data if operation is Operation.CANCEL else "",
+                    reason=reasons[move],
+                    extended_data=extended_data if move is Move.CANCEL else "",
                 ),
             )
-        elif operation is Operation.TIMEOUT:
+        elif move is Move.TIMEOUT:
             self.tell(
                 [Recipient(user.identity)],
                 lambda id_: CallTimeout(id=id_, call_sid=self.call.call_sid, at=self.at),

@@ -15,7 +15,7 @@ from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.wire.station import parse_presence
 from tests.agent.desk import PANEL, Desk, Exchange, settings_of
 from tests.agent.scripted_relay import ScriptedRelay, fresh_sid, invite, scripted_relay
-from tests.conftest import PATIENCE_S
+from tests.conftest import AT_ONCE_S, PATIENCE_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -56,7 +56,7 @@ async def test_a_station_that_stops_while_it_rings_drops_every_pin_and_its_prese
         await relay.asked("received", sid)
         assert levels[outputs["ringer"].pin]
         stop.set()
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(AT_ONCE_S):
             await running
         assert levels.keys() == {output.pin for output in outputs.values()}
         assert not any(levels.values()), levels

@@ -1,12 +1,16 @@
 """The documents as data: their fenced blocks, commands, headings and links."""
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+OPENAPI: dict[str, Any] = json.loads((ROOT / "docs/openapi.json").read_text())
+"""The HTTP interface; that it is up to date, and what a relay serves, has tests of its own."""
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

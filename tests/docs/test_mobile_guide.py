@@ -1,7 +1,6 @@
 """The sample code of docs/mobile.md asks what the relay answers, with bodies that it takes, and reads
 keys that are there; the requests it shows are ones that the relay's models take."""
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,15 +15,14 @@ from bellwire.signaling.wire.answers import CallAnswer, UserAnswer
 from bellwire.signaling.wire.operations import OperationRequest, ReceivedRequest, RejectRequest
 from bellwire.signaling.wire.requests import DeviceRequest
 from bellwire.signaling.wire.stream import STREAM_REPLACED, StreamOpened, parse_stream_request
-from docs.generate import openapi
 from docs.push_examples import connect_token, push_keys
-from tests.docs.documents import ROOT, blocks
+from tests.docs.documents import OPENAPI, ROOT, blocks
 from tests.docs.test_http_examples import curl
 
 PAGE = ROOT / "docs/mobile.md"
 TEXT = PAGE.read_text()
 SAMPLES = {block.kind: block.text for block in blocks(PAGE) if block.kind in ("swift", "kotlin")}
-ROUTES = json.loads(openapi())["paths"]
+ROUTES = OPENAPI["paths"]
 BODIES: dict[str, type[BaseModel]] = {
     "received": ReceivedRequest,
     "accept": OperationRequest,

@@ -26,7 +26,7 @@ RINGS_S = 120
 """How long a call rings that somebody is to answer: a relay may take long to start on a busy machine,
 and a device that finds no broker waits up to half a minute before it looks again."""
 
-SILENT_WITHIN_S = 0.5
+SILENT_WITHIN_S = 1.0
 """How long after its deadline a pin may still be high, on a busy machine."""
 
 

@@ -1,6 +1,5 @@
-"""Calls as rows: the document that the rules made, and what it is found by.
-
-What users said of the quality of their calls, as rows.
+"""Calls as rows: the document that the rules made, what it is found by, and what users said of its
+quality.
 """
 
 from collections.abc import Iterable, Sequence

@@ -9,15 +9,29 @@ import numpy as np
 import pytest
 from playwright.async_api import Browser
 
-from bellwire.agent.media.engine.engine import PeerState
+from bellwire.agent.media.engine.interface import PeerState
 from tests.agent.media.party import Party, call, talk
 from tests.chromium import ChromiumPeer, chromium, chromium_peer
-from tests.speech import fraction_heard, say
+from tests.conftest import PATIENCE_S
+from tests.speech import Sound, fraction_heard, say
 
 CALLER_SAYS = "A parcel for the second floor"
 CALLEE_SAYS = "Please leave it downstairs"
 ENOUGH = 0.5
 """What is never said is found in no part: more than half is no accident, even on a busy machine."""
+
+
+async def talk_until_understood(*both: tuple[Party, Sound], more_s: float = 0.5) -> None:
+    """Both say what they have to say until enough of it was heard at the other end: a busy machine tears
+    some of it up."""
+    (caller, caller_says), (callee, callee_says) = both
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            await talk(dict(both), more_s=more_s)
+            of_caller = fraction_heard(caller_says, callee.heard)
+            of_callee = fraction_heard(callee_says, caller.heard)
+            if min(of_caller, of_callee) > ENOUGH:
+                return
 
 
 @pytest.mark.parametrize("pair", ["us and us", "us and aiortc", "aiortc and us"])
@@ -26,10 +40,8 @@ async def test_each_side_hears_what_the_other_says(
 ) -> None:
     caller, callee = ((ours if who == "us" else theirs)() for who in pair.split(" and "))
     async with call(caller, callee):
-        await talk({caller: say(CALLER_SAYS), callee: say(CALLEE_SAYS)})
+        await talk_until_understood((caller, say(CALLER_SAYS)), (callee, say(CALLEE_SAYS)))
         assert caller.peer.codec == callee.peer.codec == "opus"
-    assert fraction_heard(say(CALLER_SAYS), callee.heard) > ENOUGH
-    assert fraction_heard(say(CALLEE_SAYS), caller.heard) > ENOUGH
     assert fraction_heard(say(CALLER_SAYS), caller.heard) < 0.2
 
 
@@ -38,10 +50,8 @@ async def test_a_side_that_speaks_pcmu_only_is_heard_and_hears(
 ) -> None:
     caller, callee = ours(), theirs("audio/PCMU")
     async with call(caller, callee):
-        await talk({caller: say(CALLER_SAYS), callee: say(CALLEE_SAYS)})
+        await talk_until_understood((caller, say(CALLER_SAYS)), (callee, say(CALLEE_SAYS)))
         assert caller.peer.codec == callee.peer.codec == "pcmu"
-    assert fraction_heard(say(CALLER_SAYS), callee.heard) > ENOUGH
-    assert fraction_heard(say(CALLEE_SAYS), caller.heard) > ENOUGH
 
 
 @pytest.mark.parametrize("we_call", [True, False])
@@ -50,10 +60,8 @@ async def test_a_side_that_prefers_pcmu_is_understood(
 ) -> None:
     us, them = ours(), theirs("audio/PCMU", "audio/opus")
     async with call(us, them) if we_call else call(them, us):
-        await talk({us: say(CALLER_SAYS), them: say(CALLEE_SAYS)})
+        await talk_until_understood((us, say(CALLER_SAYS)), (them, say(CALLEE_SAYS)))
         assert (await us.peer.stats()).codec == us.peer.codec
-    assert fraction_heard(say(CALLER_SAYS), them.heard) > ENOUGH
-    assert fraction_heard(say(CALLEE_SAYS), us.heard) > ENOUGH
 
 
 @pytest.fixture
@@ -73,11 +81,20 @@ async def test_a_browser_and_we_hear_each_other_whoever_calls(
     for us, them in (calling, called):
         await exchange_candidates(us, them)
         await asyncio.gather(us.reaches(PeerState.CONNECTED), them.connected())
-        await them.play(say(CALLEE_SAYS))
-    await talk({us: say(CALLER_SAYS) for us, _ in (calling, called)}, more_s=1.0)
-    for us, them in (calling, called):
-        assert fraction_heard(say(CALLER_SAYS), await them.heard()) > ENOUGH
-        assert fraction_heard(say(CALLEE_SAYS), us.heard) > ENOUGH
+    heard = [0.0]
+    async with asyncio.timeout(PATIENCE_S):
+        while min(heard) <= ENOUGH:  # a busy machine tears some of it up
+            for _, them in (calling, called):
+                await them.play(say(CALLEE_SAYS))
+            await talk({us: say(CALLER_SAYS) for us, _ in (calling, called)}, more_s=1.0)
+            heard = [
+                fraction
+                for us, them in (calling, called)
+                for fraction in (
+                    fraction_heard(say(CALLER_SAYS), await them.heard()),
+                    fraction_heard(say(CALLEE_SAYS), us.heard),
+                )
+            ]
 
 
 async def exchange_candidates(us: Party, them: ChromiumPeer) -> None:
@@ -99,7 +116,9 @@ async def test_an_ice_restart_changes_the_path_and_keeps_the_voice(
         await caller.peer.accept_answer(await callee.peer.accept_offer(restart))
         await talking
         assert ice_ufrag(restart) != ice_ufrag(again)
-    assert fraction_heard(say(CALLER_SAYS), callee.heard) > ENOUGH
+        async with asyncio.timeout(PATIENCE_S):
+            while fraction_heard(say(CALLER_SAYS), callee.heard) <= ENOUGH:
+                await talk({caller: say(CALLER_SAYS)})
     assert PeerState.FAILED not in caller.states + callee.states
 
 
