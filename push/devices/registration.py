@@ -2,7 +2,8 @@
 
 Of one that has not come yet the broker retains that, until its own presence takes the place, so that who
 reads presence by one wildcard sees every device there is. It is written where a device gets its access,
-and at a relay's start where it is missing: for devices of older versions, and after a broker has lost its disk.
+and at a relay's start where it is missing: for devices of older versions, and after a broker has lost
+its disk.
 """
 
 import asyncio

@@ -1,1 +1,1 @@
-"""What stands before the routes: connections, heads, bodies, who asks first, counting. No route."""
+"""Connections: who may hold one, and how they are read within bounds. No route."""
