@@ -35,7 +35,6 @@ from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.tokens import SCOPE_MEANINGS, Scope
 from bellwire.signaling.wire import answers, requests
 from bellwire.signaling.wire import operations as wire
-from bellwire.signaling.wire.operations import OPERATIONS
 from docs import push_examples, python_tables
 from docs.rooms import rooms
 from docs.tables import inline, paragraphs, sections, sent, table, taken
@@ -304,11 +303,29 @@ def replies() -> str:
     return sections((model.__name__, model, sent(model, missing="or `null`")) for model in models)
 
 
+def who_may() -> str:
+    """Every operation of a call: what it is called over HTTP and by a device, and who may ask for it."""
+    return table(
+        ["over HTTP", "over MQTT and WebSocket", "who may", "what it does"],
+        (
+            [
+                "devices alone"
+                if operation.path is None
+                else f"`{operation.method} {operation.path}`",
+                f"`{operation.name}`",
+                operation.who,
+                inline(operation.meaning),
+            ]
+            for operation in wire.OPERATIONS.values()
+        ),
+    )
+
+
 def operations() -> str:
     """The requests that a device may send over MQTT and WebSocket."""
     return sections(
         (operation.name, model, taken(model, {"operation"}))
-        for model, operation in OPERATIONS.items()
+        for model, operation in wire.OPERATIONS.items()
     )
 
 
@@ -434,6 +451,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "rights": rights,
     "operator-rights": operator_rights,
     "operations": operations,
+    "who-may": who_may,
     "webhook-events": webhook_events,
     "events": events,
     "device-events": device_events,

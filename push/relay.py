@@ -33,7 +33,7 @@ from bellwire.config.relay import RelaySettings
 from bellwire.push.access.api_keys import open_api_keys
 from bellwire.push.access.revocation import Access, open_access
 from bellwire.push.access.tokens import AccessTokens, open_access_tokens
-from bellwire.push.api.app import build_app
+from bellwire.push.api.app import served_app
 from bellwire.push.api.server.admission import Admission, bounds_of, raise_descriptor_limit
 from bellwire.push.api.server.guarded_http import GuardedStream, guarded_by
 from bellwire.push.api.services import Services
@@ -290,7 +290,7 @@ async def _serve(
     device_metrics = DeviceMetrics(
         database, Session(address, f"bellwire-metrics-{secrets.token_hex(6)}"), now=now
     )
-    app = build_app(
+    app = served_app(
         Services(
             settings=settings,
             database=database,

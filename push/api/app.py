@@ -10,8 +10,10 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from bellwire.push.api import (
     calls,
@@ -24,6 +26,7 @@ from bellwire.push.api import (
     twilio,
     webhooks,
 )
+from bellwire.push.api.call_route import CallsFirst
 from bellwire.push.api.floods_first import FloodsFirst, WhoAsksFirst
 from bellwire.push.api.server.body_limit import BodyLimit
 from bellwire.push.api.server.counted import Counted
@@ -52,6 +55,14 @@ Errors are problem documents (RFC 9457), with Twilio's code where one fits.
 """
 
 
+def served_app(services: Services) -> ASGIApp:
+    """What a relay serves: the application, and what stands before its routes."""
+    routes = build_app(services)
+    app: ASGIApp = BodyLimit(CallsFirst(routes), services.settings.max_body_bytes, services.metrics)
+    app = FloodsFirst(WhoAsksFirst(app, services), services)
+    return ServerErrorMiddleware(Counted(app, services.metrics), handler=_failed)
+
+
 def build_app(services: Services | None = None) -> FastAPI:
     """The application. Without services it serves nothing and only knows its own description."""
     app = FastAPI(
@@ -76,20 +87,11 @@ def build_app(services: Services | None = None) -> FastAPI:
     app.include_router(health.for_keys, responses=REFUSALS)
     _describe(app)
     _serve_the_description_made_once(app)
-    # Looked for one after the other, and not in included routers, since they carry the load.
     app.router.routes[:0] = calls.router.routes
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
     if services is not None:
         app.state.services = services
-        app.add_middleware(
-            BodyLimit,
-            limit_bytes=services.settings.max_body_bytes,
-            metrics=services.metrics,
-        )
-        app.add_middleware(WhoAsksFirst, services=services)
-        app.add_middleware(FloodsFirst, services=services)
-        app.add_middleware(Counted, metrics=services.metrics)
     return app
 
 

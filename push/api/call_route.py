@@ -6,16 +6,17 @@ validation of what the endpoint itself has made) costs several times what they d
 
 from typing import Any
 
-from fastapi import Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from bellwire.push.api.services import Services
 from bellwire.push.api.who_asks import CALL_SCOPE, authenticate_by, take_turn
-from bellwire.signaling.errors import InvalidInput
+from bellwire.push.problems import problem_of_validation, problem_response, refusal_response
+from bellwire.signaling.errors import InvalidInput, Refusal
 from bellwire.signaling.identifiers import CallSid, parse_call_sid
 from bellwire.signaling.wire.operations import OPERATIONS, Operation
 
@@ -37,6 +38,30 @@ class CallRoute(APIRoute):
         self.app = self._serve
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            answer = await self._answer(scope, receive)
+        except ClientDisconnect:
+            return
+        except Refusal as refusal:
+            await refusal_response(refusal)(scope, receive, send)
+        except ValidationError as error:
+            within = () if self._operation.body is None else ("body",)
+            await problem_response(problem_of_validation(error, *within))(scope, receive, send)
+        else:
+            if isinstance(answer, Response):
+                await answer(scope, receive, send)
+                return
+            body = answer.model_dump_json(by_alias=True).encode()
+            length = (b"content-length", b"%d" % len(body))
+            start = {
+                "type": "http.response.start",
+                "status": self.status_code or 200,
+                "headers": [(b"content-type", b"application/json"), length],
+            }
+            await send(start)
+            await send({"type": "http.response.body", "body": body})
+
+    async def _answer(self, scope: Scope, receive: Receive) -> BaseModel | Response:
         operation = self._operation
         services: Services = scope["app"].state.services
         headers = dict(scope["headers"])
@@ -61,21 +86,37 @@ class CallRoute(APIRoute):
             content_type = _text(headers.get(b"content-type"))
             given["body"] = _parsed(operation, operation.body, content_type, await _read(receive))
         answer: BaseModel | Response = await self.endpoint(**given)
-        if isinstance(answer, Response):
-            await answer(scope, receive, send)
-            return
-        body = answer.model_dump_json(by_alias=True).encode()
-        await send(
-            {
-                "type": "http.response.start",
-                "status": self.status_code or 200,
-                "headers": [
-                    (b"content-type", b"application/json"),
-                    (b"content-length", b"%d" % len(body)),
-                ],
-            }
-        )
-        await send({"type": "http.response.body", "body": body})
+        return answer
+
+
+class CallsFirst:
+    """Has the routes of an application that are `CallRoute`s answer before what else the application does
+    with a request: what FastAPI puts around all its routes, too, costs as much as moving a call.
+
+    Args:
+        app: Describes these routes, and serves all others.
+    """
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+        self._routes = {
+            route.path.rpartition("/")[2]: route
+            for route in app.routes
+            if isinstance(route, CallRoute)
+        }
+        """By the last part of their paths."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request (ASGI)."""
+        if scope["type"] == "http":
+            route = self._routes.get(scope["path"].rpartition("/")[2])
+            if route is not None:
+                match, found = route.matches(scope)
+                if match is Match.FULL:
+                    scope.update(found, app=self._app)
+                    await route.app(scope, receive, send)
+                    return
+        await self._app(scope, receive, send)
 
 
 def media_type(content_type: str | None) -> str:
@@ -91,13 +132,7 @@ def _parsed(
     shown = media_type(content_type)
     if shown not in ("", "application/json"):
         raise InvalidInput(f"Content-Type {shown[:80]}: send application/json")
-    try:
-        return model.model_validate_json(body)
-    except ValidationError as error:
-        problems = error.errors(include_url=False, include_input=False, include_context=False)
-        raise RequestValidationError(
-            [{**problem, "loc": ("body", *problem["loc"])} for problem in problems]
-        ) from error
+    return model.model_validate_json(body)
 
 
 def _key(shown: str | None) -> str | None:

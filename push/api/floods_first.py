@@ -115,8 +115,8 @@ class WhoAsksFirst:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request (ASGI)."""
-        if _has_body_and_needs_credentials(scope):
-            headers = dict(scope["headers"])
+        headers = dict(scope["headers"]) if _needs_credentials(scope) else {}
+        if b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0":
             try:
                 actor = await identify(
                     self._services,
@@ -134,17 +134,11 @@ class WhoAsksFirst:
         await self._app(scope, receive, send)
 
 
-def _has_body_and_needs_credentials(scope: Scope) -> bool:
-    if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+def _needs_credentials(scope: Scope) -> bool:
+    if scope["type"] != "http":
         return False
-    return not scope["path"].startswith(_SIGNED) and _has_body(scope)
-
-
-def _has_body(scope: Scope) -> bool:
-    return any(
-        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
-        for name, value in scope["headers"]
-    )
+    path: str = scope["path"]
+    return path.startswith("/v1/") and not path.startswith(_SIGNED)
 
 
 def _text(header: bytes | None) -> str | None:

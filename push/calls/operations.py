@@ -41,7 +41,7 @@ from bellwire.signaling.wire.operations import (
 from bellwire.signaling.wire.requests import Request
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that is made eight times slower, and each request makes one
 class Asker:
     """Who asks for an operation, as whom, when, and how it came.
 
