@@ -433,7 +433,7 @@ def _database_of_before(path: Path, key_hash: str, signing: SigningKeyRow) -> No
     path.touch(mode=0o600)
     engine = sqlite_engine(path)
     configuration = Config()
-    scripts = Path(migrate_module.__file__).parents[1] / "migrations"
+    scripts = Path(migrate_module.__file__).parent / "migrations"
     configuration.set_main_option("script_location", str(scripts))
     with engine.connect() as connection:
         configuration.attributes["connection"] = connection

@@ -68,6 +68,6 @@ def test_a_second_start_changes_nothing_and_keeps_the_rows(engine: Engine, path:
 
 
 def test_the_migrations_are_one_line_without_branches() -> None:
-    folder = Path(migrate_module.__file__).parents[1] / "migrations"
+    folder = Path(migrate_module.__file__).parent / "migrations"
     scripts = ScriptDirectory(str(folder))
     assert len(scripts.get_heads()) == len(scripts.get_bases()) == 1
