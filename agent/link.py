@@ -1,7 +1,4 @@
-"""What this device says and hears on its topics: call events in, requests out, presence always.
-
-Which version of Bellwire this agent is.
-"""
+"""What this device says and hears on its topics: call events in, requests out, presence always."""
 
 import asyncio
 from collections import OrderedDict
@@ -20,8 +17,8 @@ from bellwire.broker.session.session import (
     PublishRefused,
     RequestTimeout,
     Session,
-    Sleep,
 )
+from bellwire.config.waiting import Sleep
 from bellwire.signaling.calls.events import CallEvent, parse_event
 from bellwire.signaling.errors import CallError
 from bellwire.signaling.identifiers import DeviceId, mqtt_client_id
@@ -39,11 +36,12 @@ from bellwire.signaling.wire.answers import (
     KeySetAnswer,
     Problem,
 )
-from bellwire.signaling.wire.device_operations import DeviceIceServers, DeviceKeys, DeviceOperation
-from bellwire.signaling.wire.presence import Presence, presence_document
+from bellwire.signaling.wire.operations import DeviceIceServers, DeviceKeys, DeviceOperation
+from bellwire.signaling.wire.station import Presence, presence_document
 
 SOFTWARE = version("bellwire")
-"""Read once: each look searches the whole import path, and importlib keeps what it saw there."""
+"""Which version of Bellwire this agent is. Read once: each look searches the whole import path, and
+importlib keeps what it saw there."""
 
 log = structlog.get_logger(__name__)
 
@@ -77,6 +75,12 @@ class Link:
     def __init__(
         self, address: BrokerAddress, device: DeviceId, *, sleep: Sleep = asyncio.sleep
     ) -> None:
+        if address.is_in_clear:
+            log.warning(
+                "the broker is reached without TLS: whoever listens on the network reads this device's"
+                " password; use mqtts://",
+                broker=address.url,
+            )
         self._device = device
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._listeners: list[EventListener] = []

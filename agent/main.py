@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
@@ -11,31 +11,28 @@ from gpiozero import Factory
 from bellwire.agent.calls.caller_verification import CallerVerification
 from bellwire.agent.calls.device import Device
 from bellwire.agent.door.doors import Doors
-from bellwire.agent.door.reports import DoorReports
+from bellwire.agent.door.reports import DoorReporter
 from bellwire.agent.door.wrong_codes import WrongCodes
 from bellwire.agent.fleet.commands import Commands
 from bellwire.agent.fleet.device_copies import DeviceCopies
-from bellwire.agent.fleet.follower import Fleet
+from bellwire.agent.fleet.follower import FleetFollower
 from bellwire.agent.fleet.health import HealthReports
 from bellwire.agent.fleet.live_settings import LiveSettings
-from bellwire.agent.heap import Collector
-from bellwire.agent.link import Link, RequestRefused
-from bellwire.agent.media.engine.engine import IceServer, MediaEngine
-from bellwire.agent.media.sound import Sound
+from bellwire.agent.link import Link
+from bellwire.agent.media.engine.interface import IceServer
+from bellwire.agent.media.sound import DeviceSound, told_and_configured, webrtc_engine
 from bellwire.agent.media.sound_card import SoundCard
-from bellwire.agent.station.behaviour import Conduct
+from bellwire.agent.memory import Collector
 from bellwire.agent.station.dialling import Dialling
+from bellwire.agent.station.incoming import IncomingCalls
 from bellwire.agent.station.phone import Phone, panel_of
 from bellwire.broker.session.address import parse_broker_url
 from bellwire.config.agent.settings import AgentSettings, ConfigurableSettings
 from bellwire.config.agent.telemetry import CallNow, Fault
 from bellwire.config.fleet.last_good import LastGood
-from bellwire.signaling.errors import CallError
 from bellwire.signaling.identifiers import DeviceId, Identity
 
 log = structlog.get_logger(__name__)
-
-_ICE_SERVERS_WITHIN = timedelta(seconds=3)
 
 
 class Agent:
@@ -72,17 +69,13 @@ class Agent:
             password=settings.broker.password.get_secret_value(),
             ca_file=settings.broker.ca_file,
         )
-        if address.is_in_clear:
-            log.warning(
-                "the broker is reached without TLS: whoever listens on the network reads this device's"
-                " password; use mqtts://",
-                broker=address.url,
-            )
         self.settings = settings
         self._card = card
         self._sound = None
         if card is not None:
-            self._sound = Sound(lambda: _engine(allow_loopback), card, self._ice_servers)
+            self._sound = DeviceSound(
+                lambda: webrtc_engine(allow_loopback=allow_loopback), card, self._ice_servers
+            )
         device_id = DeviceId(settings.device_id)
         self.link = Link(address, device_id)
         self.device = Device(
@@ -93,15 +86,17 @@ class Agent:
             verify_caller=CallerVerification(self.link.keys).verify,
         )
         self.live = LiveSettings(settings, is_idle=self._is_idle)
-        self.fleet = Fleet(settings, self.link.session, self.live, last_good=last_good, now=_now)
+        self.fleet = FleetFollower(
+            settings, self.link.session, self.live, last_good=last_good, now=_now
+        )
         self.panel = panel_of(
             self.live, settings.panel, self.fleet.report_fault, pin_factory=pin_factory, root=root
         )
-        self.conduct = Conduct(self.live, self.device, now=_now)
+        self.incoming = IncomingCalls(self.live, self.device, now=_now)
         self.dialling = Dialling(self.live, self.device)
-        self.phone = Phone(self.device, self.panel, self.conduct, self.dialling, card)
+        self.phone = Phone(self.device, self.panel, self.incoming, self.dialling, card)
         self.phone.watch(lambda _: self.live.settle())
-        self.door_reports = DoorReports(self.link)
+        self.door_reports = DoorReporter(self.link)
         self.doors = Doors(
             self.live,
             self.device,
@@ -144,7 +139,7 @@ class Agent:
                 if self._card is not None:
                     tasks.create_task(self._card.run())
                 parts = (
-                    *(self.device, self.conduct, self.dialling, self.phone, self.link),
+                    *(self.device, self.incoming, self.dialling, self.phone, self.link),
                     *(self.live, self.fleet, self.health, self.commands),
                     *(self.doors, self.door_reports),
                 )
@@ -191,26 +186,7 @@ class Agent:
         return True
 
     async def _ice_servers(self) -> Sequence[IceServer]:
-        """Those of the relay, with credentials for this call, then the configured ones."""
-        configured = tuple(IceServer(server.urls) for server in self.live.now.ice_servers)
-        try:
-            told = await self.link.ice_servers(within=_ICE_SERVERS_WITHIN)
-        except (RequestRefused, CallError) as error:
-            log.warning(
-                "the relay names no ICE servers: within one network it works without",
-                error=str(error),
-            )
-            return configured
-        return (
-            *(IceServer(s.urls, s.username, s.credential) for s in told.ice_servers),
-            *configured,
-        )
-
-
-def _engine(allow_loopback: bool) -> MediaEngine:
-    from bellwire.agent.media.engine import wrtc_connection as wrtc_engine
-
-    return wrtc_engine.WrtcEngine(allow_loopback=allow_loopback)
+        return await told_and_configured(self.link, self.live.now.ice_servers)
 
 
 def _now() -> datetime:

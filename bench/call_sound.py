@@ -25,33 +25,32 @@ from playwright.async_api import Error as PlaywrightError
 from rich.console import Console
 from rich.table import Table
 
-from bellwire.agent.media.engine.engine import Block
+from bellwire.agent.media.engine.interface import Block
 from bellwire.cli.process.logs import configure_logs
 from bellwire.config.agent.audio import ProcessingSettings
 from bellwire.hardware.audio.drift import DriftingSource
 from bellwire.hardware.audio.voice_processing import VoiceProcessing
 from bellwire.signaling.errors import Refusal
-from bench.agent_call import agent_stage
-from bench.aiortc_call import aiortc_call
-from bench.audio_quality import speech
-from bench.baresip_call import baresip_call
-from bench.chromium_call import chromium_call
-from bench.command_line import stoppable
-from bench.drift import PlainQueue, Source, count_tears
-from bench.echo import EchoResult, Stage, bare_library, measure_echo, untouched
-from bench.lossy_network import Faults, LossyNetwork
-from bench.measures import percentile
-from bench.mouth_to_ear import (
+from bench.lab.command_line import stoppable
+from bench.lab.lossy_network import Faults, LossyNetwork
+from bench.lab.measures import memory_mb, percentile
+from bench.lab.pulse_server import PulseServer
+from bench.peers.aiortc_call import aiortc_call
+from bench.peers.baresip_call import baresip_call
+from bench.peers.chromium_call import chromium_call
+from bench.sound.agent_call import agent_stage
+from bench.sound.audio_quality import speech
+from bench.sound.drift import PlainQueue, PlayoutQueue, count_tears
+from bench.sound.echo import EchoResult, Stage, bare_library, measure_echo, untouched
+from bench.sound.mouth_to_ear import (
     MakeCall,
     Spoken,
     instrument_error_ms,
     latency_table,
     measure_call,
 )
-from bench.process_cost import memory_mb
-from bench.pulse_server import PulseServer
-from bench.speech_heard import chance_heard
-from bench.speech_under_loss import UnderLoss, loss_table, measure_under_loss, probe_all
+from bench.sound.speech_heard import chance_heard
+from bench.sound.speech_under_loss import UnderLoss, loss_table, measure_under_loss, probe_all
 
 _IDLE_S = 3.0
 """How long after its start an agent is idle."""
@@ -79,7 +78,7 @@ NOT_MEASURED = (SystemExit, OSError, TimeoutError, Refusal, PlaywrightError)
 """Why one thing may not be measured while others can."""
 
 
-class Bench:
+class SoundBench:
     """One run: its console and its figures."""
 
     def __init__(self, extent: Extent) -> None:
@@ -228,7 +227,7 @@ class Bench:
     async def drift(self) -> None:
         """Two clocks, in virtual time."""
         self.tell(f"drift: {self.extent.drift_s / 60:g} min of virtual time each")
-        sources: dict[str, Callable[[], Source]] = {
+        sources: dict[str, Callable[[], PlayoutQueue]] = {
             "agent": DriftingSource,
             "plain queue": PlainQueue,
         }
@@ -276,7 +275,7 @@ def _agent_processing(*, gain_control: bool = False) -> Stage:
 
 async def run(parts: list[str], extent: Extent) -> bool:
     """Runs the parts; True if all could be measured. The last line printed is the result."""
-    bench = Bench(extent)
+    bench = SoundBench(extent)
     load = os.getloadavg()[0]
     bench.figures["load_before"] = load
     if load > _BUSY:

@@ -27,22 +27,21 @@ from pathlib import Path
 from rich.console import Console
 from sqlalchemy import Connection, make_url
 
-from bellwire.cli.process.client import RelayClient
 from bellwire.cli.process.relay import RelayProcess
-from bellwire.push.store.engine.database import Database
-from bellwire.push.store.engine.opening import open_database
-from bellwire.push.store.rows.call_rows import insert_calls, insert_users, to_ms
+from bellwire.cli.relay_client import RelayClient
+from bellwire.push.store.engine.database import Database, open_database
+from bellwire.push.store.rows.calls import insert_calls, insert_users, to_ms
 from bellwire.signaling.calls.commands import Invitee, NewCall
 from bellwire.signaling.calls.rules import create_call
 from bellwire.signaling.identifiers import DeviceId, Identity, new_call_sid
 from bellwire.signaling.topics import call_topic
 from bellwire.signaling.wire.requests import ChannelRequest, DeviceRequest
-from bench.bare_database import postgres_calls_per_s, sqlite_calls_per_s
-from bench.command_line import at_least_one, duration_s, stoppable
-from bench.http_connection import HttpConnection
-from bench.measures import Measured, percentile, print_result
-from bench.mqtt_listener import listening
-from bench.postgres_cluster import postgres_cluster
+from bench.lab.command_line import at_least_one, duration_s, stoppable
+from bench.lab.http_connection import HttpConnection
+from bench.lab.measures import Measured, percentile, print_result
+from bench.lab.mqtt_listener import listening
+from bench.lab.postgres_cluster import postgres_cluster
+from bench.peers.bare_database import postgres_calls_per_s, sqlite_calls_per_s
 
 _LANES = (32, 128)
 """Calls at once."""
@@ -157,7 +156,7 @@ def bare_fastapi() -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         process = subprocess.Popen(  # noqa: S603 - this very Python
-            [sys.executable, "-m", "bench.bare_fastapi", str(listener.fileno())],
+            [sys.executable, "-m", "bench.peers.bare_fastapi", str(listener.fileno())],
             pass_fds=[listener.fileno()],
         )
     try:

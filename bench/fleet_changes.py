@@ -35,10 +35,10 @@ from bellwire.cli.process.logs import configure_logs
 from bellwire.config.fleet.writing import Draft
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import DEFAULT_LAYER, REPORTED_OF_ALL
-from bench.command_line import at_least_one, stoppable
-from bench.fleet_broker import BARE_CHANGE, BARE_REPLIES, FleetBroker
-from bench.measures import percentile
-from bench.simulated_agent import SimulatedAgent
+from bench.lab.command_line import at_least_one, stoppable
+from bench.lab.fleet_broker import BARE_CHANGE, BARE_REPLIES, FleetBroker
+from bench.lab.measures import percentile
+from bench.lab.simulated_agent import SimulatedAgent
 
 _PROCESSES = 2
 _ROUND_TIMEOUT_S = 120.0
@@ -117,7 +117,7 @@ async def workers(broker: FleetBroker, agents: int, reply_size: int) -> AsyncIte
     started = [
         await asyncio.create_subprocess_exec(
             *("setpriv", "--pdeathsig", "KILL"),  # they end with this process, however it ends
-            *(sys.executable, "-m", "bench.fleet_worker", "--port", str(broker.address.port)),
+            *(sys.executable, "-m", "bench.lab.fleet_worker", "--port", str(broker.address.port)),
             *("--reply-size", str(reply_size), "--first", str(first), "--count", str(end - first)),
             stdin=PIPE,
             stdout=PIPE,

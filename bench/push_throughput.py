@@ -5,7 +5,7 @@ the CPU that the relays take for a push. Of two cores the load, APNs, PostgreSQL
 too much for a second relay to add what it could: so one and two are also measured with the same share
 of a core for each, which leaves enough to all others.
 
-APNs is played by `bench.apns_server`, in the process that also posts the invites.
+APNs is played by `bench.lab.apns_server`, in the process that also posts the invites.
 """
 
 import argparse
@@ -23,17 +23,16 @@ from pathlib import Path
 import uvloop
 from rich.console import Console
 
-from bellwire.cli.process.client import RelayClient
 from bellwire.cli.process.relay import RelayProcess
+from bellwire.cli.relay_client import RelayClient
 from bellwire.signaling.errors import Unavailable
 from bellwire.signaling.wire.requests import ChannelRequest, DeviceRequest
-from bench.apns_server import ApnsServer
-from bench.command_line import at_least_one, duration_s, stoppable
-from bench.core_share import core_share
-from bench.http_connection import HttpConnection
-from bench.measures import Measured, percentile, print_result
-from bench.postgres_cluster import postgres_cluster
-from bench.process_cost import cpu_seconds
+from bench.lab.apns_server import ApnsServer
+from bench.lab.command_line import at_least_one, duration_s, stoppable
+from bench.lab.core_share import core_share
+from bench.lab.http_connection import HttpConnection
+from bench.lab.measures import Measured, cpu_seconds, percentile, print_result
+from bench.lab.postgres_cluster import postgres_cluster
 from tests.push.apns_server import Authority, write_team_key
 from tests.system.mosquitto import running_mosquitto
 
@@ -49,7 +48,7 @@ _RING_S = 600
 """Longer than the bench: no invite ends meanwhile."""
 
 
-class Bench:
+class PushBench:
     """What is measured against what."""
 
     def __init__(self, folder: Path, server: ApnsServer, authority: Authority) -> None:
@@ -79,7 +78,7 @@ class Bench:
         """aioapns alone."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "bench.bare_aioapns", str(self.server.port)),
+            *("-m", "bench.peers.bare_aioapns", str(self.server.port)),
             *(str(self.ca_file), str(self.key_file), str(seconds), str(lanes)),
             stdout=asyncio.subprocess.PIPE,
         )
@@ -140,7 +139,7 @@ def register_phones(relay: RelayProcess) -> None:
             client.put_device(name, DeviceRequest(identity=name, channels=[channel]))
 
 
-async def measure_one(bench: Bench, arguments: argparse.Namespace) -> dict[str, Measured]:
+async def measure_one(bench: PushBench, arguments: argparse.Namespace) -> dict[str, Measured]:
     """One relay on its own SQLite, beside bare aioapns."""
     kinds = ("bare", "single", "group")
     results = {f"{kind} {lanes}": Measured() for lanes in _IN_FLIGHT for kind in kinds}
@@ -157,7 +156,7 @@ async def measure_one(bench: Bench, arguments: argparse.Namespace) -> dict[str, 
 
 
 async def measure_two(
-    bench: Bench, arguments: argparse.Namespace, postgres: str
+    bench: PushBench, arguments: argparse.Namespace, postgres: str
 ) -> dict[str, Measured]:
     """One relay and two, alternating, on one PostgreSQL and one broker, single invites: free, and
     where this machine can do that, with the same share of a core for each."""
@@ -196,7 +195,7 @@ async def measure(arguments: argparse.Namespace, folder: Path, postgres: str) ->
     authority = Authority(folder)
     server = ApnsServer()
     async with await server.serve(authority.certificate("apns")):
-        bench = Bench(folder, server, authority)
+        bench = PushBench(folder, server, authority)
         say("One relay, beside bare aioapns ...")
         results = await measure_one(bench, arguments)
         say("One relay and two on one PostgreSQL ...")

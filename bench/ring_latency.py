@@ -21,15 +21,15 @@ from bellwire.agent.calls.call import CallStatus
 from bellwire.agent.main import Agent
 from bellwire.cli.demo.stage import register_station
 from bellwire.cli.demo.station import SimulatedStation
-from bellwire.cli.process.client import RelayClient
 from bellwire.cli.process.logs import configure_logs
 from bellwire.cli.process.relay import RelayProcess
+from bellwire.cli.relay_client import RelayClient
 from bellwire.signaling.calls.events import CallReceived, event_document
 from bellwire.signaling.identifiers import DeviceId, mqtt_client_id
 from bellwire.signaling.topics import call_topic
-from bench.command_line import at_least_one, stoppable
-from bench.http_connection import HttpConnection
-from bench.measures import percentile, print_result
+from bench.lab.command_line import at_least_one, stoppable
+from bench.lab.http_connection import HttpConnection
+from bench.lab.measures import percentile, print_result
 
 _WARM_UP = 20
 _UNLIMITED = {

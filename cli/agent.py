@@ -1,7 +1,5 @@
-"""`bellwire agent`.
-
-The sound card that `bellwire agent` uses: the machine's, or in a simulation one that is not there.
-"""
+"""`bellwire agent`: one device's agent, its pins and its sound card real or simulated. What it needs of
+`bellwire[agent]` is imported when it is called, so that a machine without it is told what to install."""
 
 import asyncio
 import os
@@ -14,21 +12,21 @@ import structlog
 import typer
 from rich.console import Console
 
-from bellwire.agent.heap import share_arenas
-from bellwire.agent.media.sound_card import SoundCard
+from bellwire.agent.memory import share_arenas
 from bellwire.cli.failures import fail, reported
 from bellwire.cli.process.logs import configure_logs, set_log_level
-from bellwire.cli.process.systemd import keep_watchdog, run_until_stopped
+from bellwire.cli.process.service import keep_watchdog, run_until_stopped
 from bellwire.config.agent.audio import AudioSettings
 from bellwire.config.agent.settings import AgentSettings, load_agent_settings
 from bellwire.config.fleet.last_good import state_folder
 from bellwire.config.relay import LogFormat, LogLevel
-from bellwire.hardware.audio.devices import initialise_pyaudio
-from bellwire.hardware.audio.recorder import Recorder
-from bellwire.hardware.audio.simulated_card import SimulatedSoundCard
 
 if TYPE_CHECKING:
+    from bellwire.agent.media.sound_card import SoundCard
     from bellwire.cli.demo.station import SimulatedStation
+    from bellwire.hardware.audio.recorder import Recorder
+
+log = structlog.get_logger(__name__)
 
 
 @reported
@@ -112,7 +110,6 @@ async def _run(
     recorder: "Recorder | None",
 ) -> None:
     from bellwire.agent.main import run_agent
-    from bellwire.cli.agent import sound_card
 
     share_arenas()
     up = asyncio.Event()
@@ -161,19 +158,21 @@ async def _press_by_lines(station: "SimulatedStation", stop: asyncio.Event) -> N
             await station.press(key)
 
 
-log = structlog.get_logger(__name__)
-
-
 def sound_card(
-    settings: AudioSettings, *, simulate: bool = False, recorder: Recorder | None = None
-) -> SoundCard:
+    settings: AudioSettings, *, simulate: bool = False, recorder: "Recorder | None" = None
+) -> "SoundCard":
     """The sound card. In a simulation on a machine without any, a simulated one takes its place."""
+    from bellwire.agent.media.sound_card import SoundCard
+
     if simulate:
         return SoundCard(settings, recorder=recorder, initialise=_real_or_simulated)
     return SoundCard(settings, recorder=recorder)
 
 
 def _real_or_simulated() -> Any:  # noqa: ANN401 - PyAudio has no types
+    from bellwire.hardware.audio.devices import initialise_pyaudio
+    from bellwire.hardware.audio.simulated_card import SimulatedSoundCard
+
     real = initialise_pyaudio()
     if real.get_device_count():
         return real

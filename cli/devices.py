@@ -11,7 +11,7 @@ from rich.table import Table
 
 from bellwire.broker.session.address import parse_broker_url
 from bellwire.cli.failures import fail, reported
-from bellwire.cli.process.client import (
+from bellwire.cli.relay_client import (
     DataOption,
     KeyFileOption,
     RelayClient,

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bellwire.cli.failures import fail, reported
-from bellwire.cli.process.client import (
+from bellwire.cli.relay_client import (
     DataOption,
     KeyFileOption,
     RelayClient,

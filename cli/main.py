@@ -21,7 +21,7 @@ _COMMANDS = {
         "call:call",
         "Example: `bellwire call desk --from lobby --param reason=parcel`",
     ),
-    "demo": ("demo.once:demo", "Example: `bellwire demo --once`"),
+    "demo": ("demo.command:demo", "Example: `bellwire demo --once`"),
 }
 """Command: where its function is, and how its help ends."""
 
@@ -29,9 +29,9 @@ _GROUPS = {
     "devices": "devices:devices",
     "token": "token:token",
     "keys": "keys:keys",
-    "fleet": "fleet.group:fleet",
+    "fleet": "fleet.command:fleet",
     "push": "push.command:push",
-    "doctor": "doctor.doctor_group:doctor",
+    "doctor": "doctor.command:doctor",
 }
 """Group of commands: where it is."""
 

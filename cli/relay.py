@@ -10,7 +10,7 @@ import typer
 from bellwire.cli.failures import fail, reported
 from bellwire.cli.process.logs import configure_logs
 from bellwire.cli.process.one_core import keep_to_one_core
-from bellwire.cli.process.systemd import keep_watchdog, run_until_stopped
+from bellwire.cli.process.service import keep_watchdog, run_until_stopped
 from bellwire.config.relay import LogFormat, LogLevel, load_relay_settings
 
 _YOUNG_OBJECTS = 10_000

@@ -8,7 +8,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from bellwire.cli.failures import fail, reported
-from bellwire.cli.process.client import (
+from bellwire.cli.relay_client import (
     DataOption,
     KeyFileOption,
     RelayClient,

@@ -9,9 +9,14 @@ from pathlib import Path
 from bellwire.signaling.errors import InvalidInput
 
 
-def write_private(path: Path, text: str) -> None:
+def write_private(path: Path, content: str | bytes, *, previous: Path | None = None) -> None:
     """Writes a file that only its owner can read, whole or not at all, and durable once this returns:
     whenever the power goes, the file before or this one is there. It blocks.
+
+    Args:
+        path: The file.
+        content: What it is to hold.
+        previous: Under what name, of the same folder, the file before is kept; None: it is not.
 
     Raises:
         OSError: the disk does not take it; the file before is as it was.
@@ -19,10 +24,12 @@ def write_private(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
+    if previous is not None:
+        path.replace(previous)
     partial.replace(path)
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:

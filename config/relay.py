@@ -1,6 +1,5 @@
-"""Settings of the relay: a TOML file, over it `BELLWIRE_*` variables, over them the command's flags.
-
-What a relay is told of push apps and webhooks. Secrets stand in files of their own.
+"""Settings of the relay: a TOML file, over it `BELLWIRE_*` variables, over them the command's flags. Most
+secrets, such as those of push apps and webhooks, stand in files of their own, which are named here.
 """
 
 import os
@@ -26,7 +25,7 @@ from pydantic_settings import (
 )
 
 from bellwire.config.call_policy import PolicySettings
-from bellwire.config.ice_servers import JanusUrl, StunUrl, TurnUrl
+from bellwire.config.media_servers import JanusUrl, StunUrl, TurnUrl
 from bellwire.signaling.errors import InvalidInput
 from bellwire.signaling.identifiers import IdentityField
 

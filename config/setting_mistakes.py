@@ -1,4 +1,5 @@
-"""What is wrong with a setting, in the words of who writes it, not of the library that has read it."""
+"""What is wrong with a setting, in the words of who writes it, not of the library that has read it. By
+itself, since each command needs it and not all of them read settings."""
 
 from collections.abc import Collection
 from difflib import get_close_matches

@@ -17,7 +17,7 @@ import typer
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from bellwire.cli.fleet.group import schema_text
+from bellwire.cli.fleet.command import schema_text
 from bellwire.cli.main import app
 from bellwire.config.agent.settings import default_panel
 from bellwire.config.relay import ApnsApp, FcmApp, RelaySettings, WebhookTarget
@@ -34,8 +34,9 @@ from bellwire.signaling.errors import OperationRefused, Refusal
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.tokens import SCOPE_MEANINGS, Scope
 from bellwire.signaling.wire import answers, requests
-from bellwire.signaling.wire.device_operations import DeviceOperation
-from docs import push_examples
+from bellwire.signaling.wire import operations as wire
+from docs import push_examples, python_tables
+from docs.rooms import rooms
 from docs.tables import inline, paragraphs, sections, sent, table, taken
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -261,13 +262,13 @@ def operator_rights() -> str:
 def bodies() -> str:
     """The bodies of HTTP requests."""
     models = (
-        requests.InviteRequest,
-        requests.OperationRequest,
-        requests.ReceivedRequest,
-        requests.RejectRequest,
-        requests.InviteMoreRequest,
-        requests.MessageRequest,
-        requests.FeedbackRequest,
+        wire.InviteRequest,
+        wire.OperationRequest,
+        wire.ReceivedRequest,
+        wire.RejectRequest,
+        wire.InviteMoreRequest,
+        wire.MessageRequest,
+        wire.FeedbackRequest,
         requests.GroupRequest,
         requests.DeviceRequest,
         requests.TokenRequest,
@@ -302,11 +303,29 @@ def replies() -> str:
     return sections((model.__name__, model, sent(model, missing="or `null`")) for model in models)
 
 
+def who_may() -> str:
+    """Every operation of a call: what it is called over HTTP and by a device, and who may ask for it."""
+    return table(
+        ["over HTTP", "over MQTT and WebSocket", "who may", "what it does"],
+        (
+            [
+                "devices alone"
+                if operation.path is None
+                else f"`{operation.method} {operation.path}`",
+                f"`{operation.name}`",
+                operation.who,
+                inline(operation.meaning),
+            ]
+            for operation in wire.OPERATIONS.values()
+        ),
+    )
+
+
 def operations() -> str:
     """The requests that a device may send over MQTT and WebSocket."""
     return sections(
-        (_tag(model, "operation"), model, taken(model, {"operation"}))
-        for model in _members(DeviceOperation)
+        (operation.name, model, taken(model, {"operation"}))
+        for model, operation in wire.OPERATIONS.items()
     )
 
 
@@ -417,6 +436,9 @@ def openapi() -> str:
 
 
 PARTS: dict[str, Callable[[], str]] = {
+    "python-classes": python_tables.classes,
+    "python-call-events": python_tables.call_events,
+    "python-device-events": python_tables.device_events,
     "transitions": transitions,
     "settings": settings,
     "metrics": metrics,
@@ -429,6 +451,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "rights": rights,
     "operator-rights": operator_rights,
     "operations": operations,
+    "who-may": who_may,
     "webhook-events": webhook_events,
     "events": events,
     "device-events": device_events,
@@ -441,6 +464,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "connect-token": push_examples.connect_token,
     "apns-reasons": lambda: push_examples.reasons("apns"),
     "fcm-reasons": lambda: push_examples.reasons("fcm"),
+    "rooms": rooms,
 }
 FILES: dict[str, Callable[[], str]] = {
     "docs/cli.md": command_line,

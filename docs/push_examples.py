@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from bellwire.cli.push.reasons import REASONS
 from bellwire.push.channels.channel import Addressee
 from bellwire.push.channels.payload import PushPayload
-from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow
+from bellwire.push.store.rows.devices import ChannelRow, DeviceRow
 from bellwire.signaling.calls.calls import Attestation, Call, PushText
 from bellwire.signaling.calls.commands import Cancel, Invitee, NewCall
 from bellwire.signaling.calls.events import CallCancelled, CallEvent, CallReceived

@@ -1,1 +1,1 @@
-"""What touches the Raspberry Pi: the panel and its parts, and the sound. Knows nothing of calls."""
+"""What touches the Raspberry Pi: the panel on its pins, and the sound card. Knows nothing of calls."""

@@ -1,11 +1,10 @@
-"""Refusals as problem documents (RFC 9457): the one place where an error becomes an answer.
-
-Problem documents as HTTP responses, with the headers that belong to them.
-"""
+"""Refusals as problem documents (RFC 9457): the one place where an error becomes an answer, over HTTP with
+the headers that belong to it."""
 
 import math
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
@@ -123,3 +122,19 @@ def refusal_response(refusal: Refusal) -> JSONResponse:
     if isinstance(refusal, TooManyRequests):
         headers["Retry-After"] = str(max(1, math.ceil(refusal.retry_after_s)))
     return problem_response(problem, headers)
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": description}
+    for status, description in {
+        401: "No credentials, or bad ones",
+        403: "The credentials do not reach this far, or the call is somebody else's",
+        404: "There is no such thing, or nobody to call",
+        409: "The state does not allow the operation",
+        413: "The body, or the invite on one of its channels, is too large",
+        422: "The request is not valid",
+        429: "More is asked for an app or a device than it may be: `Retry-After` says when to ask again",
+        503: "The relay cannot do this now",
+    }.items()
+}
+"""The refusals that a route may give, as its OpenAPI description has them."""

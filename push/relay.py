@@ -21,7 +21,7 @@ from typing import Protocol
 import structlog
 import uvicorn
 
-from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.embedded import EmbeddedBroker
 from bellwire.broker.fleet.rollout_guard import guard_rollouts
 from bellwire.broker.session.address import BrokerAddress, parse_broker_url
@@ -41,19 +41,19 @@ from bellwire.push.calls.calls import Calls
 from bellwire.push.calls.groups import Groups
 from bellwire.push.calls.ice_servers import open_ice_servers
 from bellwire.push.calls.policy import CallPolicy
-from bellwire.push.calls.rate_limits import FloodLimits
+from bellwire.push.calls.rate_limits import RateLimits
 from bellwire.push.calls.rooms import open_rooms
 from bellwire.push.calls.twilio_notifications import TwilioNotifications, read_auth_token
 from bellwire.push.channels.channel import Channel
 from bellwire.push.channels.mqtt import MqttChannel
 from bellwire.push.channels.payload import PushPayload
-from bellwire.push.channels.webhook.webhook import WebhookChannel
+from bellwire.push.channels.webhook.channel import WebhookChannel
+from bellwire.push.channels.websocket import STREAM, StreamReaders
 from bellwire.push.data_disk import DataDisk, look_at_disk
 from bellwire.push.delivery.dead_tokens import DeadTokens
-from bellwire.push.delivery.deliveries import STREAM, Deliveries
 from bellwire.push.delivery.outbox import Outbox
-from bellwire.push.delivery.streams import Streams
-from bellwire.push.delivery.webhooks import Webhooks
+from bellwire.push.delivery.owed import Deliveries
+from bellwire.push.delivery.webhook_events import Webhooks
 from bellwire.push.devices.absent import AbsentDevices
 from bellwire.push.devices.connections import Connections
 from bellwire.push.devices.devices import Devices
@@ -61,16 +61,15 @@ from bellwire.push.devices.door_reports import DoorReports
 from bellwire.push.devices.event_stream import EventStream
 from bellwire.push.devices.metrics import DeviceMetrics
 from bellwire.push.devices.operations import LIMIT_BYTES, DeviceOperations
-from bellwire.push.devices.rate_limits import DeviceFloods
+from bellwire.push.devices.rate_limits import DeviceRateLimits
 from bellwire.push.devices.requests import DeviceRequests
 from bellwire.push.metrics import Metrics
-from bellwire.push.store.engine.database import Database
-from bellwire.push.store.engine.opening import open_database
-from bellwire.push.store.rows.call_rows import to_ms
-from bellwire.push.store.rows.device_rows import registered_among
-from bellwire.push.store.rows.event_rows import forget_expired
-from bellwire.push.store.rows.outbox_rows import make_all_due
-from bellwire.push.store.rows.result_rows import forget_results
+from bellwire.push.store.engine.database import Database, open_database
+from bellwire.push.store.rows.calls import to_ms
+from bellwire.push.store.rows.deliveries import forget_results
+from bellwire.push.store.rows.devices import registered_among
+from bellwire.push.store.rows.events import forget_expired
+from bellwire.push.store.rows.outbox import make_all_due
 from bellwire.signaling.errors import InvalidInput, Unavailable
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import OPERATORS_ECHO
@@ -234,7 +233,7 @@ async def _serve(
     tokens = await open_access_tokens(database, settings.issuer, now, lambda: access.revision)
     pushes = await open_push_channels(settings, tokens, metrics, now=now)
     channels: dict[str, Channel] = {"mqtt": MqttChannel(session), **pushes}
-    streams = Streams(session, alone=not database.shared)
+    streams = StreamReaders(session, alone=not database.shared)
     webhooks = Webhooks(settings.webhooks, now=now)
     webhook_channel = files.webhook_channel
     dead_tokens = DeadTokens(database, streams, metrics, now=now, on_event=webhooks.event)
@@ -250,14 +249,14 @@ async def _serve(
     deliveries = Deliveries(
         outbox, channels, streams, now=now, webhooks=webhooks, sign_invite=tokens.signed_invite
     )
-    floods = FloodLimits(
+    rate_limits = RateLimits(
         settings.app_invites_per_s,
         settings.device_invites_per_s,
         emergency_callers=settings.emergency_callers,
         on_refused=metrics.count_refused,
     )
     policy = CallPolicy(settings.policy, metrics.count_refused)
-    calls = Calls(database, deliveries, metrics, floods, policy, now=now)
+    calls = Calls(database, deliveries, metrics, rate_limits, policy, now=now)
     devices = Devices(
         database,
         provisioner,
@@ -281,7 +280,7 @@ async def _serve(
         check_after_s=settings.not_received_after_s,
     )
     session.on_connected(lambda: outbox.retry_now("mqtt"))
-    device_floods = DeviceFloods(settings.device_requests_per_s, metrics)
+    device_floods = DeviceRateLimits(settings.device_requests_per_s, metrics)
     requests = DeviceRequests(session, operations, devices, connections, device_floods, now=now)
 
     if not database.shared:
@@ -313,7 +312,7 @@ async def _serve(
             webhooks=webhooks,
             webhook_channel=webhook_channel,
             twilio=TwilioNotifications(
-                database, outbox, channels, files.auth_token, floods, now=now
+                database, outbox, channels, files.auth_token, rate_limits, now=now
             ),
             ice_servers=files.ice_servers,
             rooms=rooms,

@@ -1,5 +1,5 @@
-"""What tokens claim. Signing is the relay's (`push/auth`), and so is checking access tokens; what it
-says of callers is checked by who is called (`agent/caller_verification`).
+"""What tokens claim. Signing is the relay's (`push.access`), and so is checking access tokens; what it
+says of callers is checked by who is called (`agent.calls.caller_verification`).
 
 What an API key may do. Which routes each scope opens, the routes themselves say: docs/http.md has
 the table that is made of them.

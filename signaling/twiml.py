@@ -11,7 +11,7 @@ from xml.parsers.expat import ExpatError, ParserCreate
 
 from bellwire.signaling.errors import InvalidInput, TooLarge
 from bellwire.signaling.identifiers import Identity, parse_identity
-from bellwire.signaling.params import unique_parameters
+from bellwire.signaling.twi_params import unique_parameters
 
 MAX_BYTES = 64 * 1024
 """Twilio's own limit of a TwiML document."""

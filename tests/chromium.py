@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from playwright.async_api import Browser, Page, Route, async_playwright
 
-from bellwire.agent.media.engine.engine import IceCandidate
+from bellwire.agent.media.engine.interface import IceCandidate
 from tests.docs.documents import ROOT, blocks
 
 _FLAGS = (

@@ -19,11 +19,11 @@ from bellwire.agent.calls.call import CallRecord, CallStatus
 from bellwire.agent.main import Agent
 from bellwire.agent.media.sound_card import SoundCard
 from bellwire.cli.demo.station import SimulatedStation
-from bellwire.cli.process.client import RelayClient
+from bellwire.cli.relay_client import RelayClient
 from bellwire.config.agent.settings import AgentSettings, BrokerSettings, default_panel
 from bellwire.config.fleet.last_good import LastGood
 from bellwire.signaling.wire.requests import ChannelRequest, DeviceRequest
-from bench.postgres_cluster import postgres_cluster
+from bench.lab.postgres_cluster import postgres_cluster
 from tests.forking import ForkedRelay
 
 PATIENCE_S = 45.0
@@ -32,7 +32,7 @@ device whose next look for a lost broker is as far away as it can be."""
 
 
 _LONG = (
-    "tests/push/test_hostile_http.py",
+    "tests/push/api/test_hostile_http.py",
     "tests/system/",
     "tests/model/",
     "tests/bench/",

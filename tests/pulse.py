@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bench.pulse_daemon import PulseDaemon
+from bench.lab.pulse_daemon import PulseDaemon
 
 PATIENCE_S = 20.0
 SAMPLE_RATE_HZ = 48_000

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("agent", "bellwire", "broker", "config", "hardware", "push", "signaling")
+PACKAGES = ("agent", "broker", "cli", "config", "hardware", "push", "signaling")
 FILES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
 
 

@@ -3,7 +3,7 @@ can put another's name on an invite.
 
 The relay's keys are asked for once, and again where a token names a key that is not known yet: so a
 new key needs nothing done here. No clock of this device decides: whether the invite is alive is for
-`agent.calls.call_invite.ringing_time_left` to say, which believes the broker, since a Pi has no clock
+`agent.calls.invite.ringing_time_left` to say, which believes the broker, since a Pi has no clock
 of its own. The token only has to be of this very invite, its moments included.
 """
 

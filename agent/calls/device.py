@@ -6,32 +6,49 @@ A second invite is answered `busy` by itself while a call is on, unless call wai
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from os import PathLike
+from pathlib import Path
+from typing import Literal, Self, overload
 
 import structlog
 
-from bellwire.agent.calls.call import Call, CallContext, CallerInfo, CallStatus, Direction
-from bellwire.agent.calls.call_invite import CallInvite, ringing_time_left
+from bellwire.agent.calls.call import Call, CallerInfo, CallStatus, Direction, read_token
+from bellwire.agent.calls.caller_verification import CallerVerification
+from bellwire.agent.calls.course import CallResources, CallTerms
+from bellwire.agent.calls.events import Listeners, Unsubscribe
 from bellwire.agent.calls.insights import Insight
-from bellwire.agent.calls.listeners import Listeners, Unsubscribe
-from bellwire.agent.calls.signalling import CallRequests, read_token
+from bellwire.agent.calls.invite import CallInvite, ringing_time_left
+from bellwire.agent.calls.requests import RelayRequests
 from bellwire.agent.link import Link
 from bellwire.agent.media.early_media import allows_early_media, with_early_media
-from bellwire.agent.media.media_news import MediaTiming, Work
-from bellwire.agent.media.sound import Sound
-from bellwire.agent.media.voice import AudioDevices
+from bellwire.agent.media.peer import MediaTiming
+from bellwire.agent.media.sound import (
+    AudioDevices,
+    DeviceSound,
+    told_and_configured,
+    webrtc_engine,
+)
+from bellwire.agent.media.sound_card import NoCard, SoundCard
+from bellwire.agent.tasks import Work
+from bellwire.broker.session.address import parse_broker_url
 from bellwire.broker.session.messages import Incoming
+from bellwire.broker.session.session import NotAuthorized
+from bellwire.config.agent.settings import load_agent_settings
+from bellwire.config.waiting import Sleep
 from bellwire.signaling.calls.calls import Mode, RejectStatus
 from bellwire.signaling.calls.events import CallEvent, CallReceived
+from bellwire.signaling.errors import CallError
 from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
-from bellwire.signaling.wire.device_operations import DeviceInvite
-from bellwire.signaling.wire.requests import DEFAULT_TIMEOUT_S, GroupReference
+from bellwire.signaling.wire.operations import DEFAULT_TIMEOUT_S, DeviceInvite, GroupReference
 
 log = structlog.get_logger(__name__)
 
 _EARLY_EVENTS = 256
+_EVENTS = ("incoming", "registered", "unregistered", "caller", "change", "connection")
 
 VerifyCaller = Callable[[CallReceived, timedelta], Awaitable[CallerInfo | None]]
 """What is known of an invite's caller; the time is how long it may still ring."""
@@ -44,7 +61,8 @@ To = str | Sequence[str] | GroupReference
 
 
 class Device:
-    """One device.
+    """One device. A program of one's own opens it (`Device.open`); the agent puts it together, with a
+    panel and a door (`agent.main`).
 
     Args:
         identity: Whose it is.
@@ -65,8 +83,8 @@ class Device:
         link: Link,
         *,
         now: Callable[[], datetime],
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        sound: Sound | None = None,
+        sleep: Sleep = asyncio.sleep,
+        sound: DeviceSound | None = None,
         timing: MediaTiming | None = None,
         verify_caller: VerifyCaller | None = None,
         call_waiting: bool = False,
@@ -78,8 +96,8 @@ class Device:
         self._now = now
         self._link = link
         self._verify_caller = verify_caller
-        self._requests = CallRequests(link)
-        self._context = CallContext(
+        self._requests = RelayRequests(link)
+        self._lent = CallResources(
             identity=identity,
             device=device,
             requests=self._requests,
@@ -88,21 +106,79 @@ class Device:
             now=now,
             sleep=sleep,
             timing=timing or MediaTiming(),
-            made=self._catch_early,
-            changed=self._take_change,
             report=self._publish,
         )
         self._calls: list[Call] = []
         self._early: deque[CallEvent] = deque(maxlen=_EARLY_EVENTS)
-        self._listeners = Listeners()
+        self._listeners = Listeners(_EVENTS, self._spawn)
         self._tasks: asyncio.TaskGroup | None = None
         link.listen(self._take_event)
         link.on_connected(self._relay_is_back)
         link.on_disconnected(self._relay_is_lost)
 
-    def use_sound(self, sound: Sound | None) -> None:
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, file: str | PathLike[str], *, sound_card: bool = False
+    ) -> AsyncGenerator[Self]:
+        """The device of a file that `bellwire devices add` wrote, at work until the `async with` ends:
+
+            async with Device.open("bot.toml") as device:
+                device.on("incoming", lambda invite: invite.accept())
+                await asyncio.Event().wait()
+
+        It waits for the broker as long as it takes. Of the file it uses who it is, the broker, the ICE
+        servers, call waiting and the sound: no panel, no door, nothing of the fleet's layers, which are
+        the agent's. One device is for one program: a second under the same file takes its place.
+
+        Args:
+            file: The device's file.
+            sound_card: Whether it has the microphone and the speaker that the file names, as the agent
+                has. Without, it is heard by what it plays (`Call.play`), and hears by
+                `Call.remote_stream`.
+
+        Raises:
+            InvalidInput: the file cannot be read, or something in it is wrong.
+            CallError: 20151, the broker refuses its credentials.
+        """
+        settings = await asyncio.to_thread(load_agent_settings, Path(file), on_device=sound_card)
+        broker = settings.broker
+        address = parse_broker_url(
+            broker.url,
+            username=broker.username,
+            password=broker.password.get_secret_value(),
+            ca_file=broker.ca_file,
+        )
+        link = Link(address, DeviceId(settings.device_id))
+        card = SoundCard(settings.audio) if sound_card else NoCard()
+        # With the broker on this very machine, as where one tries it out, the others may be there too.
+        sound = DeviceSound(
+            lambda: webrtc_engine(allow_loopback=address.is_loopback),
+            card,
+            lambda: told_and_configured(link, settings.ice_servers),
+        )
+        device = cls(
+            Identity(settings.identity),
+            DeviceId(settings.device_id),
+            link,
+            now=lambda: datetime.now(UTC),
+            sound=sound if settings.audio.enabled else None,
+            verify_caller=CallerVerification(link.keys).verify,
+            call_waiting=settings.behaviour.call_waiting,
+        )
+        parts = [device.run(), link.run()]
+        if isinstance(card, SoundCard):
+            parts.append(card.run())
+        try:
+            async with _at_work(parts):
+                await link.wait_connected()
+                yield device
+        except NotAuthorized as error:
+            raise CallError(20151, str(error)) from error
+
+    def use_sound(self, sound: DeviceSound | None) -> None:
         """Has the calls that begin from now on use this sound, or none."""
-        self._context = replace(self._context, sound=sound)
+        self._lent = replace(self._lent, sound=sound)
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -114,9 +190,22 @@ class Device:
         """Whether it can reach its relay now."""
         return self._link.connected
 
-    def on_incoming(self, listener: Callable[[CallInvite], object]) -> Unsubscribe:
-        """Has `listener` called with each invite that is to ring here."""
-        return self._listeners.add("incoming", listener)
+    @overload
+    def on(
+        self, event: Literal["incoming"], listener: Callable[[CallInvite], object]
+    ) -> Unsubscribe: ...
+    @overload
+    def on(
+        self, event: Literal["registered", "unregistered"], listener: Callable[[], object]
+    ) -> Unsubscribe: ...
+    def on(self, event: str, listener: Callable[..., object]) -> Unsubscribe:
+        """Has `listener` called on the event loop at each `event`; what is returned ends that. It may be
+        `async`. What goes wrong in it is logged and breaks nothing.
+
+        Raises:
+            InvalidInput: there is no such event; names those there are.
+        """
+        return self._listeners.add(event, listener)
 
     def on_caller(self, listener: Callable[[Call], object]) -> Unsubscribe:
         """Has `listener` called with an incoming call once its `caller_info` is known."""
@@ -140,8 +229,8 @@ class Device:
                 finally:
                     self._tasks = None  # a group that ends takes no more
         finally:
-            if self._context.sound is not None:
-                await self._context.sound.close()
+            if self._lent.sound is not None:
+                await self._lent.sound.close()
 
     def connect(
         self,
@@ -180,18 +269,17 @@ class Device:
             extended_data=with_early_media(extended_data) if early_media else extended_data,
             idempotency_key=secrets.token_hex(16),
         )
-        call = Call(
-            self._context,
+        terms = CallTerms(
             Direction.OUTGOING,
             from_=self.identity,
             to=tuple(identities),
             expires_at=self._now() + timedelta(seconds=timeout_s),
             custom_parameters=parameters,
             early_media=early_media,
-            audio_devices=audio_devices,
+            only_invited=mode is Mode.COMMON,
+            audio_devices=audio_devices or AudioDevices(),
         )
-        call.only_invited = mode is Mode.COMMON
-        self._add(call)
+        call = self._begin(terms)
         call.signalling.dial(invite)
         return call
 
@@ -205,16 +293,14 @@ class Device:
         known = self._call_of(sid)
         if known is not None:
             return known
-        call = Call(
-            self._context,
+        terms = CallTerms(
             Direction.OUTGOING,
             from_=self.identity,
             to=(),
             expires_at=self._now() + timedelta(seconds=DEFAULT_TIMEOUT_S),
             custom_parameters=parameters,
-            sid=sid,
         )
-        self._add(call)
+        call = self._begin(terms, sid)
         call.signalling.join()
         return call
 
@@ -246,17 +332,15 @@ class Device:
             self._ring(event, left)
 
     def _ring(self, event: CallReceived, left: timedelta) -> None:
-        call = Call(
-            self._context,
+        terms = CallTerms(
             Direction.INCOMING,
             from_=event.from_,
             to=(event.to,),
             expires_at=self._now() + left,
             custom_parameters=event.custom_parameters,
-            sid=CallSid(event.call_sid),
             early_media=allows_early_media(event.extended_data),
         )
-        self._add(call)
+        call = self._begin(terms, CallSid(event.call_sid))
         call.signalling.ring()
         if self._verify_caller is not None:
             self._spawn(self._learn_caller(call, self._verify_caller(event, left)))
@@ -268,25 +352,29 @@ class Device:
             self._listeners.tell("caller", call)
 
     def _relay_is_lost(self) -> None:
+        self._listeners.tell("unregistered")
         self._listeners.tell("connection", False)
         for call in self.calls:
-            call.relay_lost()
+            call.course.relay_lost()
 
     async def _relay_is_back(self) -> None:
+        self._listeners.tell("registered")
         self._listeners.tell("connection", True)
         for call in self.calls:
-            call.relay_back()
+            call.course.relay_back()
 
     # Its calls
 
     def _call_of(self, sid: CallSid) -> Call | None:
         return next((call for call in self._calls if call.sid == sid), None)
 
-    def _add(self, call: Call) -> None:
+    def _begin(self, terms: CallTerms, sid: CallSid | None = None) -> Call:
         if all(other.sid for other in self._calls):
             self._early.clear()
+        call = Call(self._lent, terms, sid, made=self._catch_early, changed=self._take_change)
         self._calls.append(call)
-        call.begin()
+        call.course.begin()
+        return call
 
     def _take_change(self, call: Call) -> None:
         if call.status() is CallStatus.CLOSED:
@@ -307,3 +395,19 @@ class Device:
             work.close()
             return None
         return self._tasks.create_task(work)
+
+
+@asynccontextmanager
+async def _at_work(parts: Sequence[Work]) -> AsyncGenerator[None]:
+    """Has these done beside the body, and ended with it. What fails in one of them ends the body. It is
+    raised by itself, as is what the body raises: not in a group, which every program would take apart."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            working = [tasks.create_task(part) for part in parts]
+            try:
+                yield
+            finally:
+                for task in working:
+                    task.cancel()
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from errors.exceptions[0].__cause__

@@ -5,11 +5,13 @@ Each is one JSON document of at most 4 KiB on the device's `insights` topic. Non
 typed or sent, nor whom the call was with.
 """
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bellwire.agent.calls.record import Direction
 from bellwire.agent.quality.warnings import (
     CONSTANT_FOR,
     Threshold,
@@ -19,16 +21,14 @@ from bellwire.agent.quality.warnings import (
 )
 from bellwire.signaling.calls.events import Moment
 from bellwire.signaling.errors import CallError
-from bellwire.signaling.identifiers import CallSidField, DeviceIdField
+from bellwire.signaling.identifiers import CallSid, CallSidField, DeviceId, DeviceIdField
+from bellwire.signaling.wire.operations import FeedbackIssue
 
 INSIGHT_LIMIT_BYTES = 4096
 REJECTED_CODE = 31600
 REJECTED_MESSAGE = "Busy Everywhere : SIP/2.0 600 Call Rejected"
 _MESSAGE_MAX_LENGTH = 512
 
-FeedbackIssue = Literal[
-    "dropped-call", "audio-latency", "one-way-audio", "choppy-audio", "noisy-call", "echo"
-]
 Level = Literal["info", "warning", "error"]
 
 
@@ -150,6 +150,73 @@ Insight = (
     | FeedbackInsight
     | FeedbackDeclinedInsight
 )
+
+Report = Callable[[Insight], None]
+"""Takes an insight into a call."""
+
+
+class CallInsights:
+    """Reports what is to be known of one call.
+
+    Args:
+        report: Takes each insight.
+        device: This device.
+        direction: Who called whom.
+        sid: Tells the call's SID; empty until the relay has made it.
+        now: Tells the time.
+    """
+
+    def __init__(
+        self,
+        report: Report,
+        *,
+        device: DeviceId,
+        direction: Direction,
+        sid: Callable[[], CallSid],
+        now: Callable[[], datetime],
+    ) -> None:
+        self._report = report
+        self._device = device
+        self._direction = direction
+        self._sid = sid
+        self._now = now
+
+    def accepted(self) -> None:
+        """A person here accepted the invite."""
+        self._report(accepted(self._call, self._now()))
+
+    def rejected(self) -> None:
+        """A person here rejected the invite."""
+        for insight in rejected(self._call, self._now()):
+            self._report(insight)
+
+    def ignored(self) -> None:
+        """A person here ignored the invite."""
+        self._report(ignored(self._call, self._now()))
+
+    def failed(self, error: CallError) -> None:
+        """The call, or something of it, has failed."""
+        self._report(failed(self._call, error, self._now()))
+
+    def codec(self, codec: str) -> None:
+        """The codec is negotiated."""
+        self._report(codec_selected(self._call, codec, self._now()))
+
+    def quality(self, news: WarningRaised | WarningCleared) -> None:
+        """A quality warning was raised or cleared."""
+        self._report(quality_changed(self._call, news, self._now()))
+
+    def feedback(self, score: int | None, issue: FeedbackIssue | None) -> None:
+        """A person said how good the call was, or did not want to."""
+        self._report(feedback(self._call, score, self._now(), issue=issue))
+
+    @property
+    def _call(self) -> CallReference:
+        return CallReference(
+            call_sid=self._sid() or None,
+            device_id=self._device,
+            direction=self._direction.value,
+        )
 
 
 def accepted(call: CallReference, at: datetime) -> ConnectionInsight:

@@ -1,25 +1,18 @@
 """One call between this device and the relay: what is asked of it, what it tells, and what that
 means for the call. It knows nothing of sound.
-
-What a device asks the relay about its calls, as often as it takes: a hang-up holds here at once,
-and the relay hears of it sooner or later.
-
-The connect token of a call (seed 003, connectToken): what a device needs to know to come back into
-it. It is no secret, and gives no right: the relay knows each device by its own credentials.
 """
 
-import base64
-import binascii
-import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from typing import Protocol
 
 import structlog
 
-from bellwire.agent.calls.news import CallNews
 from bellwire.agent.calls.record import Acceptance, Direction
-from bellwire.agent.link import Link, RequestRefused
-from bellwire.agent.media.media_news import CallTasks
+from bellwire.agent.calls.requests import PERSISTENCE, RelayRequests, error_of
+from bellwire.agent.link import RequestRefused
+from bellwire.agent.tasks import CallTasks
+from bellwire.config.waiting import Sleep
 from bellwire.signaling.calls.calls import CallState, RejectStatus, UserState
 from bellwire.signaling.calls.events import (
     CallCancelled,
@@ -29,136 +22,69 @@ from bellwire.signaling.calls.events import (
     CallTimeout,
     CallUserStateChanged,
 )
-from bellwire.signaling.errors import ERROR_TABLE, CallError, InvalidInput
+from bellwire.signaling.errors import CallError
 from bellwire.signaling.identifiers import (
     CallSid,
     DeviceId,
     Identity,
-    parse_call_sid,
     parse_identity,
 )
 from bellwire.signaling.wire.answers import CallAnswer
-from bellwire.signaling.wire.device_operations import (
+from bellwire.signaling.wire.operations import (
     DeviceAccept,
-    DeviceCancel,
     DeviceIgnore,
     DeviceInvite,
     DeviceJoin,
     DeviceOperation,
-    DeviceQuit,
     DeviceReceived,
-    DeviceReject,
-    DeviceRoom,
     DeviceShow,
 )
 
 log = structlog.get_logger(__name__)
-
-PERSISTENCE = timedelta(minutes=5)
-"""How long a hang-up or rejection is repeated while the relay is away."""
-
-_ROOM_WITHIN = timedelta(seconds=10)
-_TURNS = 3
-_FORBIDDEN = 31403
-_NOT_UNDERSTOOD = 422
-_BY_HTTP_STATUS = {401: 20151, 404: 31481, 408: 31408, 429: 31503, 500: 31500, 502: 31502}
-
-
-class CallRequests:
-    """A device's requests to its relay.
-
-    Args:
-        link: The way there.
-    """
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
-
-    async def ask(self, operation: DeviceOperation, *, within: timedelta) -> CallAnswer:
-        """Asks again and again for a while; returns the call as the relay answers it.
-
-        Raises:
-            RequestRefused: the relay refused.
-            CallError: 31408, no answer came in time.
-        """
-        return await self._link.ask(operation, within=within)
-
-    async def enter_room(self, sid: CallSid, offer: str) -> str:
-        """Brings this device's sound (SDP) to the call's room; returns the room's answer.
-
-        Raises:
-            CallError: 53401, the relay has no room, or refused; 31408, it did not answer in time.
-        """
-        operation = DeviceRoom(operation="room", call_sid=sid, sdp=offer)
-        try:
-            response = await self._link.request(operation, within=_ROOM_WITHIN)
-        except RequestRefused as refused:
-            raise CallError(53401, refused.problem.detail, refused.problem.title) from refused
-        return response.sdp or ""
-
-    async def tell_until_heard(self, operation: DeviceOperation) -> str | None:
-        """Tells the relay something that holds here whatever it answers; returns the state that it
-        refused it for."""
-        try:
-            await self._link.ask(operation, within=PERSISTENCE)
-        except RequestRefused as error:
-            log.info("relay did not take it", operation=operation.operation, error=str(error))
-            return error.problem.state or ""
-        except CallError as error:
-            log.warning("relay not told", operation=operation.operation, error=str(error))
-        return None
-
-    async def reject(self, sid: CallSid, status: RejectStatus = RejectStatus.REJECTED) -> None:
-        """Rejects an invite."""
-        await self.tell_until_heard(DeviceReject(operation="reject", call_sid=sid, status=status))
-
-    async def turn_away(self, sid: CallSid, status: RejectStatus) -> None:
-        """Rejects an invite by itself, with nobody's hand on it, and says so; to a relay that is too
-        old to hear it, which refuses what it does not know, it is a rejection like any other."""
-        try:
-            await self._link.ask(
-                DeviceReject(operation="reject", call_sid=sid, status=status, automatic=True),
-                within=PERSISTENCE,
-            )
-        except RequestRefused as refused:
-            if refused.problem.status != _NOT_UNDERSTOOD:
-                log.info("relay did not take it", operation="reject", error=str(refused))
-                return
-            await self.reject(sid, status)
-        except CallError as error:
-            log.warning("relay not told", operation="reject", error=str(error))
-
-    async def withdraw(self, sid: CallSid) -> None:
-        """Gives up an outgoing call; where somebody has just accepted it, hangs up."""
-        if await self.tell_until_heard(DeviceCancel(operation="cancel", call_sid=sid)):
-            await self.leave(sid)
-
-    async def leave(self, sid: CallSid) -> None:
-        """Hangs up. An accept may still be on its way, so where the relay does not yet know of one
-        the invite is rejected instead."""
-        for _ in range(_TURNS):
-            state = await self.tell_until_heard(DeviceQuit(operation="quit", call_sid=sid))
-            if state is None or not UserState(state).pending:
-                return
-            state = await self.tell_until_heard(DeviceReject(operation="reject", call_sid=sid))
-            if state is None or UserState(state) is not UserState.ACCEPTED:
-                return
-
-
-def error_of(refused: RequestRefused) -> CallError:
-    """A refusal as an error of the call, by the relay's own code where it gives one."""
-    problem = refused.problem
-    code = problem.code if problem.code in ERROR_TABLE else None
-    return CallError(
-        code or _BY_HTTP_STATUS.get(problem.status, _FORBIDDEN), problem.detail, problem.title
-    )
-
 
 NEWS_IS_LATE = timedelta(seconds=5)
 """How long after an outgoing call's own end the relay's word of it may take."""
 
 _NOT_ANSWERED = "not answered in time"
 _IN_VAIN = frozenset({UserState.REJECTED, UserState.TIMEOUT, UserState.CANCELED})
+
+
+class CallNews(Protocol):
+    """Who is told what became of the call."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the call is closed here."""
+        ...
+
+    def was_made(self) -> None:
+        """An outgoing call has its SID."""
+        ...
+
+    def rings_there(self) -> None:
+        """An outgoing call has reached somebody."""
+        ...
+
+    def was_answered(self, caller: Identity | None, others: Sequence[Identity]) -> None:
+        """The call is on, with these others in it who have a device there: this device's accept was
+        taken, or somebody has accepted this device's call."""
+        ...
+
+    def has_joined(self, who: Identity) -> None:
+        """Somebody else is in the call now."""
+        ...
+
+    def has_left(self, who: Identity) -> None:
+        """Somebody else is not in the call any more."""
+        ...
+
+    def was_said(self, message: CallMessage) -> None:
+        """Somebody says something."""
+        ...
+
+    def ended(self, reason: str, error: CallError | None = None) -> None:
+        """The call is over, for `reason`; an error, where it was no normal end."""
+        ...
 
 
 class CallSignalling:
@@ -176,7 +102,7 @@ class CallSignalling:
 
     def __init__(
         self,
-        requests: CallRequests,
+        requests: RelayRequests,
         news: CallNews,
         tasks: CallTasks,
         *,
@@ -186,7 +112,7 @@ class CallSignalling:
         sid: CallSid,
         expires_at: datetime,
         now: Callable[[], datetime],
-        sleep: Callable[[float], Awaitable[None]],
+        sleep: Sleep,
     ) -> None:
         self.sid = sid
         self.answered = False
@@ -229,7 +155,7 @@ class CallSignalling:
         self._tasks.start(self._give_up_at(self._expires_at + NEWS_IS_LATE))
 
     def accept(self, extended_data: str) -> None:
-        """Accepts the invite."""
+        """Asks the relay to accept the invite for this device."""
         self._accepting = True
         self._tasks.start(
             self._enter(
@@ -243,7 +169,7 @@ class CallSignalling:
         self._tasks.start(self._enter(DeviceJoin(operation="join", call_sid=self.sid)))
 
     def reject(self, status: RejectStatus) -> None:
-        """Rejects the invite."""
+        """Tells the relay that nobody here wants the call, however long that takes."""
         self._tasks.outlive(self._requests.reject(self.sid, status))
 
     def ignore(self) -> None:
@@ -263,7 +189,7 @@ class CallSignalling:
             self._tasks.outlive(self._requests.withdraw(self.sid))
 
     def leave(self) -> None:
-        """Hangs up."""
+        """Tells the relay that this identity has hung up, however long that takes."""
         self._tasks.outlive(self._requests.leave(self.sid))
 
     # What the relay says
@@ -453,24 +379,3 @@ def _why_over(state: UserState, *, here: bool) -> str:
             return _NOT_ANSWERED
         case _:
             return f"{state} meanwhile"
-
-
-def write_token(sid: CallSid, custom_parameters: dict[str, str]) -> str:
-    """The token of a call."""
-    named = {"call_sid": sid, "custom_parameters": custom_parameters}
-    return base64.urlsafe_b64encode(json.dumps(named).encode()).decode()
-
-
-def read_token(connect_token: str) -> tuple[CallSid, dict[str, str]]:
-    """The call and its custom parameters.
-
-    Raises:
-        InvalidInput: it is no such token.
-    """
-    try:
-        named = json.loads(base64.urlsafe_b64decode(connect_token))
-        sid = parse_call_sid(named["call_sid"])
-        parameters = {str(name): str(value) for name, value in named["custom_parameters"].items()}
-    except (binascii.Error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidInput("this is no connect token of a call") from error
-    return sid, parameters

@@ -1,32 +1,33 @@
 """The door of a station, opened from its calls: by digits and by messages of those who may.
 
-Which of them may is `agent.door.release`'s decision; `hardware.panel.door` opens and locks. Each decision is
-logged, without digits, and told to who asked: of a wrong code once it is kept on disk.
+Which of them may is `agent.door.authorization`'s decision; `hardware.panel.door_lock` opens and locks. Each
+decision is logged, without digits, and told to who asked: of a wrong code once it is kept on disk.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import structlog
 
 from bellwire.agent.calls.call import Call, CallStatus, Direction, Message
 from bellwire.agent.calls.device import Device
-from bellwire.agent.door.release import (
+from bellwire.agent.door.authorization import (
     DOOR_MESSAGE_TYPE,
     DOOR_RESULT_TYPE,
     DoorDecision,
     DoorKeeper,
+    DoorOutcome,
     LockOut,
-    Outcome,
     Party,
 )
 from bellwire.agent.door.wrong_codes import WrongCodes
 from bellwire.agent.fleet.live_settings import LiveSettings
 from bellwire.config.agent.settings import ConfigurableSettings
 from bellwire.config.agent.telemetry import DoorNow, Fault
-from bellwire.hardware.panel.door import DoorUnattendedError
+from bellwire.config.waiting import Sleep
+from bellwire.hardware.panel.door_lock import DoorUnattendedError
 from bellwire.hardware.panel.panel import Panel
 from bellwire.signaling.calls.calls import Attestation
 from bellwire.signaling.errors import CallError, InvalidInput
@@ -34,7 +35,7 @@ from bellwire.signaling.identifiers import Identity, parse_identity
 
 log = structlog.get_logger(__name__)
 
-_UNTOLD = frozenset({Outcome.UNFINISHED, Outcome.NOT_ALLOWED, Outcome.NOT_IN_CALL})
+_UNTOLD = frozenset({DoorOutcome.UNFINISHED, DoorOutcome.NOT_ALLOWED, DoorOutcome.NOT_IN_CALL})
 """What a digit may come to that its sender is not told of: it may be for something else."""
 
 _NO_DOOR = (
@@ -82,7 +83,7 @@ class Doors:
         on_lock_out: OnLockOut = lambda _, __: None,
         on_not_verified: OnNotVerified = lambda _, __: None,
         on_status: Callable[[], object] = lambda: None,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
         self._live = live
         self._panel = panel
@@ -101,7 +102,7 @@ class Doors:
         )
         self._status = self.status
         self._counted = asyncio.Event()
-        self._last: dict[Call, Outcome | None] = {}
+        self._last: dict[Call, DoorOutcome | None] = {}
         """What the last digit or message of each call came to."""
         device.on_change(self._follow)
         live.watch(self._follow_settings)
@@ -180,16 +181,18 @@ class Doors:
         parties = [_party(call, one, itself=one not in call.spoken_for) for one in heard]
         if not call.signalling.answered or (who is None and not self._is_connected()):
             # Who is in a room says the relay, and nobody else.
-            decision = DoorDecision(Outcome.NOT_IN_CALL)
+            decision = DoorDecision(DoorOutcome.NOT_IN_CALL)
         else:
             decision = self._keeper.hear_digit(digit, parties, self._clock(), call)
         decision = self._carry_out(decision)
         last, self._last[call] = self._last.get(call), decision.outcome
-        if decision.outcome is Outcome.UNFINISHED:
+        if decision.outcome is DoorOutcome.UNFINISHED:
             self._keep()
             return
         self._note(decision, call, parties, by="digits")
-        is_news = decision.outcome is not Outcome.LOCKED_OUT or last is not Outcome.LOCKED_OUT
+        is_news = (
+            decision.outcome is not DoorOutcome.LOCKED_OUT or last is not DoorOutcome.LOCKED_OUT
+        )
         if decision.outcome not in _UNTOLD and is_news:
             self._keep(partial(self._tell, decision, call, parties))
         else:
@@ -201,7 +204,7 @@ class Doors:
         itself = message.attestation is Attestation.FULL
         party = _party(call, message.from_, itself=itself)
         if not call.signalling.answered:
-            decision = DoorDecision(Outcome.NOT_IN_CALL)
+            decision = DoorDecision(DoorOutcome.NOT_IN_CALL)
         else:
             decision = self._keeper.take_message(message.content, party)
         decision = self._carry_out(decision)
@@ -234,17 +237,17 @@ class Doors:
             self._on_status()
 
     def _carry_out(self, decision: DoorDecision) -> DoorDecision:
-        if decision.outcome is not Outcome.RELEASED:
+        if decision.outcome is not DoorOutcome.RELEASED:
             return decision
         door = self._panel.door
         if door is None:
             log.error("door cannot be opened", door=decision.door, reason=self._fault())
-            return DoorDecision(Outcome.FAILED, decision.door)
+            return DoorDecision(DoorOutcome.FAILED, decision.door)
         try:
             door.release()
         except DoorUnattendedError as error:  # the panel is being stopped
             log.error("door cannot be opened", door=decision.door, reason=str(error))
-            return DoorDecision(Outcome.FAILED, decision.door)
+            return DoorDecision(DoorOutcome.FAILED, decision.door)
         return decision
 
     def _note(
@@ -259,7 +262,7 @@ class Doors:
             verified=all(party.verified for party in parties),
             call_sid=call.sid,
         )
-        if decision.outcome is Outcome.NOT_ALLOWED:
+        if decision.outcome is DoorOutcome.NOT_ALLOWED:
             for who in self._keeper.not_verified(parties):
                 self._on_not_verified(who, call)
 

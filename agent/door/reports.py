@@ -8,21 +8,18 @@ the request, which changes nothing here.
 import asyncio
 from collections import deque
 from datetime import timedelta
-from typing import Protocol
 
 import structlog
 from pydantic import ValidationError
 
 from bellwire.agent.calls.call import Call
-from bellwire.agent.door.release import LockOut
-from bellwire.agent.link import RequestRefused
+from bellwire.agent.door.authorization import LockOut
+from bellwire.agent.link import Link, RequestRefused
 from bellwire.signaling.errors import CallError
-from bellwire.signaling.wire.answers import DeviceResponse
-from bellwire.signaling.wire.device_operations import (
+from bellwire.signaling.wire.operations import (
     LOCK_OUTS_OF_A_CALL,
     DeviceDoorLockedOut,
     DeviceDoorNotVerified,
-    DeviceOperation,
 )
 
 log = structlog.get_logger(__name__)
@@ -31,22 +28,14 @@ _KEPT = 32
 _WITHIN = timedelta(minutes=10)
 
 
-class Asks(Protocol):
-    """The way to the relay: `agent.link.Link`."""
-
-    async def request(self, operation: DeviceOperation, *, within: timedelta) -> DeviceResponse:
-        """Asks, again and again while no answer comes, for a while."""
-        ...
-
-
-class DoorReports:
+class DoorReporter:
     """What one device has to tell.
 
     Args:
         link: Its way to the relay.
     """
 
-    def __init__(self, link: Asks) -> None:
+    def __init__(self, link: Link) -> None:
         self._link = link
         self._waiting: deque[DeviceDoorLockedOut | DeviceDoorNotVerified] = deque(maxlen=_KEPT)
         self._came = asyncio.Event()

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import structlog
 from pydantic import ValidationError
 
-from bellwire.agent.fleet.follower import Transport
 from bellwire.broker.session.messages import Incoming
-from bellwire.broker.session.session import NotConnected, Sleep
+from bellwire.broker.session.session import NotConnected, Session
+from bellwire.config.waiting import Sleep
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import command_result_topic, command_topic
-from bellwire.signaling.wire.device_operations import CommandResult, RingTest
+from bellwire.signaling.wire.station import CommandResult, RingTest
 
 log = structlog.get_logger(__name__)
 
@@ -28,7 +28,7 @@ class Commands:
 
     Args:
         device: This device.
-        transport: Its MQTT session.
+        session: Its MQTT session.
         is_idle: Whether nobody is rung or called: a test neither disturbs a call nor silences one.
         ring: Starts and stops the ringer.
         sleep: Waits.
@@ -37,19 +37,19 @@ class Commands:
     def __init__(
         self,
         device: DeviceId,
-        transport: Transport,
+        session: Session,
         *,
         is_idle: Callable[[], bool],
         ring: Ring,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        self._transport = transport
+        self._session = session
         self._result_topic = command_result_topic(device)
         self._is_idle = is_idle
         self._ring = ring
         self._sleep = sleep
         self._waiting: asyncio.Queue[RingTest] = asyncio.Queue(_WAITING)
-        transport.subscribe(command_topic(device), self._take)
+        session.subscribe(command_topic(device), self._take)
 
     async def run(self) -> None:
         """Does what it is told, one after the other, until cancelled; then the ringer is silent."""
@@ -60,7 +60,7 @@ class Commands:
                 id=command.id, result="refused" if refusal else "done", reason=refusal
             )
             try:
-                await self._transport.publish(self._result_topic, result.model_dump_json().encode())
+                await self._session.publish(self._result_topic, result.model_dump_json().encode())
             except NotConnected as error:
                 log.info("command's result not sent", error=str(error))
 

@@ -11,13 +11,12 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
 
 import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bellwire.broker.session.messages import Incoming
-from bellwire.broker.session.session import BACKOFF_LONGEST_S, Handler, Hook, NotConnected
+from bellwire.broker.session.session import BACKOFF_LONGEST_S, NotConnected, Session
 from bellwire.config.agent.telemetry import Fault
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import gathered_topic
@@ -33,25 +32,6 @@ COPIED = (
     " them can be reached at a time: stop the other, or give this device credentials of its own with"
     " `bellwire devices add ID --identity NAME --rotate --out FILE`"
 )
-
-
-class Transport(Protocol):
-    """What this needs of the MQTT session (:class:`broker.session.session.Session`)."""
-
-    def subscribe(self, topic_filter: str, handler: Handler) -> None:
-        """See `Session.subscribe`."""
-
-    def on_connected(self, hook: Hook) -> None:
-        """See `Session.on_connected`."""
-
-    def on_disconnected(self, hook: Callable[[], None]) -> None:
-        """See `Session.on_disconnected`."""
-
-    def give_way(self, wait_s: float) -> None:
-        """See `Session.give_way`."""
-
-    async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        """See `Session.publish`."""
 
 
 class _Mark(BaseModel):
@@ -73,7 +53,7 @@ class DeviceCopies:
 
     Args:
         device: This device.
-        transport: Its MQTT session.
+        session: Its MQTT session.
         on_met: Called on the loop each time that it has met a rival.
         clock: Tells seconds that only grow.
     """
@@ -81,14 +61,14 @@ class DeviceCopies:
     def __init__(
         self,
         device: DeviceId,
-        transport: Transport,
+        session: Session,
         *,
         on_met: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._device = device
         self._topic = gathered_topic(device)
-        self._transport = transport
+        self._session = session
         self._on_met = on_met
         self._clock = clock
         self._agent = secrets.token_hex(8)
@@ -97,9 +77,9 @@ class DeviceCopies:
         self._echoed = asyncio.Event()
         self._times = 0
         self._met_at: float | None = None
-        transport.subscribe(self._topic, self._take)
-        transport.on_connected(self._look)
-        transport.on_disconnected(self._forget)
+        session.subscribe(self._topic, self._take)
+        session.on_connected(self._look)
+        session.on_disconnected(self._forget)
 
     @property
     def is_contested(self) -> bool:
@@ -138,12 +118,12 @@ class DeviceCopies:
 
     async def _leave(self, turn: int, *, retain: bool) -> None:
         mark = _Mark(agent=self._agent, turn=turn).model_dump_json().encode()
-        await self._transport.publish(self._topic, mark, retain=retain)
+        await self._session.publish(self._topic, mark, retain=retain)
 
     def _meet_rival(self) -> None:
         self._times = self._times + 1 if self.is_contested else 1
         self._met_at = self._clock()
-        self._transport.give_way(yielding_s(self._times))
+        self._session.give_way(yielding_s(self._times))
         if self._times == 1:
             log.error(COPIED, device_id=self._device)
         self._on_met()

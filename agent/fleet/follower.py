@@ -5,7 +5,6 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
-from typing import Protocol
 
 import structlog
 
@@ -13,19 +12,13 @@ from bellwire.agent.fleet.layers import Event, Gathering, Heard, HeardLayers, Mi
 from bellwire.agent.fleet.live_settings import LiveSettings
 from bellwire.agent.link import SOFTWARE
 from bellwire.broker.session.messages import Incoming
-from bellwire.broker.session.session import (
-    Handler,
-    Hook,
-    NotConnected,
-    PublishRefused,
-    Sleep,
-    Topics,
-)
+from bellwire.broker.session.session import NotConnected, PublishRefused, Session
 from bellwire.config.agent.settings import AgentSettings, with_secrets_of
 from bellwire.config.agent.telemetry import Fault
 from bellwire.config.fleet.last_good import LastGood
 from bellwire.config.fleet.layer import LAYER_LIMIT_BYTES, Layer, LayerProblem, Reported
-from bellwire.config.fleet.merge import Verdict, groups_said, judge, local_file
+from bellwire.config.fleet.merge import LayerVerdict, groups_said, judge, local_file
+from bellwire.config.waiting import Sleep
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import (
     CONFIG_DEFAULT,
@@ -59,33 +52,12 @@ _VANISHED = (
 )
 
 
-class Transport(Protocol):
-    """What a fleet's device needs of its MQTT session (:class:`broker.session.session.Session`)."""
-
-    def subscribe(
-        self, topic_filter: str, handler: Handler, *, narrowed_to: Topics | None = None
-    ) -> None:
-        """See `Session.subscribe`."""
-
-    def on_connected(self, hook: Hook) -> None:
-        """See `Session.on_connected`."""
-
-    def on_disconnected(self, hook: Callable[[], None]) -> None:
-        """See `Session.on_disconnected`."""
-
-    async def ask_retained_again(self, topic_filter: str) -> None:
-        """See `Session.ask_retained_again`."""
-
-    async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        """See `Session.publish`."""
-
-
-class Fleet:
+class FleetFollower:
     """One device of a fleet. Build it before the session runs, then `run` it beside.
 
     Args:
         settings: The device's own file.
-        transport: Its MQTT session.
+        session: Its MQTT session.
         live: Where the settings take effect.
         last_good: Where the layers are kept; None keeps them nowhere.
         now: Tells the time, with its zone.
@@ -95,7 +67,7 @@ class Fleet:
     def __init__(
         self,
         settings: AgentSettings,
-        transport: Transport,
+        session: Session,
         live: LiveSettings,
         *,
         last_good: LastGood | None = None,
@@ -104,7 +76,7 @@ class Fleet:
     ) -> None:
         self._settings = settings
         self._local = local_file(settings)
-        self._transport = transport
+        self._session = session
         self._live = live
         self._store = last_good
         self._now = now
@@ -133,14 +105,14 @@ class Fleet:
         self._work = asyncio.Event()
         for topic_filter in self._filters:
             narrowed_to = self._group_topics if topic_filter == CONFIG_GROUPS else None
-            transport.subscribe(topic_filter, self._take_layer, narrowed_to=narrowed_to)
-        transport.subscribe(self._gathered_topic, self._take_mark)
-        transport.on_connected(self._begin)
-        transport.on_disconnected(self._lose)
+            session.subscribe(topic_filter, self._take_layer, narrowed_to=narrowed_to)
+        session.subscribe(self._gathered_topic, self._take_mark)
+        session.on_connected(self._begin)
+        session.on_disconnected(self._lose)
         live.watch(lambda _, __: self._work.set())
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> LayerVerdict:
         """What the device is to run."""
         return self._verdict
 
@@ -249,11 +221,11 @@ class Fleet:
         else:
             self._unheard.append(Gathering(self._layers.wanted))
             for topic_filter in self._filters:
-                await self._transport.ask_retained_again(topic_filter)
+                await self._session.ask_retained_again(topic_filter)
         self._mark = secrets.token_hex(8).encode()
         self._marked.clear()
         try:
-            await self._transport.publish(self._gathered_topic, self._mark)
+            await self._session.publish(self._gathered_topic, self._mark)
             async with asyncio.timeout(_GATHERING_S):
                 await self._marked.wait()
         except PublishRefused:
@@ -296,7 +268,7 @@ class Fleet:
 
     def _judge(
         self, standing: Mapping[str, Layer | LayerProblem], good: dict[str, Layer]
-    ) -> Verdict:
+    ) -> LayerVerdict:
         began = time.thread_time()
         verdict = judge(self._local, standing, good)
         self._cost_s = time.thread_time() - began
@@ -321,7 +293,7 @@ class Fleet:
         document = self.reported()
         if self._said is not None and document == self._said.model_copy(update={"at": document.at}):
             return
-        await self._transport.publish(self._reported_topic, _that_fits(document), retain=True)
+        await self._session.publish(self._reported_topic, _that_fits(document), retain=True)
         self._said = document
 
     def reported(self) -> Reported:

@@ -1,10 +1,9 @@
-"""How this device is, retained on its telemetry topic at the pace that is configured, and whenever a
+"""How this device is: retained on its telemetry topic at the pace that is configured, and told whenever a
 call has ended.
 
-How the machine is, read from Linux's /proc and /sys. No library: psutil would bring a compiled
-dependency to every Pi for eight numbers, and does not know the Wi-Fi's signal.
-
-What this machine does not have, or does not let us read, is None.
+How the machine is (`Machine`) is read from Linux's /proc and /sys; what it does not have, or does not let
+us read, is None. No library: psutil would bring a compiled dependency to every Pi for eight numbers, and
+does not know the Wi-Fi's signal.
 """
 
 import asyncio
@@ -19,12 +18,13 @@ from pathlib import Path
 import structlog
 
 from bellwire.agent.calls.record import CallRecord, CallStatus
-from bellwire.agent.fleet.follower import Fleet, Transport
+from bellwire.agent.fleet.follower import FleetFollower
 from bellwire.agent.fleet.live_settings import LiveSettings
 from bellwire.agent.link import SOFTWARE
-from bellwire.broker.session.session import NotConnected, Sleep
+from bellwire.broker.session.session import NotConnected, Session
 from bellwire.config.agent.settings import ConfigurableSettings
 from bellwire.config.agent.telemetry import CallNow, DoorNow, Fault, LastCall, Telemetry
+from bellwire.config.waiting import Sleep
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import telemetry_topic
 
@@ -120,7 +120,7 @@ class HealthReports:
 
     Args:
         device_id: Which device.
-        transport: Its MQTT session.
+        session: Its MQTT session.
         live: The pace.
         now: Tells the time, with its zone.
         call: Where its call stands.
@@ -132,18 +132,18 @@ class HealthReports:
     def __init__(
         self,
         device_id: str,
-        transport: Transport,
+        session: Session,
         live: LiveSettings,
         *,
         now: Callable[[], datetime],
         call: Callable[[], CallNow],
-        fleet: Fleet,
+        fleet: FleetFollower,
         machine: Machine | None = None,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         self._device_id = device_id
         self._topic = telemetry_topic(DeviceId(device_id))
-        self._transport = transport
+        self._session = session
         self._live = live
         self._now = now
         self._call = call
@@ -158,8 +158,8 @@ class HealthReports:
         self._told: tuple[Fault, ...] = ()
         self._due = asyncio.Event()
         self._is_up = asyncio.Event()
-        transport.on_connected(self._begin)
-        transport.on_disconnected(self._is_up.clear)
+        session.on_connected(self._begin)
+        session.on_disconnected(self._is_up.clear)
         live.watch(self._follow_pace)
 
     def add_faults(self, source: Callable[[], Iterable[Fault]]) -> None:
@@ -230,7 +230,7 @@ class HealthReports:
     async def _report(self) -> None:
         telemetry = await self.telemetry()
         document = telemetry.model_dump_json(exclude_none=True).encode()
-        await self._transport.publish(self._topic, document, retain=True)
+        await self._session.publish(self._topic, document, retain=True)
         self._told = telemetry.faults
 
     async def _pause(self) -> None:

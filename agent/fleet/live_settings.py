@@ -5,12 +5,13 @@ it waits while there is a call. Parts read `now` when they need a setting, or wa
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import structlog
 
 from bellwire.config.agent.panel import CallButtonSettings, PanelSettings
 from bellwire.config.agent.settings import ConfigurableSettings, configurable_part
+from bellwire.config.waiting import Sleep
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +36,7 @@ class LiveSettings:
         settings: ConfigurableSettings,
         *,
         is_idle: Callable[[], bool] = lambda: True,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
         self._now = self._target = configurable_part(settings)
         self._is_idle = is_idle

@@ -1,30 +1,24 @@
 """The sound of one call: a connection with each other party, all of them mixed by the sound card.
 
-Who offers: the caller to everybody else; of two invitees, the one whose identity sorts first. So
-there is one offer between any two.
-
-With more than four others it goes through a room of the relay's. Each device tells the others once it is
-there; with who is there too, it ends the connection between the two.
-
-One call at the device's sound card: attached when the call first needs it, given back at its end.
-
-What is seen of a call's sound from outside, whether there is any.
-
-The sound of a call on a device that has none: the call is opened all the same, and whoever waits
-for sound is told not to.
+Who offers: the caller to everybody else; of two invitees, the one whose identity sorts first. So there
+is one offer between any two. With more than four others it goes through a room of the relay's: each
+device tells the others once it is there; with who is there too, it ends the connection between the two.
+On a device without sound (`NoMedia`) the call is opened all the same, and whoever waits for sound is
+told not to.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import structlog
 
 from bellwire.agent.link import RequestRefused
-from bellwire.agent.media.dtmf import DtmfDetector, dial_steps
+from bellwire.agent.media.dtmf import DtmfDetector, QuietTones, dial_steps
 from bellwire.agent.media.early_media import EarlyMedia
-from bellwire.agent.media.engine.engine import (
+from bellwire.agent.media.engine.interface import (
     BLOCK_FRAMES,
     Block,
     IceServer,
@@ -32,22 +26,21 @@ from bellwire.agent.media.engine.engine import (
     PeerConnection,
     PeerListeners,
 )
-from bellwire.agent.media.media_news import (
-    CallTasks,
-    EnterRoom,
-    MediaNews,
-    MediaOptions,
+from bellwire.agent.media.negotiation import new_session
+from bellwire.agent.media.peer import (
     MediaTiming,
+    Peer,
     PeerNews,
     Say,
+    is_known_there,
 )
-from bellwire.agent.media.negotiation import new_session
-from bellwire.agent.media.peer import Peer, is_known_there
-from bellwire.agent.media.quiet_tones import QuietTones
-from bellwire.agent.media.room import Room, Unmixed
-from bellwire.agent.media.sound import Sound
-from bellwire.agent.media.voice import AudioDevices, AudioStream, OnBlock
+from bellwire.agent.media.playback import Playback
+from bellwire.agent.media.room import EnterRoom, Room, Unmixed
+from bellwire.agent.media.sound import AudioStream, CallCard, DeviceSound, MediaOptions
 from bellwire.agent.quality.meter import VolumeMeter
+from bellwire.agent.tasks import CallTasks
+from bellwire.config.waiting import Sleep
+from bellwire.hardware.audio.block import Samples
 from bellwire.signaling.errors import CallError
 from bellwire.signaling.identifiers import DeviceId, Identity
 from bellwire.signaling.wire.media import (
@@ -58,85 +51,7 @@ from bellwire.signaling.wire.media import (
     MediaRoom,
 )
 
-
-class CallSound:
-    """The sound of one call: how it was accepted, whether it is muted, what is said and heard."""
-
-    def __init__(self) -> None:
-        self.options = MediaOptions()
-        self.muted = False
-        self.local_stream = AudioStream()
-        self.remote_stream = AudioStream()
-        self.input_meter = VolumeMeter()
-        self.output_meter = VolumeMeter()
-
-
 log = structlog.get_logger(__name__)
-
-
-class CallCard:
-    """The sound card, for one call.
-
-    Args:
-        sound: The device's sound.
-        captured: Called with each block of the microphone.
-        gone: Told why, when a device of the card is gone and not back in time.
-        tasks: Who does the call's work.
-        give_up_s: How long a device may be gone.
-    """
-
-    def __init__(
-        self,
-        sound: Sound,
-        captured: OnBlock,
-        gone: Callable[[str], Awaitable[None]],
-        tasks: CallTasks,
-        give_up_s: float,
-    ) -> None:
-        self._sound = sound
-        self._captured = captured
-        self._gone = gone
-        self._tasks = tasks
-        self._give_up_s = give_up_s
-        self._devices: AudioDevices | None = None
-        self._is_watched = False
-        self._turn = asyncio.Lock()
-
-    async def attach(self, devices: AudioDevices) -> None:
-        """Opens it for the call; it may be open already, for early media with other devices.
-
-        Raises:
-            CallError: 53400, there is no sound card that works, or another call has it open with others.
-        """
-        async with self._turn:
-            if self._devices == devices:
-                return
-            if self._devices is not None:
-                self._devices = None
-                await self._sound.detach(self._captured)
-            await self._sound.attach(self._captured, devices)
-            self._devices = devices
-            if not self._is_watched:
-                self._is_watched = True
-                self._tasks.start(self._detach_at_the_end())
-                self._tasks.start(self._watch())
-
-    async def _watch(self) -> None:
-        while True:
-            fault = await self._sound.voice.failed()
-            log.warning("the call goes on without a sound device", reason=fault)
-            try:
-                async with asyncio.timeout(self._give_up_s):
-                    await self._sound.voice.works()
-            except TimeoutError:
-                break
-        await self._gone(fault)
-
-    async def _detach_at_the_end(self) -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            await self._sound.detach(self._captured)
 
 
 MAX_PEERS = MESH_USERS - 1
@@ -151,6 +66,36 @@ def _ignore() -> None:
     """Of early sound nobody is told."""
 
 
+@dataclass(frozen=True, slots=True)
+class MediaNews:
+    """Who is told how the sound of a call stands; called on the event loop.
+
+    Args:
+        connected: Sound goes both ways with somebody, or nobody else has any.
+        lost: It went, and does not with anybody now; it is tried to get it back.
+        failed: It cannot be with one party, or, for None, with the room of the call; the flag says that
+            nobody is left.
+        digit: A party has pressed a digit; None: it came out of the call's room, whoever pressed it.
+    """
+
+    connected: Callable[[], None]
+    lost: Callable[[], None]
+    failed: Callable[[Identity | None, CallError, bool], None]
+    digit: Callable[[Identity | None, str], None]
+
+
+class CallSound:
+    """The sound of one call: how it was accepted, whether it is muted, what is said and heard."""
+
+    def __init__(self) -> None:
+        self.options = MediaOptions()
+        self.muted = False
+        self.local_stream = AudioStream()
+        self.remote_stream = AudioStream()
+        self.input_meter = VolumeMeter()
+        self.output_meter = VolumeMeter()
+
+
 class CallMedia(CallSound):
     """The sound of one call.
 
@@ -162,7 +107,7 @@ class CallMedia(CallSound):
 
     def __init__(
         self,
-        sound: Sound,
+        sound: DeviceSound,
         *,
         me: Identity,
         device: DeviceId,
@@ -171,7 +116,7 @@ class CallMedia(CallSound):
         tasks: CallTasks,
         news: MediaNews,
         timing: MediaTiming,
-        sleep: Callable[[float], Awaitable[None]],
+        sleep: Sleep,
     ) -> None:
         super().__init__()
         self._sound = sound
@@ -195,6 +140,9 @@ class CallMedia(CallSound):
         self._begun = False
         self._card = CallCard(sound, self._captured, self._card_is_gone, tasks, timing.give_up_s)
         self._dialling = asyncio.Lock()
+        self._playing = asyncio.Lock()
+        self._playback: Playback | None = None
+        self._is_audible = asyncio.Event()
 
     # Who is in the call
 
@@ -312,6 +260,17 @@ class CallMedia(CallSound):
                 if step.then_wait_s:
                     await self._sleep(step.then_wait_s)
 
+    async def play(self, samples: Samples) -> None:
+        """Plays a sound to every party, muted or not, after those played before, and returns once it was
+        heard. As long as there is nobody who could hear it, it waits."""
+        async with self._playing:
+            await self._is_audible.wait()
+            self._playback = playback = Playback(samples)
+            try:
+                await playback.ended()
+            finally:
+                self._playback = None
+
     async def stats(self) -> tuple[MediaStats, ...]:
         """What the connections of the parties count."""
         found = []
@@ -325,6 +284,9 @@ class CallMedia(CallSound):
 
     def _captured(self, block: Block) -> None:
         spoken = _SILENCE if self.muted else block
+        playback = self._playback
+        if playback is not None:
+            spoken = playback.over(spoken)
         self.input_meter.take(spoken)
         self.local_stream.publish(spoken)
         for peer in self._sending:
@@ -413,6 +375,7 @@ class CallMedia(CallSound):
         self._settle()
 
     def _room_is_up(self) -> None:
+        self._is_audible.set()
         self.early_media.end()
         self._sending = self._all_peers()
         self._settle()
@@ -470,6 +433,7 @@ class CallMedia(CallSound):
 
     def _is_up(self, who: Identity) -> None:
         self._was_up.add(who)
+        self._is_audible.set()
         log.info("sound goes both ways", other=who, codec=self.codec)
         self.early_media.end()
         self._sending = self._all_peers()
@@ -510,12 +474,12 @@ class NoMedia(CallSound):
 
     @property
     def is_heard(self) -> bool:
-        """Never."""
+        """False: nobody is heard."""
         return False
 
     @property
     def codec(self) -> str | None:
-        """None."""
+        """None: nothing is spoken."""
         return None
 
     def begin(self, others: Sequence[Identity], caller: Identity | None) -> None:
@@ -533,7 +497,7 @@ class NoMedia(CallSound):
             self._tell(who, new_session(), None)
 
     def hear_early(self, caller: Identity) -> None:
-        """Nobody is heard."""
+        """Does nothing: there is no speaker."""
 
     def remove(self, who: Identity) -> None:
         """A party is not in the call any more."""
@@ -553,7 +517,7 @@ class NoMedia(CallSound):
         raise CallError(53400, f"{len(digits)} digits not sent: this device has no sound")
 
     async def stats(self) -> tuple[MediaStats, ...]:
-        """None."""
+        """Empty: there are no connections."""
         return ()
 
     def _tell(self, who: Identity, session: str, to_device: str | None) -> None:

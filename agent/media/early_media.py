@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import structlog
 
-from bellwire.agent.media.engine.engine import Block
-from bellwire.agent.media.media_news import CallTasks
+from bellwire.agent.media.engine.interface import Block
 from bellwire.agent.media.peer import Peer
+from bellwire.agent.tasks import CallTasks
 from bellwire.signaling.errors import CallError, InvalidInput
 from bellwire.signaling.identifiers import Identity
 from bellwire.signaling.wire.media import MediaDocument, MediaOffer

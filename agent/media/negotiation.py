@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from bellwire.agent.media.engine.engine import IceCandidate, PeerConnection
+from bellwire.agent.media.engine.interface import IceCandidate, PeerConnection
 from bellwire.signaling.errors import CallError
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.wire.media import (

@@ -3,19 +3,20 @@ every loss of the way between them."""
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
-from bellwire.agent.media.connection_watch import ConnectionWatch
 from bellwire.agent.media.dtmf import TONE_GAP_MS, TONE_MS
-from bellwire.agent.media.engine.engine import (
+from bellwire.agent.media.engine.interface import (
     Block,
     IceCandidate,
     PeerConnection,
     PeerListeners,
     PeerState,
 )
-from bellwire.agent.media.media_news import Connect, MediaTiming, PeerNews, Say
 from bellwire.agent.media.negotiation import Negotiation, Says, new_session
 from bellwire.signaling.errors import ERROR_TABLE, CallError
 from bellwire.signaling.identifiers import DeviceId, Identity
@@ -31,6 +32,42 @@ log = structlog.get_logger(__name__)
 
 _KEPT = 64
 """Documents of one party that wait to be taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class MediaTiming:
+    """How long the parts of a call's sound may take, in seconds."""
+
+    gathering_s: float = 0.1
+    """A description waits so long for candidates to take along."""
+    connect_within_s: float = 20.0
+    """From the answer to the call until sound goes both ways."""
+    unsettled_s: float = 2.0
+    """A connection that breaks and comes back by itself within this was not lost."""
+    restart_first_s: float = 1.0
+    restart_longest_s: float = 8.0
+    """Between two restarts of ICE: the first, doubled up to the longest."""
+    give_up_s: float = 30.0
+    """From the loss of the sound, or of a sound device, until the call is given up."""
+    signalling_give_up_s: float = 600.0
+    """From the loss of the relay until a call whose sound goes on is given up."""
+    last_word_s: float = 3.0
+    """How long it is tried to tell the other side why there is no sound."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerNews:
+    """Who is told how the sound with one party stands. All but `heard`, which is called with each
+    block on the engine's thread, are called on the event loop."""
+
+    connected: Callable[[], None]
+    lost: Callable[[], None]
+    without_sound: Callable[[], None]
+    heard: Callable[[Block], None]
+
+
+Connect = Callable[[PeerListeners], Awaitable[PeerConnection]]
+Say = Callable[[Identity, MediaDocument], Coroutine[Any, Any, None]]
 
 
 class Peer:
@@ -73,7 +110,7 @@ class Peer:
         self._first_session: str | None = None
         self._inbox: asyncio.Queue[MediaDocument] = asyncio.Queue(_KEPT)
         self._outbox: asyncio.Queue[MediaDocument] = asyncio.Queue()
-        self._watch = ConnectionWatch(
+        self._watch = _ConnectionWatch(
             who,
             lambda: PeerState.NEW if self.connection is None else self.connection.state,
             lambda: self.has_sound,
@@ -265,3 +302,120 @@ def is_known_there(error: CallError) -> bool:
 def _first(errors: BaseExceptionGroup[CallError]) -> CallError:
     error = errors.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+class _ConnectionWatch:
+    """Watches the connection with one party: whether it comes about, whether it is lost, and has it
+    brought back.
+
+    Args:
+        who: The party.
+        state: Where the connection stands.
+        has_sound: Whether the other side has sound at all.
+        restart: Restarts ICE, if that is this side's to do.
+        news: Who is told how it stands.
+        timing: How long things may take.
+    """
+
+    def __init__(
+        self,
+        who: Identity,
+        state: Callable[[], PeerState],
+        has_sound: Callable[[], bool],
+        restart: Callable[[], Awaitable[None]],
+        news: PeerNews,
+        timing: MediaTiming,
+    ) -> None:
+        self.is_up = False
+        self.is_connected = False
+        self._who = who
+        self._state = state
+        self._has_sound = has_sound
+        self._restart = restart
+        self._news = news
+        self._timing = timing
+        self._changed = asyncio.Event()
+
+    def look(self) -> None:
+        """Has it look again: the connection, or whether the other side has sound, has changed."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Watches until cancelled.
+
+        Raises:
+            CallError: 53405, there is no sound, or it did not come back.
+        """
+        try:
+            while True:
+                await self._connected()
+                while self.is_up:
+                    await self._lost()
+                    await self._bring_back()
+        finally:
+            self.is_up = self.is_connected = False
+
+    async def _connected(self) -> None:
+        """Waits until the sound goes both ways, or the other side is known to have none."""
+        within_s = self._timing.connect_within_s
+        try:
+            async with asyncio.timeout(within_s):
+                while self._has_sound() and self._state() is not PeerState.CONNECTED:
+                    if self._state() is PeerState.FAILED:
+                        raise CallError(53405, f"no network path to {self._who} was found")
+                    await self._change()
+        except TimeoutError:
+            raise CallError(53405, f"no sound from {self._who} within {within_s:g} s") from None
+        if self._has_sound():
+            self._say_connected()
+            return
+        self._news.without_sound()
+        while not self._has_sound():
+            await self._change()
+
+    async def _lost(self) -> None:
+        """Waits until the connection is lost, and does not come back by itself."""
+        while True:
+            while self._state() is PeerState.CONNECTED:
+                await self._change()
+            try:
+                async with asyncio.timeout(self._timing.unsettled_s):
+                    while self._state() not in (PeerState.CONNECTED, PeerState.FAILED):
+                        await self._change()
+            except TimeoutError:
+                return
+            if self._state() is PeerState.FAILED:
+                return
+
+    async def _bring_back(self) -> None:
+        """Restarts ICE until it works again."""
+        self.is_connected = False
+        self._news.lost()
+        log.warning("sound lost, reconnecting", other=self._who)
+        wait_s = self._timing.restart_first_s
+        try:
+            async with asyncio.timeout(self._timing.give_up_s):
+                while self._state() is not PeerState.CONNECTED:
+                    await self._restart()
+                    await self._connected_within(wait_s)
+                    wait_s = min(2 * wait_s, self._timing.restart_longest_s)
+        except TimeoutError:
+            raise CallError(
+                53405, f"the sound was lost, and not back within {self._timing.give_up_s:g} s"
+            ) from None
+        log.info("sound is back", other=self._who)
+        self._say_connected()
+
+    def _say_connected(self) -> None:
+        self.is_up = self.is_connected = True
+        self._news.connected()
+
+    async def _connected_within(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._state() is not PeerState.CONNECTED:
+                    await self._change()
+
+    async def _change(self) -> None:
+        await self._changed.wait()
+        self._changed.clear()

@@ -11,22 +11,19 @@ import structlog
 from pydantic import ValidationError
 
 from bellwire.agent.media.dtmf import InbandTones
-from bellwire.agent.media.engine.engine import Block, PeerConnection
-from bellwire.agent.media.media_news import (
-    CallTasks,
-    Connect,
-    EnterRoom,
-    MediaTiming,
-    PeerNews,
-    Say,
-)
+from bellwire.agent.media.engine.interface import Block, PeerConnection
 from bellwire.agent.media.negotiation import new_session
-from bellwire.agent.media.peer import Peer
+from bellwire.agent.media.peer import Connect, MediaTiming, Peer, PeerNews, Say
+from bellwire.agent.tasks import CallTasks
+from bellwire.config.waiting import Sleep
 from bellwire.signaling.errors import CallError
 from bellwire.signaling.identifiers import DeviceId, Identity
 from bellwire.signaling.wire.media import MediaAnswer, MediaDocument, MediaFailed, MediaOffer
 
 log = structlog.get_logger(__name__)
+
+EnterRoom = Callable[[str], Awaitable[str]]
+"""Gives the call's room an offer (SDP), and returns its answer. CallError where there is no room."""
 
 _THE_ROOM = Identity("the room")
 
@@ -51,7 +48,7 @@ class Room:
         device: DeviceId,
         news: PeerNews,
         timing: MediaTiming,
-        sleep: Callable[[float], Awaitable[None]],
+        sleep: Sleep,
     ) -> None:
         self.was_up = False
         self._enter = enter
@@ -181,7 +178,7 @@ class Unmixed:
 
     @property
     def parties(self) -> tuple[Identity, ...]:
-        """Who they are."""
+        """Those parties, in the order they came."""
         return tuple(self._offers)
 
     def add(self, who: Identity, *, waits: bool) -> None:

@@ -1,19 +1,23 @@
-"""The sound card of `hardware.audio` as calls use it (`agent.media.voice.Voice`)."""
+"""The sound card of `hardware.audio` as calls use it (`agent.media.sound.Voice`), and what stands for it
+where there is none."""
 
 import asyncio
 import contextlib
+import threading
+import time
 from collections.abc import Callable
 
 import structlog
 
-from bellwire.agent.media.engine.engine import Block
-from bellwire.agent.media.voice import AudioDevices, OnBlock, Tone
+from bellwire.agent.media.engine.interface import Block
+from bellwire.agent.media.sound import AudioDevices, OnBlock, Tone
 from bellwire.config.agent.audio import AudioSettings
+from bellwire.hardware.audio.block import BLOCK_S, SILENCE
 from bellwire.hardware.audio.devices import Initialise, initialise_pyaudio
 from bellwire.hardware.audio.drift import DriftingSource
 from bellwire.hardware.audio.recorder import Recorder
-from bellwire.hardware.audio.sound import Sound, Voice
-from bellwire.hardware.audio.tones import RINGBACK, BadTone, Cadence, ring_tone
+from bellwire.hardware.audio.sound import OpenVoice, Sound
+from bellwire.hardware.audio.tones import RINGBACK, BadTone, ToneCadence, ring_tone
 from bellwire.signaling.errors import CallError
 
 log = structlog.get_logger(__name__)
@@ -21,7 +25,7 @@ log = structlog.get_logger(__name__)
 _OPENS_WITHIN_S = 5.0
 _ALWAYS_THERE = "classic"
 
-CALL_WAITING = Cadence((425,), (0.2, 0.2, 0.2, 9.4))
+CALL_WAITING = ToneCadence((425,), (0.2, 0.2, 0.2, 9.4))
 """ITU-T E.180, the call waiting tone as most European administrations use it."""
 
 _PROGRESS = {Tone.RINGBACK: RINGBACK, Tone.CALL_WAITING: CALL_WAITING}
@@ -50,7 +54,7 @@ class SoundCard:
         )
         self._failed, self._works = asyncio.Event(), asyncio.Event()
         self._works.set()
-        self._voice: Voice | None = None
+        self._voice: OpenVoice | None = None
         self._sources: dict[str, DriftingSource] = {}
         self._tone: Tone | None = None
         self._tone_volume = 1.0
@@ -150,7 +154,7 @@ class SoundCard:
         self._tone_changed.set()
 
     def stop_tone(self) -> None:
-        """Ends it."""
+        """Ends the tone that is played; there may be none."""
         self._tone = None
         self._tone_changed.set()
         self._sound.stop_tone()
@@ -211,3 +215,60 @@ class SoundCard:
         if fault is not None:
             log.error("no ring tone", rings_instead=_ALWAYS_THERE, error=fault)
         self.on_ring_tone(told)
+
+
+_LATE_S = 0.2
+"""What comes later than this is not made up for: a machine that stood still has nothing to say of it."""
+
+
+class NoCard:
+    """The card of a device that has none: its microphone hears silence, in a card's time, and nobody its
+    speaker. An application without one says what it plays into a call, and hears its streams."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    async def open(self, on_captured: OnBlock, devices: AudioDevices) -> None:
+        """Starts the silence. CallError 53400 where the call names a sound device."""
+        if devices.named:
+            raise CallError(53400, "this device was opened without a sound card: name no devices")
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._hear, args=(on_captured,), daemon=True)
+        self._thread.start()
+
+    async def close(self) -> None:
+        """Ends it; there may be none."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._stop.set()
+            await asyncio.to_thread(thread.join)
+
+    def play(self, source: str, block: Block) -> None:
+        """Drops it: there is no speaker."""
+
+    def take_back(self, source: str, blocks: int) -> None:
+        """Does nothing: nothing was heard."""
+
+    def forget(self, source: str) -> None:
+        """Does nothing: nothing was kept."""
+
+    async def failed(self) -> str:
+        """Waits for ever: silence does not fail."""
+        never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        return await never
+
+    async def works(self) -> None:
+        """Returns at once: silence does not fail."""
+
+    def start_tone(self, tone: Tone, volume: float = 1.0) -> None:
+        """Does nothing: there is no speaker."""
+
+    def stop_tone(self) -> None:
+        """Does nothing: no tone is played."""
+
+    def _hear(self, on_captured: OnBlock) -> None:
+        due = time.monotonic()
+        while not self._stop.wait(max(0.0, due - time.monotonic())):
+            on_captured(SILENCE)
+            due = max(due + BLOCK_S, time.monotonic() - _LATE_S)

@@ -1,9 +1,8 @@
 """Measures a call while it is on: its volume every 50 ms, its quality every second.
 
-How loud a sound is, 0.0 to 1.0 over -100 to -30 dB (spec §4, seed 003 "volume").
-
-Measured as Twilio's client does (W3C Web Audio, AnalyserNode with fftSize 32): the mean over 16 bands of
-each band's level, so that speech stays clear of the upper end, which its power alone would pass.
+A volume is 0.0 to 1.0 over -100 to -30 dB (spec §4, seed 003 "volume"), measured as Twilio's client does
+(W3C Web Audio, AnalyserNode with fftSize 32): the mean over 16 bands of each band's level, so that speech
+stays clear of the upper end, which its power alone would pass.
 """
 
 from collections import deque
@@ -14,12 +13,11 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from bellwire.agent.media.engine.engine import Block, MediaStats
+from bellwire.agent.media.engine.interface import Block, MediaStats
 from bellwire.agent.quality.sample import Sample, SampleMaker
 from bellwire.agent.quality.warnings import QualityWatch, WarningCleared, WarningRaised
-
-QUIETEST_DB = -100.0
-LOUDEST_DB = -30.0
+from bellwire.config.waiting import Sleep
+from bellwire.hardware.audio.block import volume
 
 _FRAME = 32
 _BANDS = _FRAME // 2
@@ -33,11 +31,6 @@ _TRANSFORM = (
 """The window and the Fourier transform at once, shape (32, 2 * 16): real parts, then imaginary ones.
 For frames this short a product of matrices takes a fifth of the time of an FFT."""
 _POWER_OF_SILENCE = 1e-12
-
-
-def volume_of_level(db: float) -> float:
-    """Where a level in dB stands between -100 dB (0.0) and -30 dB (1.0); beyond them it stays there."""
-    return min(1.0, max(0.0, (db - QUIETEST_DB) / (LOUDEST_DB - QUIETEST_DB)))
 
 
 def volume_of(samples: NDArray[np.int16]) -> float:
@@ -57,7 +50,7 @@ def volume_of(samples: NDArray[np.int16]) -> float:
     squares = np.einsum("fb,fb->b", parts, parts) / len(frames)
     power = squares[:_BANDS] + squares[_BANDS:]
     levels_db: list[float] = (10 * np.log10(power + _POWER_OF_SILENCE)).tolist()
-    return sum(map(volume_of_level, levels_db)) / _BANDS
+    return sum(map(volume, levels_db)) / _BANDS
 
 
 _VOLUME_EVERY_S = 0.05
@@ -107,7 +100,7 @@ class CallMeter:
         on_sample: Callable[[Sample], None],
         on_warning: Callable[[WarningRaised | WarningCleared], None],
         is_muted: Callable[[], bool],
-        sleep: Callable[[float], Awaitable[None]],
+        sleep: Sleep,
     ) -> None:
         self._stats = stats
         self._input = input_meter

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic.alias_generators import to_camel
 
-from bellwire.agent.media.engine.engine import MediaStats
+from bellwire.agent.media.engine.interface import MediaStats
 from bellwire.agent.quality.mos import mean_opinion_score
 
 LEVEL_MAX = 32767

@@ -27,7 +27,7 @@ CONSTANT_FOR = 10
 
 
 class WarningName(StrEnum):
-    """What is wrong."""
+    """What sounds bad, by the names of Twilio's client."""
 
     HIGH_RTT = "high-rtt"
     HIGH_JITTER = "high-jitter"
@@ -63,7 +63,7 @@ class WarningData(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class WarningRaised:
-    """The event `warning`."""
+    """What the event `warning` tells."""
 
     name: WarningName
     data: WarningData
@@ -114,7 +114,7 @@ class QualityWatch:
 
     @property
     def raised(self) -> frozenset[WarningName]:
-        """The warnings that stand."""
+        """The warnings that were raised and not yet cleared."""
         return frozenset(self._raised_at_ms)
 
     def watch(

@@ -1,7 +1,6 @@
 """The calls that call buttons make: whom they call, again when nobody answers, and whom then."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import structlog
@@ -9,9 +8,10 @@ import structlog
 from bellwire.agent.calls.call import Call, CallStatus
 from bellwire.agent.calls.device import Device, To
 from bellwire.agent.fleet.live_settings import LiveSettings
-from bellwire.agent.station.behaviour import redial_in_s
+from bellwire.config.agent.behaviour import BehaviourSettings
 from bellwire.config.agent.panel import CallButtonSettings
-from bellwire.signaling.wire.requests import GroupReference
+from bellwire.config.waiting import Sleep
+from bellwire.signaling.wire.operations import GroupReference
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +40,7 @@ class Dialling:
         live: LiveSettings,
         device: Device,
         *,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
         self._live = live
         self._device = device
@@ -118,6 +118,20 @@ class Dialling:
         self._pause = None
         if not self._device.calls:
             self._call_people(press)
+
+
+def redial_in_s(settings: BehaviourSettings, calls_made: int, *, unanswered: bool) -> float | None:
+    """In how many seconds a call button calls its people again; None: not again.
+
+    Args:
+        settings: How this device behaves.
+        calls_made: How often this press has called them.
+        unanswered: Whether the last call ended because nobody answered in time. One that was
+            rejected, cancelled or failed is not repeated.
+    """
+    if not unanswered or calls_made > settings.redial.times:
+        return None
+    return settings.redial.pause_s
 
 
 def _people(button: CallButtonSettings, press: _Press) -> To | None:

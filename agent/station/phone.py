@@ -1,9 +1,8 @@
 """What a station does with its device: rings when it is called; answers, rejects, calls and hangs up
 when pressed. One call is at hand at a time.
 
-The panel follows at once; what the relay is told, and how often, is the device's business.
-
-The panel follows the settings: another wiring is built when the settings in force say so.
+The panel follows at once; what the relay is told, and how often, is the device's business. The panel is
+wired anew when the settings in force say so (`panel_of`).
 """
 
 from collections.abc import Callable
@@ -15,9 +14,9 @@ from gpiozero import Factory
 from bellwire.agent.calls.call import Call, CallRecord, CallStatus
 from bellwire.agent.calls.device import Device
 from bellwire.agent.fleet.live_settings import LiveSettings, wiring_of
-from bellwire.agent.media.voice import Tone, Voice
-from bellwire.agent.station.behaviour import Conduct
+from bellwire.agent.media.sound import Tone, Voice
 from bellwire.agent.station.dialling import Dialling
+from bellwire.agent.station.incoming import IncomingCalls
 from bellwire.config.agent.panel import PanelSettings
 from bellwire.config.agent.settings import ConfigurableSettings
 from bellwire.hardware.panel.panel import (
@@ -45,7 +44,7 @@ class Phone:
     Args:
         device: Its calls.
         panel: Its buttons, ringer and light.
-        conduct: Says how loud a call rings.
+        incoming: Says how loud a call rings.
         dialling: Its call buttons.
         voice: Plays its ring tone; None where it has no sound.
     """
@@ -54,19 +53,19 @@ class Phone:
         self,
         device: Device,
         panel: Panel,
-        conduct: Conduct,
+        incoming: IncomingCalls,
         dialling: Dialling,
         voice: Voice | None = None,
     ) -> None:
         self._device = device
         self._panel = panel
-        self._conduct = conduct
+        self._incoming = incoming
         self._dialling = dialling
         self._voice = voice
         self._watchers: list[Watcher] = []
         self._tone: tuple[Tone, float] | None = None
         device.on_change(self._follow)
-        conduct.on_loudness(self._sound_out)
+        incoming.on_loudness(self._sound_out)
         device.on_connection(lambda _: self.show_status())
 
     @property
@@ -128,7 +127,7 @@ class Phone:
         """The bell and the tone that go with how the calls stand, as loud as they may be now."""
         calls = self._device.calls
         pending = [call for call in calls if call.status() is CallStatus.PENDING]
-        volume = max(map(self._conduct.ring_volume, pending), default=0.0)
+        volume = max(map(self._incoming.ring_volume, pending), default=0.0)
         if volume > 0 and len(pending) == len(calls):
             self._ring(bell=True, tone=Tone.RING, volume=volume)
         elif volume > 0:

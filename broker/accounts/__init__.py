@@ -1,1 +1,1 @@
-"""Accounts and rights at the broker. The only room, with `embedded`, that knows which broker it is."""
+"""Credentials and rights at the broker. The only room, with `embedded`, that knows which broker it is."""

@@ -11,9 +11,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from bellwire.broker.session.client import Client
+from bellwire.broker.session.connection import BrokerConnection, let_in
 from bellwire.broker.session.messages import Outgoing
-from bellwire.broker.session.packets import publish_properties
-from bellwire.broker.session.publishing_connection import PublishingConnection, open_publishing
 from bellwire.broker.session.receiving import ReceivingSession
 from bellwire.broker.session.session import NotConnected
 
@@ -21,7 +20,7 @@ from bellwire.broker.session.session import NotConnected
 class PublishingSession(ReceivingSession):
     """See `ReceivingSession`. Where one of its three connections is lost, all begin anew."""
 
-    _out: PublishingConnection | None = None
+    _out: BrokerConnection | None = None
 
     async def _publish(self, message: Outgoing) -> None:
         # What is retained or asks for an answer goes over the other connection, and so does what is for
@@ -37,13 +36,14 @@ class PublishingSession(ReceivingSession):
             # As in `Session`: who tries again must not keep the loop from finding out.
             self._up.clear()
             await asyncio.sleep(0)
-        properties = publish_properties(message.expiry_s, message.correlation)
-        await out.publish(topic, properties, message.payload)
+        await out.publish(
+            topic, message.payload, expiry_s=message.expiry_s, correlation=message.correlation
+        )
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Client]:
         # First, so that what is owed goes out no later than a device can be answered.
-        async with open_publishing(self.address, f"{self.client_id}-out") as out:
+        async with let_in(BrokerConnection(self.address, f"{self.client_id}-out")) as out:
             self._out = out
             try:
                 async with super()._connection() as client, self._leaving_with(out, client):

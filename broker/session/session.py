@@ -8,7 +8,6 @@ when the connection broke fails with `NotConnected`, and its owner sends it agai
 
 import asyncio
 import math
-import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -29,13 +28,11 @@ from bellwire.broker.session.client import (
     client_of,
 )
 from bellwire.broker.session.messages import Incoming, Outgoing, incoming_of, publish_properties
+from bellwire.config.waiting import Sleep, backoff_s
 from bellwire.signaling.errors import Unauthenticated
 
 log = structlog.get_logger(__name__)
 
-Sleep = Callable[[float], Awaitable[None]]
-
-_BACKOFF_FIRST_S = 0.25
 BACKOFF_LONGEST_S = 30.0
 """How long a session that finds no broker waits at most before it looks again."""
 _PUBLISH_TIMEOUT_S = 10.0
@@ -81,13 +78,6 @@ Handler = Callable[[Incoming], None]
 Hook = Callable[[], Awaitable[None]]
 Topics = Callable[[], Iterable[str]]
 """Names the topics that matter now."""
-
-
-def backoff_s(attempt: int, spread: Callable[[float, float], float] = random.uniform) -> float:
-    """How long to wait before connection attempt number `attempt` (from 0): full jitter, so that a
-    fleet that lost its broker does not come back all at once. Seconds."""
-    longest = min(BACKOFF_LONGEST_S, _BACKOFF_FIRST_S * 2 ** min(attempt, 16))
-    return spread(0.0, longest)
 
 
 class Session:
@@ -186,7 +176,9 @@ class Session:
                     f"the broker {self.address.url} refuses the credentials of"
                     f" {self.address.username or self.client_id}: give it new ones"
                 )
-            wait_s = backoff_s(attempt) if self._way_s is None else self._way_s
+            wait_s = self._way_s
+            if wait_s is None:
+                wait_s = backoff_s(attempt, longest_s=BACKOFF_LONGEST_S)
             self._way_s = None
             attempt += 1
             log.warning(

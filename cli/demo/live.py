@@ -18,7 +18,7 @@ from bellwire.agent.calls.call import Call, CallRecord, CallStatus
 from bellwire.cli.demo.stage import Stage, Station, demo_stage
 from bellwire.cli.demo.talk import voice
 from bellwire.cli.keyboard import single_keys
-from bellwire.hardware.audio.level import Meter, volume
+from bellwire.hardware.audio.block import Meter, volume
 
 _FRAMES_PER_S = 12
 _EVENTS_SHOWN = 10

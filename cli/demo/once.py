@@ -3,29 +3,21 @@ one from station to station, with voices.
 
 Every time is taken where it happens: the ringer's at its pin, the answer's at the phone that hears
 the relay say so.
-
-`bellwire demo`.
 """
 
 import asyncio
-import contextlib
 import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
-import typer
 from rich.console import Console
 
 from bellwire.agent.calls.call import CallRecord, CallStatus
 from bellwire.broker.session.messages import Incoming
-from bellwire.cli.demo.stage import Stage, demo_stage
-from bellwire.cli.demo.steps import Timeline, within
+from bellwire.cli.demo.stage import Stage, Timeline, demo_stage, within
 from bellwire.cli.demo.talk import Talk, talk
-from bellwire.cli.failures import fail, reported
-from bellwire.cli.process.logs import configure_logs
 from bellwire.signaling.calls.calls import CallState, UserState
 from bellwire.signaling.calls.events import CallEnded, CallEvent, CallUserStateChanged
 from bellwire.signaling.errors import Unavailable
@@ -181,31 +173,3 @@ async def _until_state(events: "asyncio.Queue[tuple[CallEvent, float]]", state: 
 async def _until_ended(events: "asyncio.Queue[tuple[CallEvent, float]]") -> float:
     what = "the lobby is told that the call has ended"
     return (await _next(events, what, lambda event: isinstance(event, CallEnded)))[1]
-
-
-@reported
-def demo(
-    once: Annotated[
-        bool, typer.Option("--once", help="Play one whole call by itself, and print its times.")
-    ] = False,
-    log_level: Annotated[str, typer.Option(hidden=True)] = "error",
-) -> None:
-    """Shows Bellwire at work in this terminal: a relay, a broker, and two simulated stations.
-
-    Keys press the stations' buttons. With --once one call is played without a keyboard; its last
-    line is a JSON object, and the exit code is 0 only if all of it happened. Nothing is left on
-    the machine.
-    """
-    configure_logs("debug" if log_level == "debug" else "error")
-    try:
-        from bellwire.cli.demo.live import demo_live
-        from bellwire.cli.demo.once import demo_once
-    except ImportError as error:
-        fail(f"the demo needs relay and agent ({error}): pip install 'bellwire[relay,agent]'")
-    if once:
-        asyncio.run(demo_once(Console(width=100)))
-        return
-    if not sys.stdin.isatty():
-        fail("the live demo needs a keyboard: run it in a terminal, or use --once")
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(demo_live(Console()))

@@ -1,23 +1,31 @@
-"""The demo's stage: a relay with its broker as real processes, and two simulated stations here."""
+"""The demo's stage: a relay with its broker as real processes, and two simulated stations here; and what its
+calls are told by: the steps of each and their times, none waited for too long."""
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import SecretStr
+from rich.table import Table
 
 from bellwire.agent.main import Agent
 from bellwire.agent.media.sound_card import SoundCard
 from bellwire.cli.demo.station import SimulatedStation
-from bellwire.cli.process.client import RelayClient
 from bellwire.cli.process.relay import RelayProcess
+from bellwire.cli.relay_client import RelayClient
 from bellwire.config.agent.settings import AgentSettings, BrokerSettings, default_panel
 from bellwire.hardware.audio.simulated_card import SimulatedSoundCard
 from bellwire.signaling.errors import Unavailable
 from bellwire.signaling.wire.requests import ChannelRequest, DeviceRequest
+
+T = TypeVar("T")
+
+STEP_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +109,39 @@ async def _station(client: RelayClient, name: str, calls: str) -> Station:
     sound = SoundCard(settings.audio, initialise=card.initialised)
     agent = Agent(settings, pin_factory=fingers.pins, card=sound, allow_loopback=True)
     return Station(agent, fingers, card)
+
+
+@dataclass(slots=True)
+class Timeline:
+    """What happened when, in milliseconds since the beginning."""
+
+    title: str
+    started: float
+    steps: list[tuple[float, str, str]] = field(default_factory=list)
+
+    def note(self, who: str, what: str, at: float | None = None) -> float:
+        """Notes a step at a `time.perf_counter`, now by default; returns its milliseconds."""
+        ms = ((time.perf_counter() if at is None else at) - self.started) * 1000
+        self.steps.append((ms, who, what))
+        return ms
+
+    def table(self) -> Table:
+        """The steps in their order."""
+        table = Table("ms", "who", "what", title=self.title)
+        table.columns[0].justify = "right"
+        for ms, who, what in sorted(self.steps):
+            table.add_row(f"{ms:.1f}", who, what)
+        return table
+
+
+async def within(what: str, happening: Awaitable[T]) -> T:
+    """Waits for something that has to happen.
+
+    Raises:
+        Unavailable: it did not within 10 s; says what.
+    """
+    try:
+        async with asyncio.timeout(STEP_TIMEOUT_S):
+            return await happening
+    except TimeoutError as error:
+        raise Unavailable(f"waited {STEP_TIMEOUT_S:g} s in vain: {what}") from error

@@ -2,7 +2,7 @@
 
 from bellwire.config.agent.panel import ButtonSettings
 from bellwire.config.agent.settings import AgentSettings
-from bellwire.hardware.simulated import SimulatedPins
+from bellwire.hardware.panel.simulated_pins import SimulatedPins
 
 
 class SimulatedStation:

@@ -1,9 +1,7 @@
 """The demo's second call: one station calls, the other answers, and each hears the other over WebRTC.
 
 They talk in turn, as people do: two made voices at once are too alike, and echo cancellation takes one
-for the echo of the other.
-
-A voice for the demo, made by arithmetic, and how much of it comes out at the other end.
+for the echo of the other. Their voices are made by arithmetic, and what comes out is compared with them.
 """
 
 import asyncio
@@ -15,11 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bellwire.agent.calls.call import Call, CallStatus
-from bellwire.cli.demo.stage import Stage, Station
-from bellwire.cli.demo.steps import Timeline, within
+from bellwire.cli.demo.stage import Stage, Station, Timeline, within
 from bellwire.config.agent.panel import ButtonSettings
-from bellwire.hardware.audio.block import BLOCK_S, SAMPLE_RATE_HZ, Block, Samples, saturated
-from bellwire.hardware.audio.level import level_db
+from bellwire.hardware.audio.block import (
+    BLOCK_S,
+    SAMPLE_RATE_HZ,
+    Block,
+    Samples,
+    level_db,
+    saturated,
+)
 from bellwire.signaling.errors import Unavailable
 
 VOICE_S = 1.25

@@ -16,7 +16,7 @@ from bellwire.cli.doctor.diagnosis import Finding, bad, good, unknown, warning
 from bellwire.config.agent.audio import RING_TONES, AudioSettings
 from bellwire.config.agent.settings import AgentSettings, load_agent_settings
 from bellwire.config.agent.telemetry import Telemetry
-from bellwire.hardware.panel.pins import WHAT_TO_DO, why_no_door
+from bellwire.hardware.panel.door_lock import WHAT_TO_DO, why_no_door
 from bellwire.signaling.errors import InvalidInput
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import call_topic, gathered_topic, request_topic, telemetry_topic

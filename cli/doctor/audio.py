@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from bellwire.cli.doctor.agent import examine_ring_tone
-from bellwire.cli.doctor.diagnosis import Finding, Verdict, bad, good, unknown, warning
+from bellwire.cli.doctor.diagnosis import Condition, Finding, bad, good, unknown, warning
 from bellwire.cli.failures import fail, reported
 from bellwire.cli.process.logs import configure_logs
 from bellwire.config.agent.audio import AudioSettings
@@ -21,13 +21,11 @@ from bellwire.config.agent.settings import load_agent_settings
 
 if TYPE_CHECKING:
     from bellwire.cli.doctor.sound_measures import SoundMeasures
-    from bellwire.hardware.audio.devices import Device
+    from bellwire.hardware.audio.devices import SoundDevice
 
 _LOUDEST_ECHO_DB = -45.0
 _LONGEST_ROUND_TRIP_S = 0.15
 _BAR_WIDTH = 40
-
-doctor_audio_epilog = "Example: `bellwire doctor audio --config desk.toml`"
 
 
 @reported
@@ -63,22 +61,22 @@ def audio(
         console.print(_table(devices, settings))
     findings = [*_examine_devices(devices, settings), *examine_ring_tone(settings)]
     measures = None
-    if not list_only and not any(finding.verdict is Verdict.BAD for finding in findings):
+    if not list_only and not any(finding.condition is Condition.BAD for finding in findings):
         measures = asyncio.run(_measure(settings, None if as_json else console))
         findings += _judge(measures, settings)
     if as_json:
         _print_json(devices, settings, findings, measures)
     else:
         _print_findings(console, findings)
-    if any(finding.verdict is Verdict.BAD for finding in findings):
+    if any(finding.condition is Condition.BAD for finding in findings):
         raise typer.Exit(1)
 
 
-def _examine_devices(devices: "list[Device]", settings: AudioSettings) -> Iterator[Finding]:
-    from bellwire.hardware.audio.devices import Direction, NoDevice, find_device
-    from bellwire.hardware.audio.speex import NoSpeex, find_speex
+def _examine_devices(devices: "list[SoundDevice]", settings: AudioSettings) -> Iterator[Finding]:
+    from bellwire.hardware.audio.devices import NoDevice, SoundDirection, find_device
+    from bellwire.hardware.audio.echo_canceller import NoSpeex, find_speex
 
-    for direction in Direction:
+    for direction in SoundDirection:
         wanted = getattr(settings, direction.value)
         try:
             device = find_device(devices, wanted, direction)
@@ -137,7 +135,7 @@ def _judge(measures: "SoundMeasures", settings: AudioSettings) -> Iterator[Findi
         yield good(said)
 
 
-def _table(devices: "list[Device]", settings: AudioSettings) -> Table:
+def _table(devices: "list[SoundDevice]", settings: AudioSettings) -> Table:
     table = Table("Index", "Name", "In", "Out", "Rate", "Used for", title="Sound devices")
     for device in devices:
         table.add_row(
@@ -151,10 +149,12 @@ def _table(devices: "list[Device]", settings: AudioSettings) -> Table:
     return table
 
 
-def _uses(device: "Device", devices: "list[Device]", settings: AudioSettings) -> Iterator[str]:
-    from bellwire.hardware.audio.devices import Direction, NoDevice, find_device
+def _uses(
+    device: "SoundDevice", devices: "list[SoundDevice]", settings: AudioSettings
+) -> Iterator[str]:
+    from bellwire.hardware.audio.devices import NoDevice, SoundDirection, find_device
 
-    for direction in Direction:
+    for direction in SoundDirection:
         if device.is_default(direction):
             yield f"default {direction.part}"
         wanted = getattr(settings, direction.value)
@@ -179,15 +179,20 @@ def _meters(heard_db: float, played_db: float) -> str:
 
 
 def _print_findings(console: Console, findings: list[Finding]) -> None:
-    signs = {Verdict.GOOD: "✓", Verdict.BAD: "✗", Verdict.UNKNOWN: "?", Verdict.WARNING: "!"}
+    signs = {
+        Condition.GOOD: "✓",
+        Condition.BAD: "✗",
+        Condition.UNKNOWN: "?",
+        Condition.WARNING: "!",
+    }
     for finding in findings:
-        console.print(f"  {signs[finding.verdict]} {finding.what}", highlight=False, markup=False)
-        if finding.mend and finding.verdict is not Verdict.GOOD:
+        console.print(f"  {signs[finding.condition]} {finding.what}", highlight=False, markup=False)
+        if finding.mend and finding.condition is not Condition.GOOD:
             console.print(f"      → {finding.mend}", highlight=False, markup=False)
 
 
 def _print_json(
-    devices: "list[Device]",
+    devices: "list[SoundDevice]",
     settings: AudioSettings,
     findings: list[Finding],
     measures: "SoundMeasures | None",
@@ -199,7 +204,7 @@ def _print_json(
         ],
         "measures": asdict(measures) if measures is not None else None,
         "findings": [
-            {"verdict": finding.verdict.value, "what": finding.what, "mend": finding.mend}
+            {"verdict": finding.condition.value, "what": finding.what, "mend": finding.mend}
             for finding in findings
         ],
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 
 from bellwire.cli.doctor.diagnosis import Finding, bad, good, unknown, warning
-from bellwire.cli.process.client import RelayClient, RelayRefused, find_relay
+from bellwire.cli.relay_client import RelayClient, RelayRefused, find_relay
 from bellwire.config.relay import RelaySettings, default_data_folder
 from bellwire.push.data_disk import look_at_disk
 from bellwire.signaling.errors import InvalidInput, Unavailable

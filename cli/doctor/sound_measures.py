@@ -14,11 +14,12 @@ from bellwire.hardware.audio.block import (
     BLOCK_FRAMES,
     SAMPLE_RATE_HZ,
     SILENCE,
+    SILENT_DB,
     Block,
     Samples,
+    level_db,
     saturated,
 )
-from bellwire.hardware.audio.level import SILENT_DB, level_db
 from bellwire.hardware.audio.sound import Sound
 
 _START_S = 5.0

@@ -1,28 +1,37 @@
-"""`bellwire fleet apply`, `diff` and `export`: the fleet's configuration as files."""
+"""`bellwire fleet apply`, `diff` and `export`: the fleet's configuration as files, and what they print."""
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.text import Text
 
 from bellwire.cli.failures import fail, reported
 from bellwire.cli.fleet.files import Settings, read_layers, write_layers
-from bellwire.cli.fleet.plan import Change, Effect, effects, plan
-from bellwire.cli.fleet.rights import refuse_rollout_of_rights, refuse_shut_rights, refuse_wiring
-from bellwire.cli.fleet.rollout import Followed, Outcome, roll_out, write_all
-from bellwire.cli.fleet.session import Fleet, JsonOption, OperatorOption, open_fleet
-from bellwire.cli.fleet.view import (
-    changes_view,
-    effects_view,
-    error_line,
-    followed_line,
-    rollout_lines,
+from bellwire.cli.fleet.plan import (
+    Effect,
+    LayerChange,
+    effects,
+    plan,
+    refuse_rollout_of_rights,
+    refuse_shut_rights,
+    refuse_wiring,
 )
+from bellwire.cli.fleet.rollout import (
+    Followed,
+    RolloutOutcome,
+    followed_line,
+    roll_out,
+    rollout_lines,
+    write_all,
+)
+from bellwire.cli.fleet.session import JsonOption, OperatorOption, RetainedFleet, open_fleet
+from bellwire.cli.fleet.standing import error_line, skipped_line
 from bellwire.config.fleet.rollout_pause import can_pause
 from bellwire.signaling.errors import InvalidInput
 from bellwire.signaling.topics import DEFAULT_LAYER, LayerName, device_layer, group_layer
@@ -161,7 +170,9 @@ async def _apply(
         raise typer.Exit(NOT_FOLLOWED)
 
 
-def _refuse(fleet: Fleet, changes: list[Change], found: list[Effect], *, force: bool) -> None:
+def _refuse(
+    fleet: RetainedFleet, changes: list[LayerChange], found: list[Effect], *, force: bool
+) -> None:
     refuse_wiring(changes)
     refuse_rollout_of_rights(changes, whole=True)
     if not force:
@@ -180,15 +191,15 @@ def _refuse_bad(found: list[Effect]) -> None:
 
 
 async def _write(
-    fleet: Fleet,
-    changes: list[Change],
+    fleet: RetainedFleet,
+    changes: list[LayerChange],
     steps: list[int],
     pause_at_errors: int | None,
     timeout_s: float | None,
     console: Console,
-) -> Outcome:
+) -> RolloutOutcome:
     if not changes or timeout_s is None:
-        return Outcome(await write_all(fleet, changes))
+        return RolloutOutcome(await write_all(fleet, changes))
     with Live(console=console, transient=True, refresh_per_second=8) as live:
 
         def show(percent: int, followed: Followed) -> None:
@@ -204,7 +215,7 @@ async def _write(
         )
 
 
-def _say_outcome(console: Console, outcome: Outcome, steps: list[int]) -> None:
+def _say_outcome(console: Console, outcome: RolloutOutcome, steps: list[int]) -> None:
     for name, layer in outcome.written.items():
         share = "" if layer.rollout.percent == 100 else f" for {layer.rollout.percent} %"
         console.print(f"Written: {name} revision {layer.revision}{share}", highlight=False)
@@ -229,7 +240,7 @@ def _say_outcome(console: Console, outcome: Outcome, steps: list[int]) -> None:
 
 
 def _print_json(
-    as_json: bool, changes: list[Change], found: list[Effect], outcome: Outcome | None
+    as_json: bool, changes: list[LayerChange], found: list[Effect], outcome: RolloutOutcome | None
 ) -> None:
     if not as_json:
         return
@@ -293,7 +304,7 @@ def diff(
     `bellwire fleet apply --dry-run` shows besides what each device would run.
     """
 
-    async def run() -> list[Change]:
+    async def run() -> list[LayerChange]:
         wanted = read_layers(path, chosen_layer(default, group, device))
         async with open_fleet(operator) as fleet:
             return plan(fleet.register.layers(), wanted)
@@ -330,3 +341,30 @@ def export(
     for file in written:
         Console(soft_wrap=True).out(str(file))
     Console().print(f"{len(written)} layers. Change them, then: bellwire fleet apply {folder}")
+
+
+def changes_view(changes: Iterable[LayerChange]) -> RenderableType:
+    """What is to be written, layer by layer."""
+    lines: list[Text] = []
+    for change in changes:
+        before = change.on.layer
+        what = f"revision {before.revision} → {before.revision + 1}" if before else "new"
+        lines.append(Text.assemble((change.name, "bold"), f" ({what})"))
+        lines.extend(map(_difference_line, change.differences))
+    return Group(*lines) if lines else Text("Nothing to change: the layers say this already.")
+
+
+def effects_view(effects: Iterable[Effect]) -> RenderableType:
+    """What would change on each device."""
+    lines: list[Text] = []
+    for effect in effects:
+        lines.append(Text.assemble(("device ", ""), (effect.device_id, "bold")))
+        lines.extend(map(_difference_line, effect.differences))
+        lines.extend(Text(f"  ✗ {error_line(error)}", "bold red") for error in effect.errors)
+        lines.extend(Text(f"  {skipped_line(skipped)}", "yellow") for skipped in effect.skipped)
+    return Group(*lines) if lines else Text("No device that has reported would run anything else.")
+
+
+def _difference_line(difference: tuple[str, str, str]) -> Text:
+    path, old, new = difference
+    return Text.assemble("  ", (path, "cyan"), ": ", (old, "red"), " → ", (new, "green"))

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 from pydantic import JsonValue
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from bellwire.broker.fleet.layer_register import LayerConflict
 from bellwire.cli.failures import fail, reported
@@ -20,10 +22,16 @@ from bellwire.cli.fleet.apply import (
     GroupOption,
     chosen_layer,
 )
-from bellwire.cli.fleet.plan import Change, effects, rollout_on
-from bellwire.cli.fleet.rights import refuse_rollout_of_rights, refuse_shut_rights
-from bellwire.cli.fleet.session import Fleet, JsonOption, OperatorOption, open_fleet
-from bellwire.cli.fleet.view import error_line, history_table, rollout_lines
+from bellwire.cli.fleet.plan import (
+    LayerChange,
+    effects,
+    refuse_rollout_of_rights,
+    refuse_shut_rights,
+    rollout_on,
+)
+from bellwire.cli.fleet.rollout import rollout_lines
+from bellwire.cli.fleet.session import JsonOption, OperatorOption, RetainedFleet, open_fleet
+from bellwire.cli.fleet.standing import error_line, printable
 from bellwire.config.fleet.layer import Layer, Rollout
 from bellwire.config.fleet.rollout_pause import COMMENT_LIMIT
 from bellwire.config.fleet.writing import Draft, Held
@@ -165,19 +173,19 @@ def _changed(on: Held, path: list[str], change: Callable[[Settings, str], None])
 
 
 async def _write(
-    fleet: Fleet, name: LayerName, on: Held, settings: Settings, comment: str, force: bool
+    fleet: RetainedFleet, name: LayerName, on: Held, settings: Settings, comment: str, force: bool
 ) -> Layer:
     """Writes a layer for the share of devices that it is for already, allowing as many errors."""
     old = on.layer.rollout if on.layer else Rollout()
     rollout = old if old.percent < 100 else rollout_on(on, 100, old.pause_at_errors)
-    change = Change(name, on, Draft(settings, rollout, comment[:COMMENT_LIMIT]))
+    change = LayerChange(name, on, Draft(settings, rollout, comment[:COMMENT_LIMIT]))
     refuse_rollout_of_rights([change], whole=False)
     if not force:
         _refuse_bad(fleet, change)
     return await fleet.register.write(name, change.draft, on=on)
 
 
-def _refuse_bad(fleet: Fleet, change: Change) -> None:
+def _refuse_bad(fleet: RetainedFleet, change: LayerChange) -> None:
     for effect in effects(fleet, [change], "dry-run"):
         if effect.errors:
             raise InvalidInput(
@@ -239,7 +247,7 @@ def rollback(
             back = _revision_before(name, fleet.register.history(name), on, to)
             draft = Draft(back.settings, comment=comment or f"rollback to {back.revision}")
             if not force:
-                _refuse_bad(fleet, Change(name, on, draft))
+                _refuse_bad(fleet, LayerChange(name, on, draft))
             return await fleet.register.write(name, draft, on=on)
 
     _say(name, asyncio.run(run()), as_json=as_json)
@@ -268,3 +276,18 @@ def _say(name: LayerName, layer: Layer, *, as_json: bool) -> None:
         Console().print(f"Written: {name} revision {layer.revision}", highlight=False)
         for line in rollout_lines({name: layer}):
             Console().print(f"{line}; see `bellwire fleet apply --percent`", markup=False)
+
+
+def history_table(revisions: Iterable[Layer]) -> Table:
+    """A layer's revisions, newest first."""
+    table = Table("Revision", "Written (UTC)", "Author", "For", "Comment", "Settings")
+    for layer in revisions:
+        table.add_row(
+            str(layer.revision),
+            f"{layer.at:%Y-%m-%d %H:%M:%S}",
+            escape(printable(layer.author)),
+            "all" if layer.rollout.percent == 100 else f"{layer.rollout.percent} %",
+            escape(printable(layer.comment)),
+            escape(printable(", ".join(layer.settings))),
+        )
+    return table

@@ -12,13 +12,14 @@ import typer
 from pydantic import SecretStr
 from rich.console import Console
 
-from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.embedded import embedded_address
 from bellwire.broker.session.address import BrokerAddress, parse_broker_url
 from bellwire.broker.session.session import Session
 from bellwire.cli.failures import fail, reported
 from bellwire.cli.fleet.session import JsonOption, running
 from bellwire.cli.process.logs import configure_logs
+from bellwire.cli.relay_client import DataOption
 from bellwire.config.fleet.operator import (
     USERNAME_PREFIX,
     OperatorSettings,
@@ -31,12 +32,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 NameArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="The operator's name, such as ann.")
-]
-DataOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--data", metavar="DIR", envvar="BELLWIRE_DATA", help="The data directory of a relay here."
-    ),
 ]
 AdminOption = Annotated[
     str | None,

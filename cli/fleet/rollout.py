@@ -8,17 +8,23 @@ faster does the same, for each layer by itself, and goes on when the command has
 
 import asyncio
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bellwire.broker.fleet.layer_register import LayerConflict
 from bellwire.cli.fleet.files import Settings
-from bellwire.cli.fleet.plan import Change, rollout_on
-from bellwire.cli.fleet.session import Device, Fleet
-from bellwire.cli.fleet.standing import Standings
+from bellwire.cli.fleet.plan import LayerChange, rollout_on
+from bellwire.cli.fleet.session import FleetDevice, RetainedFleet
+from bellwire.cli.fleet.standing import Standings, printable
 from bellwire.config.fleet.layer import Layer, LayerProblem, Rollout
 from bellwire.config.fleet.merge import in_rollout
-from bellwire.config.fleet.rollout_pause import pause, refusing, said_in, takes_rights_away
+from bellwire.config.fleet.rollout_pause import (
+    can_pause,
+    pause,
+    refusing,
+    said_in,
+    takes_rights_away,
+)
 from bellwire.config.fleet.writing import Draft
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import LayerName, known_as
@@ -50,7 +56,7 @@ class Followed:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RolloutOutcome:
     """What was written, who followed (None where nobody waited), and whether it was paused."""
 
     written: dict[LayerName, Layer]
@@ -65,7 +71,7 @@ class Outcome:
         )
 
 
-async def write_all(fleet: Fleet, changes: Sequence[Change]) -> dict[LayerName, Layer]:
+async def write_all(fleet: RetainedFleet, changes: Sequence[LayerChange]) -> dict[LayerName, Layer]:
     """Writes changes, several at once. Those before a conflict stand.
 
     Raises:
@@ -73,7 +79,7 @@ async def write_all(fleet: Fleet, changes: Sequence[Change]) -> dict[LayerName, 
     """
     turns = asyncio.Semaphore(_AT_ONCE)
 
-    async def write(change: Change) -> tuple[LayerName, Layer]:
+    async def write(change: LayerChange) -> tuple[LayerName, Layer]:
         async with turns:
             layer = await fleet.register.write(change.name, change.draft, on=change.on)
             return change.name, layer
@@ -86,14 +92,14 @@ async def write_all(fleet: Fleet, changes: Sequence[Change]) -> dict[LayerName, 
 
 
 async def roll_out(
-    fleet: Fleet,
-    changes: Sequence[Change],
+    fleet: RetainedFleet,
+    changes: Sequence[LayerChange],
     steps: Sequence[int],
     *,
     pause_at_errors: int | None,
     timeout_s: float,
     show: Callable[[int, Followed], None],
-) -> Outcome:
+) -> RolloutOutcome:
     """Writes changes for a growing share of the devices, each step once the one before is followed.
     `show` is told the step and how it stands. Each step has `timeout_s`; who is silent then is no error,
     and ends the rollout at this step. The first step goes back to the share that the layer has already.
@@ -106,13 +112,13 @@ async def roll_out(
 
     on = {change.name: change.on for change in changes}
     back_to = {name: draft.rollout.back_to for name, draft in wanted.items()}
-    outcome = Outcome({})
+    outcome = RolloutOutcome({})
     for percent in steps:
         drafts = {
             name: replace(draft, rollout=_share(draft, percent, back_to[name], before[name]))
             for name, draft in wanted.items()
         }
-        written = await write_all(fleet, [Change(name, on[name], drafts[name]) for name in on])
+        written = await write_all(fleet, [LayerChange(name, on[name], drafts[name]) for name in on])
         followed = await follow(
             fleet,
             written,
@@ -120,9 +126,9 @@ async def roll_out(
             show=functools.partial(show, percent),
             errors_at_most=pause_at_errors,
         )
-        outcome = Outcome(written, followed)
+        outcome = RolloutOutcome(written, followed)
         if _overtaken(fleet, written) or _too_many(followed, pause_at_errors):
-            return Outcome(await _pause(fleet, written, followed), followed, paused=True)
+            return RolloutOutcome(await _pause(fleet, written, followed), followed, paused=True)
         if not followed.is_complete:
             break
         on = {name: fleet.register.held(name) for name in on}
@@ -145,13 +151,13 @@ def _too_many(followed: Followed, errors_at_most: int | None) -> bool:
     return errors_at_most is not None and len(followed.errors) > errors_at_most
 
 
-def _overtaken(fleet: Fleet, written: Mapping[LayerName, Layer]) -> bool:
+def _overtaken(fleet: RetainedFleet, written: Mapping[LayerName, Layer]) -> bool:
     """Whether somebody has written one of the layers since."""
     return any(fleet.register.held(name).layer != layer for name, layer in written.items())
 
 
 async def _pause(
-    fleet: Fleet, written: Mapping[LayerName, Layer], followed: Followed
+    fleet: RetainedFleet, written: Mapping[LayerName, Layer], followed: Followed
 ) -> dict[LayerName, Layer]:
     """Takes each of the layers back that a guard has not taken back already, but one that takes rights
     away.
@@ -180,7 +186,7 @@ async def _pause(
 
 
 async def follow(
-    fleet: Fleet,
+    fleet: RetainedFleet,
     written: Mapping[LayerName, Layer],
     *,
     timeout_s: float,
@@ -215,7 +221,7 @@ async def follow(
     return followed
 
 
-async def _next_change(fleet: Fleet, followed: Followed) -> None:
+async def _next_change(fleet: RetainedFleet, followed: Followed) -> None:
     try:
         async with asyncio.timeout(_ASK_AGAIN_S):
             await fleet.next_change()
@@ -224,7 +230,7 @@ async def _next_change(fleet: Fleet, followed: Followed) -> None:
 
 
 def _look(
-    fleet: Fleet,
+    fleet: RetainedFleet,
     written: Mapping[LayerName, Layer],
     concerned: Mapping[DeviceId, Mapping[str, Layer]],
 ) -> Followed:
@@ -249,7 +255,7 @@ def _look(
 
 
 def _counting(
-    device: Device, standings: Standings, written: Mapping[LayerName, Layer]
+    device: FleetDevice, standings: Standings, written: Mapping[LayerName, Layer]
 ) -> dict[str, Layer]:
     """Of the written layers those that count for a device, by the names that it calls them."""
     if not device.online:
@@ -261,3 +267,29 @@ def _counting(
         for name, layer in named.items()
         if name in expected and in_rollout(device.device_id, name, layer.rollout.percent)
     }
+
+
+def rollout_lines(layers: Mapping[LayerName, Layer]) -> Iterator[str]:
+    """A line for each layer that is not for all devices."""
+    for name, layer in layers.items():
+        rollout = layer.rollout
+        paused = rollout.paused_at is not None
+        what = f", {layer.comment}" if paused and layer.comment else ", paused" if paused else ""
+        never = (
+            "; refusing it never takes it back, since it takes rights away"
+            if can_pause(layer) and takes_rights_away(layer)
+            else ""
+        )
+        if rollout.percent == 100 and not never:
+            continue
+        yield printable(
+            f"{name} revision {layer.revision} is for {rollout.percent} % of its devices{what}{never}"
+        )
+
+
+def followed_line(followed: Followed) -> str:
+    """How many follow, in one line."""
+    return (
+        f"{len(followed.following)} of {len(followed.concerned)} online devices follow"
+        f", {len(followed.errors)} refuse, {len(followed.missing)} have not said"
+    )

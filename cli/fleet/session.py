@@ -39,8 +39,7 @@ from bellwire.signaling.topics import (
     reported_topic,
     telemetry_topic,
 )
-from bellwire.signaling.wire.device_operations import CommandResult
-from bellwire.signaling.wire.presence import Presence
+from bellwire.signaling.wire.station import CommandResult, Presence
 
 _CONNECT_TIMEOUT_S = 10.0
 _READ_TIMEOUT_S = 60.0
@@ -57,7 +56,7 @@ OperatorOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 
 
-class Device:
+class FleetDevice:
     """What is known of one device: what it has last said on its topics."""
 
     def __init__(self, device_id: DeviceId) -> None:
@@ -77,17 +76,17 @@ class Device:
         return self.presence is not None and self.presence.never_seen
 
 
-class Fleet:
+class RetainedFleet:
     """The devices and their layers, kept up to date while the session runs."""
 
     def __init__(self, session: ReceivingSession, register: LayerRegister) -> None:
         self.session = session
         self.register = register
-        self.devices: dict[DeviceId, Device] = {}
-        self._heard: dict[DeviceId, Device] = {}
+        self.devices: dict[DeviceId, FleetDevice] = {}
+        self._heard: dict[DeviceId, FleetDevice] = {}
         self.results: asyncio.Queue[tuple[DeviceId, CommandResult]] = asyncio.Queue()
         self.changed = asyncio.Event()
-        self._listeners: list[Callable[[Device], None]] = []
+        self._listeners: list[Callable[[FleetDevice], None]] = []
         self._is_read = asyncio.Event()
         session.receive(PRESENCE_OF_ALL, self._take(Presence, "presence"))
         session.receive(REPORTED_OF_ALL, self._take(Reported, "reported"), retained=False)
@@ -96,7 +95,7 @@ class Fleet:
         session.on_connected(self._read)
         register.listen(lambda _: self.changed.set())
 
-    def listen(self, listener: Callable[[Device], None]) -> None:
+    def listen(self, listener: Callable[[FleetDevice], None]) -> None:
         """Has `listener` called on the loop with each device that has said something."""
         self._listeners.append(listener)
 
@@ -140,7 +139,7 @@ class Fleet:
                 said = model.model_validate_json(message.payload) if message.payload else None
             except (InvalidInput, ValidationError):
                 return
-            device = self._heard.setdefault(device_id, Device(device_id))
+            device = self._heard.setdefault(device_id, FleetDevice(device_id))
             setattr(device, what, said)
             if device.presence is None and device.reported is None:
                 self.devices.pop(device_id, None)  # It was removed, or the rest is to come.
@@ -163,7 +162,7 @@ class Fleet:
 @asynccontextmanager
 async def open_fleet(
     operator: Path | None, *, histories: Collection[LayerName] = ()
-) -> AsyncIterator[Fleet]:
+) -> AsyncIterator[RetainedFleet]:
     """The fleet, with all that the broker retains of it read.
 
     Args:
@@ -181,7 +180,7 @@ async def open_fleet(
     register = LayerRegister(
         session, settings.name, histories=histories, now=lambda: datetime.now(UTC)
     )
-    fleet = Fleet(session, register)
+    fleet = RetainedFleet(session, register)
     async with running(session):
         await register.read()
         await fleet.wait_read()

@@ -1,5 +1,6 @@
 """How each device stands to the layers: what it should run, what it says it runs, and what a change of
-the layers would change. Computed by the agents' own rules (:mod:`config.fleet.merge`)."""
+the layers would change; computed by the agents' own rules (:mod:`config.fleet.merge`). And what is wrong
+with a layer in words."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -8,9 +9,9 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from bellwire.cli.fleet.session import Device
+from bellwire.cli.fleet.session import FleetDevice
 from bellwire.config.fleet.layer import Layer, LayerProblem, Reported
-from bellwire.config.fleet.merge import LocalFile, Verdict, in_rollout, judge, parse_layer
+from bellwire.config.fleet.merge import LayerVerdict, LocalFile, in_rollout, judge, parse_layer
 from bellwire.config.fleet.writing import Held
 from bellwire.signaling.topics import LayerName
 
@@ -28,7 +29,7 @@ class Standing:
     `unknown`: it has never reported, or what its own file says makes no sense to this version.
     """
 
-    device: Device
+    device: FleetDevice
     state: State
     expected: Mapping[str, int]
     """The layers that count for it, by the agent's names, and their revisions."""
@@ -79,9 +80,9 @@ class Standings:
         self._groups = {
             name: layer for name, layer in self._layers.items() if not name.startswith("device/")
         }
-        self._known: dict[str, Verdict | None] = {}
+        self._known: dict[str, LayerVerdict | None] = {}
 
-    def of(self, device: Device) -> Standing:
+    def of(self, device: FleetDevice) -> Standing:
         """How a device stands."""
         reported = device.reported
         if reported is None:
@@ -95,7 +96,7 @@ class Standings:
         skipped = tuple(dict.fromkeys([*reported.skipped, *verdict.skipped]))
         return Standing(device, _state(reported, verdict, expected), expected, skipped)
 
-    def verdict(self, reported: Reported) -> Verdict | None:
+    def verdict(self, reported: Reported) -> LayerVerdict | None:
         """What a device should run, unless a layer is wrong for it. None where its own file is wrong
         as this version sees it: a newer agent's may be."""
         layers = dict(self._groups)
@@ -121,7 +122,7 @@ class Standings:
         return self._known[key]
 
 
-def _state(reported: Reported, verdict: Verdict, expected: Mapping[str, int]) -> State:
+def _state(reported: Reported, verdict: LayerVerdict, expected: Mapping[str, int]) -> State:
     if any(error.revision in (None, expected.get(error.layer)) for error in reported.errors):
         return "refused"  # An error of another revision is yesterday's.
     if reported.waiting:
@@ -146,3 +147,19 @@ def differences(old: JsonValue, new: JsonValue, path: str = "") -> Iterator[tupl
 
 def _shown(value: JsonValue) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def error_line(error: LayerProblem) -> str:
+    """One thing wrong with a layer."""
+    revision = f" revision {error.revision}" if error.revision else ""
+    return printable(f"{error.layer}{revision}, {error.path or 'the whole'}: {error.reason}")
+
+
+def skipped_line(skipped: LayerProblem) -> str:
+    """One key of a layer that has no effect."""
+    return f"skipped: {error_line(skipped)}"
+
+
+def printable(text: str) -> str:
+    """What a device or another operator says, without what a terminal would take for commands."""
+    return "".join(char if char.isprintable() else "�" for char in text)

@@ -1,21 +1,30 @@
-"""`bellwire fleet status` and `watch`: who follows, who does not, and why."""
+"""`bellwire fleet status` and `watch`: the table of who follows, who does not, and why."""
 
 import asyncio
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 
 from bellwire.broker.fleet.rollout_guard import RolloutGuard
 from bellwire.cli.failures import reported
 from bellwire.cli.fleet.apply import NOT_FOLLOWED
-from bellwire.cli.fleet.session import Fleet, JsonOption, OperatorOption, open_fleet
-from bellwire.cli.fleet.standing import Standing, Standings
-from bellwire.cli.fleet.view import status_view
-from bellwire.cli.process.systemd import run_until_stopped
+from bellwire.cli.fleet.rollout import rollout_lines
+from bellwire.cli.fleet.session import (
+    FleetDevice,
+    JsonOption,
+    OperatorOption,
+    RetainedFleet,
+    open_fleet,
+)
+from bellwire.cli.fleet.standing import Standing, Standings, error_line, printable, skipped_line
+from bellwire.cli.process.service import run_until_stopped
 from bellwire.config.fleet.layer import Layer
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import LayerName
@@ -23,6 +32,16 @@ from bellwire.signaling.topics import LayerName
 _REDRAW_S = 0.25
 _ROWS = 100
 """What a person reads; a table of thousands takes seconds to lay out."""
+
+_STYLES = {
+    "in step": "green",
+    "waiting": "yellow",
+    "refused": "bold red",
+    "behind": "yellow",
+    "unknown": "dim",
+}
+_DEVICES_NAMED = 10
+_URGENCY = ("refused", "behind", "waiting", "unknown", "in step")
 
 CheckOption = Annotated[
     bool,
@@ -107,7 +126,7 @@ async def _watch(
             task.cancel()
 
 
-async def _guard(fleet: Fleet) -> None:
+async def _guard(fleet: RetainedFleet) -> None:
     async def registered(devices: Collection[DeviceId]) -> Collection[DeviceId]:
         # There is no database here: whoever has a presence, which goes with a device's account.
         known = ((device, fleet.devices.get(device)) for device in devices)
@@ -121,7 +140,7 @@ async def _guard(fleet: Fleet) -> None:
     await guard.run()
 
 
-async def _redraw(fleet: Fleet) -> None:
+async def _redraw(fleet: RetainedFleet) -> None:
     with Live(console=Console(), auto_refresh=False, vertical_overflow="visible") as live:
         while True:
             live.update(status_view(standings_of(fleet), _layers(fleet), _ROWS), refresh=True)
@@ -129,7 +148,7 @@ async def _redraw(fleet: Fleet) -> None:
             await asyncio.sleep(_REDRAW_S)
 
 
-async def _print_lines(fleet: Fleet) -> None:
+async def _print_lines(fleet: RetainedFleet) -> None:
     shown: dict[DeviceId, str] = {}
     out = Console(soft_wrap=True)
     while True:
@@ -142,12 +161,115 @@ async def _print_lines(fleet: Fleet) -> None:
         await asyncio.sleep(_REDRAW_S)
 
 
-def standings_of(fleet: Fleet) -> list[Standing]:
+def standings_of(fleet: RetainedFleet) -> list[Standing]:
     """All devices, by id."""
     standings = Standings(fleet.register.layers())
     return [standings.of(device) for _, device in sorted(fleet.devices.items())]
 
 
-def _layers(fleet: Fleet) -> dict[LayerName, Layer]:
+def _layers(fleet: RetainedFleet) -> dict[LayerName, Layer]:
     held = fleet.register.layers()
     return {name: now.layer for name, now in held.items() if now.layer is not None}
+
+
+def status_view(
+    standings: Iterable[Standing], layers: Mapping[LayerName, Layer], limit: int | None = None
+) -> RenderableType:
+    """A row for each device, or for `limit` of them: those that do not follow first. Then what is
+    wrong, and the rollouts that are under way."""
+    everybody = list(standings)
+    rows = everybody
+    if limit is not None and len(everybody) > limit:
+        rows = sorted(everybody, key=lambda row: _URGENCY.index(row.state))[:limit]
+    table = Table("Device", "Online", "Software", "Config", "Layers", "Last call", "Errors")
+    for standing in rows:
+        device, reported = standing.device, standing.device.reported
+        software = (device.presence and device.presence.software) or (
+            reported and reported.software
+        )
+        table.add_row(
+            escape(device.device_id),
+            _online(device),
+            escape(printable(software or "-")),
+            Text(standing.state, _STYLES[standing.state]),
+            escape(printable(_layers_of(standing))),
+            escape(printable(_last_call(device))),
+            Text(str(len(_errors(standing)) or "-"), "red"),
+        )
+    left_out = len(everybody) - len(rows)
+    more = f"; {left_out} more: see them with --all or --json" if left_out else ""
+    rollouts = [Text(line, "yellow") for line in rollout_lines(layers)]
+    wrong = _each_once({row.device.device_id: _errors(row) for row in rows}, "red")
+    skipped = _each_once(
+        {row.device.device_id: list(map(skipped_line, row.skipped)) for row in everybody}, "yellow"
+    )
+    return Group(table, *wrong, *skipped, *rollouts, Text(_summary(everybody) + more))
+
+
+def _online(device: FleetDevice) -> Text:
+    if device.online:
+        return Text("yes", "green")
+    return Text("never seen" if device.never_seen else "no", "red")
+
+
+def _layers_of(standing: Standing) -> str:
+    """The revisions in force; `6→7` where another is expected."""
+    reported = standing.device.reported
+    runs = dict(reported.revisions) if reported else {}
+    return " ".join(
+        f"{name}:{runs[name]}"
+        if runs.get(name) == standing.expected.get(name)
+        else f"{name}:{runs.get(name, '-')}→{standing.expected.get(name, '-')}"
+        for name in dict.fromkeys([*standing.expected, *runs])
+    )
+
+
+def _last_call(device: FleetDevice) -> str:
+    """The call that it is in, or when and how the last one ended (UTC)."""
+    telemetry = device.telemetry
+    if telemetry is None:
+        return "-"
+    if device.online and telemetry.call not in ("idle", "closed"):
+        return f"now: {telemetry.call}"
+    last = telemetry.last_call
+    return f"{last.ended_at:%Y-%m-%d %H:%M} {last.ended_because}".rstrip() if last else "-"
+
+
+def _each_once(lines: Mapping[str, list[str]], style: str) -> Iterator[Text]:
+    """Each line once, whole, with the devices that it is of: most of a fleet says the same."""
+    by_line: dict[str, list[str]] = {}
+    for device_id, said in lines.items():
+        for line in said:
+            by_line.setdefault(line, []).append(device_id)
+    for line, devices in by_line.items():
+        named = ", ".join(devices[:_DEVICES_NAMED])
+        left_out = len(devices) - _DEVICES_NAMED
+        more = f" and {left_out} more" if left_out > 0 else ""
+        yield Text.assemble((line, style), f"\n  on {named}{more}")
+
+
+def _errors(standing: Standing) -> list[str]:
+    device = standing.device
+    waiting = device.reported.waiting if device.reported else ()
+    lines = [error_line(error) for error in standing.errors]
+    told = {error.reason for error in standing.errors}
+    faults = device.telemetry.faults if device.telemetry and device.online else ()
+    lines += [
+        printable(f"{fault.part}: {fault.reason}") for fault in faults if fault.reason not in told
+    ]
+    door = device.telemetry.door if device.telemetry and device.online else None
+    if door is not None and door.locked_out:
+        names = ", ".join(who or "somebody of several" for who in door.locked_out)
+        lines.append(printable(f"door: {names} typed too many wrong codes, and is locked out"))
+    if waiting:
+        lines.append(printable(f"once idle: {', '.join(waiting)}"))
+    return lines
+
+
+def _summary(rows: list[Standing]) -> str:
+    counts = {state: sum(row.state == state for row in rows) for state in _STYLES}
+    found = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    online = sum(row.device.online for row in rows)
+    never = sum(row.device.never_seen for row in rows)
+    seen = f", {never} never seen" if never else ""
+    return f"{len(rows)} devices, {online} online{seen}: {found or 'none'}"

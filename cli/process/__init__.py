@@ -1,1 +1,1 @@
-"""A `bellwire` process and those it starts: logs, stopping, systemd, a relay as a child. No command."""
+"""A `bellwire` process and those it starts: logs, stopping, systemd, its core, a relay as a child."""

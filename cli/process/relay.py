@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self
 
-from bellwire.cli.process.client import RelayAccess, find_relay
+from bellwire.cli.relay_client import RelayAccess, find_relay
 from bellwire.signaling.errors import Unavailable
 
 _START_TIMEOUT_S = 30.0

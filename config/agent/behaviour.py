@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from bellwire.config.agent.audio import Volume
-from bellwire.config.agent.local_only import LOCAL_ONLY
+from bellwire.config.agent.layer_reach import LOCAL_ONLY
 from bellwire.signaling.identifiers import IdentityField, parse_identity
 
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]

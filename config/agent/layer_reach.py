@@ -1,8 +1,9 @@
 """What a layer of the fleet may say to a device, and what only the device's own file says.
 
-- Never in a layer: who a device is, secrets, wiring (which parts there are, their pins, polarity, pull
-  and kind), a door's times, and the limits of guessing. Of a part that the file has, a layer may say
-  what is listed in PART_FIELDS.
+- Never in a layer: who a device is, wiring (which parts there are, their pins, polarity, pull and kind), a
+  door's times, and the limits of guessing. Of a part that the file has, a layer may say what is listed
+  in PART_FIELDS. Nor secrets, which never travel in a fleet's configuration (spec §6): a field says itself
+  that it is one, `code: Annotated[SecretStr | None, LOCAL_ONLY] = None`.
 - Only where the file opens it by name, in `remote`: whom a door obeys, and who is answered by the
   device itself (DOOR_FIELDS, ANSWER_FIELDS).
 - All else, but for a ring tone that there is not, which the version before took.
@@ -13,8 +14,10 @@ do-not-disturb must not take do-not-disturb away.
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import JsonValue
+from pydantic import BaseModel, Field, JsonValue
 
 from bellwire.config.agent.audio import unknown_ring_tone
 
@@ -43,6 +46,13 @@ CALL_BUTTON_FIELDS = BUTTON_FIELDS | TARGET_FIELDS
 DOOR_FIELDS = frozenset({"callers", "by_message", "verified_only"})
 ANSWER_FIELDS = frozenset({"callers", "after_s", "verified_only"})
 LIMIT_FIELDS = ("digit_timeout_s", "wrong_codes", "lockout_s")
+
+SCHEMA_KEY = "x-local-only"
+LOCAL_ONLY: Any = Field(json_schema_extra={SCHEMA_KEY: True})
+"""A setting that only a device's own file may say; the published JSON Schema shows it."""
+
+Places = frozenset[tuple[str, ...]]
+"""Paths from a document's root; `*` stands for every key of a mapping."""
 
 _PATH_LENGTH = 256
 ONLY_THE_FILE = "only the device's own file may say this"
@@ -116,7 +126,7 @@ class _Walk:
         }
 
 
-class Reach:
+class LayerReach:
     """How far layers reach into one device.
 
     Args:
@@ -263,6 +273,77 @@ def _leaves(value: JsonValue, path: Path) -> Iterator[Path]:
         return
     for name, inner in value.items():
         yield from _leaves(inner, (*path, name))
+
+
+def local_only_places(model: type[BaseModel]) -> Places:
+    """The paths of a settings model that no layer may say.
+
+    Raises:
+        TypeError: one is inside a list, which layers replace as a whole, so that it cannot be kept.
+    """
+    places = frozenset(_places(model, ()))
+    for place in places:
+        if "[]" in place:
+            raise TypeError(f"{'.'.join(place)} is local only, and inside a list: use a mapping")
+    return places
+
+
+def split_local_only(
+    document: Mapping[str, Any], places: Places
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A settings document as two: what may be shared, and what is local only. The second merged over
+    the first (RFC 7396) is the document again."""
+    shared: dict[str, Any] = {}
+    own: dict[str, Any] = {}
+    for key, value in document.items():
+        inner = frozenset(place[1:] for place in places if place[0] in ("*", key))
+        if () in inner:
+            own[key] = value
+        elif inner and isinstance(value, Mapping):
+            shared[key], own_inside = split_local_only(value, inner)
+            if own_inside:
+                own[key] = own_inside
+        else:
+            shared[key] = value
+    return shared, own
+
+
+def local_only_in(document: Mapping[str, Any], places: Places) -> list[str]:
+    """The dotted paths that a layer's settings say and must not, sorted; null, which would remove the
+    value, is saying it too. No value is repeated."""
+    return sorted(
+        ".".join(path) for path in _local_only_leaves(split_local_only(document, places)[1], places)
+    )
+
+
+def _local_only_leaves(own: Mapping[str, Any], places: Places) -> Iterator[tuple[str, ...]]:
+    for key, value in own.items():
+        inner = frozenset(place[1:] for place in places if place[0] in ("*", key))
+        if () in inner:
+            yield (key,)
+        else:
+            yield from ((key, *rest) for rest in _local_only_leaves(value, inner))
+
+
+def _places(annotation: object, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    origin = get_origin(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        for name, member in annotation.model_fields.items():
+            extra = member.json_schema_extra
+            if isinstance(extra, dict) and extra.get(SCHEMA_KEY):
+                yield (*path, name)
+            else:
+                yield from _places(member.annotation, (*path, name))
+    elif origin in (Union, UnionType):
+        for choice in get_args(annotation):
+            yield from _places(choice, path)
+    elif origin is Annotated:
+        yield from _places(get_args(annotation)[0], path)
+    elif origin in (dict, Mapping):
+        yield from _places(get_args(annotation)[1], (*path, "*"))
+    elif origin in (list, tuple, set, frozenset):
+        for choice in get_args(annotation):
+            yield from _places(choice, (*path, "[]"))
 
 
 _WIDEST = _root(None, None, None)

@@ -25,9 +25,11 @@ from bellwire.config.agent.layer_reach import (
     CALL_BUTTON_FIELDS,
     LIMIT_FIELDS,
     PART_FIELDS,
+    SCHEMA_KEY,
     cannot_be_opened,
+    local_only_places,
+    split_local_only,
 )
-from bellwire.config.agent.local_only import SCHEMA_KEY, local_only_places, split_local_only
 from bellwire.config.agent.panel import (
     ButtonSettings,
     CallButtonSettings,
@@ -36,7 +38,7 @@ from bellwire.config.agent.panel import (
     StatusLightSettings,
 )
 from bellwire.config.agent.telemetry import TelemetrySettings
-from bellwire.config.ice_servers import IceServerSettings
+from bellwire.config.media_servers import IceServerSettings
 from bellwire.config.setting_mistakes import mistake_in_words
 from bellwire.signaling.errors import InvalidInput
 from bellwire.signaling.identifiers import DeviceIdField, GroupNameField, IdentityField

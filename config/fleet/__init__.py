@@ -1,1 +1,1 @@
-"""Layers of settings: what they may say, how they are merged, kept and written. No MQTT."""
+"""Layers of settings: how they are merged, kept and written, rollouts paused. No MQTT."""

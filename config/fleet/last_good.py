@@ -14,6 +14,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bellwire.config.fleet.layer import Layer
+from bellwire.config.private_file import write_private
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +50,6 @@ class LastGood:
         self._device_id = device_id
         self._file = folder / f"fleet-{device_id}.json"
         self._previous = self._file.with_name(f"{self._file.name}.previous")
-        self._partial = self._file.with_name(f".{self._file.name}.partial")
         found = self._read(self._file) or self._read(self._previous)
         self._layers: dict[str, Layer] = found.layers if found else {}
 
@@ -67,16 +67,9 @@ class LastGood:
         body = _Kept(device_id=self._device_id, layers=dict(layers)).model_dump_json().encode()
         document = hashlib.sha256(body).hexdigest().encode() + b"\n" + body
         self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._partial.unlink(missing_ok=True)
-        descriptor = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(document)
-            file.flush()
-            os.fsync(file.fileno())
-        if self._read(self._file) is not None:  # a damaged file must not push out the one before
-            self._file.replace(self._previous)
-        self._partial.replace(self._file)
-        _make_renames_durable(self._file.parent)
+        # A damaged file must not push out the one before.
+        is_good = self._read(self._file) is not None
+        write_private(self._file, document, previous=self._previous if is_good else None)
         self._layers = dict(layers)
 
     def _read(self, file: Path) -> _Kept | None:
@@ -98,11 +91,3 @@ class LastGood:
             log.error("kept configuration not understood", file=str(file), error=str(error))
             return None
         return kept if kept.device_id == self._device_id else None
-
-
-def _make_renames_durable(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

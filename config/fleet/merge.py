@@ -27,7 +27,7 @@ from typing import Any
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from bellwire.config.agent.layer_reach import Heeded, Path, Reach, Settings, places_in
+from bellwire.config.agent.layer_reach import Heeded, LayerReach, Path, Settings, places_in
 from bellwire.config.agent.settings import AgentSettings, ConfigurableSettings, settings_given
 from bellwire.config.fleet.layer import (
     LAYER_LIMIT_BYTES,
@@ -66,7 +66,7 @@ def local_file(settings: AgentSettings) -> LocalFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class LayerVerdict:
     """What a device is to run. `layers` are those in force, `errors` why others are not, `skipped`
     what those in force say to no effect here."""
 
@@ -88,7 +88,7 @@ def judge(
     local: LocalFile,
     layers: Mapping[str, Layer | LayerProblem],
     last_good: Mapping[str, Layer] | None = None,
-) -> Verdict:
+) -> LayerVerdict:
     """What a device runs, given the layers as they stand, by name; one that could not even be read
     stands there as its problem. `last_good` matters only where a layer is refused.
 
@@ -173,7 +173,7 @@ class _Case:
 
     def __init__(self, local: LocalFile) -> None:
         self._local = local
-        self._reach = Reach(local.settings, local.remote)
+        self._reach = LayerReach(local.settings, local.remote)
         self._heeded: dict[tuple[str, int], Heeded] = {}
         self._alone: dict[tuple[str, int], list[LayerProblem]] = {}
         self._errors: dict[tuple[tuple[str, int], ...], dict[tuple[str, str], None] | int] = {}
@@ -196,7 +196,9 @@ class _Case:
                 left.pop(problem.layer, None)
             problems += found
 
-    def verdict(self, layers: Mapping[str, Layer], errors: tuple[LayerProblem, ...]) -> Verdict:
+    def verdict(
+        self, layers: Mapping[str, Layer], errors: tuple[LayerProblem, ...]
+    ) -> LayerVerdict:
         """What the device is to run of layers that can be in force together."""
         names = self._names(layers, layers)
         document: JsonValue = {}
@@ -212,7 +214,7 @@ class _Case:
             for name in names
             for path, reason in sorted(self._heed(name, layers[name]).skipped)[:_SKIPPED_KEPT]
         ]
-        return Verdict(
+        return LayerVerdict(
             settings=settings,
             effective=effective,
             hash=hash_of(effective),

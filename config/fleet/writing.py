@@ -13,8 +13,13 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from bellwire.config.agent.layer_reach import ONLY_THE_FILE, WHO_FIELDS, never_heeded, said_anew
-from bellwire.config.agent.local_only import local_only_in
+from bellwire.config.agent.layer_reach import (
+    ONLY_THE_FILE,
+    WHO_FIELDS,
+    local_only_in,
+    never_heeded,
+    said_anew,
+)
 from bellwire.config.agent.settings import LOCAL_ONLY_PLACES
 from bellwire.config.fleet.layer import (
     HISTORY_LENGTH,

@@ -16,7 +16,7 @@ class NoDevice(Exception):
     """No device is there, or none of that name; says what to do."""
 
 
-class Direction(Enum):
+class SoundDirection(Enum):
     """Which way the sound goes, and the setting that names its device."""
 
     INPUT = "input_device"
@@ -25,11 +25,11 @@ class Direction(Enum):
     @property
     def part(self) -> str:
         """What a person connects."""
-        return "microphone" if self is Direction.INPUT else "speaker"
+        return "microphone" if self is SoundDirection.INPUT else "speaker"
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class SoundDevice:
     """One device. `rate_hz` is its default."""
 
     index: int
@@ -40,13 +40,15 @@ class Device:
     is_default_input: bool
     is_default_output: bool
 
-    def channels(self, direction: Direction) -> int:
+    def channels(self, direction: SoundDirection) -> int:
         """How many channels it has that way."""
-        return self.input_channels if direction is Direction.INPUT else self.output_channels
+        return self.input_channels if direction is SoundDirection.INPUT else self.output_channels
 
-    def is_default(self, direction: Direction) -> bool:
+    def is_default(self, direction: SoundDirection) -> bool:
         """Whether it is the system's that way."""
-        return self.is_default_input if direction is Direction.INPUT else self.is_default_output
+        return (
+            self.is_default_input if direction is SoundDirection.INPUT else self.is_default_output
+        )
 
 
 Initialise = Callable[[], Any]
@@ -54,7 +56,7 @@ Initialise = Callable[[], Any]
 
 
 def initialise_pyaudio() -> Any:  # noqa: ANN401 - PyAudio has no types
-    """PyAudio itself, quiet."""
+    """Initialises PyAudio itself, with what its libraries print switched off."""
     _hush()
     import pyaudio
 
@@ -67,7 +69,7 @@ class PortAudio:
     def __init__(self, initialise: Initialise = initialise_pyaudio) -> None:
         self.api: Any = initialise()
 
-    def devices(self) -> list[Device]:
+    def devices(self) -> list[SoundDevice]:
         """All that can capture or play."""
         default_input = self._default(self.api.get_default_input_device_info)
         default_output = self._default(self.api.get_default_output_device_info)
@@ -75,7 +77,7 @@ class PortAudio:
         for index in range(self.api.get_device_count()):
             told = self.api.get_device_info_by_index(index)
             found.append(
-                Device(
+                SoundDevice(
                     index=index,
                     name=str(told["name"]),
                     input_channels=int(told["maxInputChannels"]),
@@ -100,8 +102,8 @@ class PortAudio:
 
 
 def find_device(
-    devices: Sequence[Device], wanted: int | str | None, direction: Direction
-) -> Device:
+    devices: Sequence[SoundDevice], wanted: int | str | None, direction: SoundDirection
+) -> SoundDevice:
     """The device of an index or a name: the whole name goes before a part of it, capitals or not.
 
     Raises:

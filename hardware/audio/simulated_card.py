@@ -70,11 +70,11 @@ class SimulatedSoundCard:
         return SimulatedStream(lambda: move(stream_callback))
 
     def get_device_count(self) -> int:
-        """One."""
+        """How many devices there are: one, for both directions."""
         return 1
 
     def get_device_info_by_index(self, index: int) -> dict[str, object]:
-        """The one."""
+        """What PyAudio tells of the default speaker."""
         return {
             "index": index,
             "name": "simulated",
@@ -84,11 +84,11 @@ class SimulatedSoundCard:
         }
 
     def get_default_input_device_info(self) -> dict[str, object]:
-        """The one."""
+        """What PyAudio tells of a device."""
         return self.get_device_info_by_index(0)
 
     def get_default_output_device_info(self) -> dict[str, object]:
-        """The one."""
+        """What PyAudio tells of the default microphone."""
         return self.get_device_info_by_index(0)
 
     def terminate(self) -> None:
@@ -120,11 +120,11 @@ class SimulatedStream:
         return self._thread.is_alive()
 
     def get_input_latency(self) -> float:
-        """Seconds."""
+        """How long a block waits in the speaker, in seconds."""
         return _BLOCK_S
 
     def get_output_latency(self) -> float:
-        """Seconds."""
+        """How long a block waits in the microphone, in seconds."""
         return _BLOCK_S
 
     def close(self) -> None:

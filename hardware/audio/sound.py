@@ -11,14 +11,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from bellwire.config.agent.audio import AudioSettings
-from bellwire.hardware.audio.block import Block
+from bellwire.hardware.audio.block import SILENT_DB, Block
 from bellwire.hardware.audio.devices import Initialise, initialise_pyaudio
 from bellwire.hardware.audio.drift import DriftingSource
-from bellwire.hardware.audio.level import SILENT_DB
 from bellwire.hardware.audio.mixer import Mixer, Source
 from bellwire.hardware.audio.recorder import Recorder
-from bellwire.hardware.audio.streams import Streams
-from bellwire.hardware.audio.tones import Cadence, LoopedTone, ring_tone
+from bellwire.hardware.audio.streams import CardStreams
+from bellwire.hardware.audio.tones import LoopedTone, ToneCadence, ring_tone
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +27,7 @@ _RETRY_S = (0.25, 0.5, 1.0, 2.0, 5.0)
 OnCaptured = Callable[[Block], None]
 
 
-class Voice:
+class OpenVoice:
     """Somebody talks here: `on_captured` is called with each block, on the voice thread."""
 
     def __init__(self, sound: "Sound", on_captured: OnCaptured) -> None:
@@ -75,12 +74,12 @@ class Sound:
         self.mixer.volume = settings.speaker_volume
         self._on_fault = on_fault
         self._recorder = recorder
-        self._voices: tuple[Voice, ...] = ()
+        self._voices: tuple[OpenVoice, ...] = ()
         self._tone: Source | None = None
         self._changed = asyncio.Event()
         self._settled: tuple[AudioSettings, tuple[bool, bool]] | None = None
         self._flowing = asyncio.Condition()
-        self._streams = Streams(settings, self.mixer, self._deliver, recorder, initialise)
+        self._streams = CardStreams(settings, self.mixer, self._deliver, recorder, initialise)
 
     def use(self, settings: AudioSettings) -> None:
         """Has these settings in force. A change of volume or processing is heard at once, without a
@@ -147,9 +146,9 @@ class Sound:
         """The level of the last 50 ms played, in dB of full scale. Any thread."""
         return self._streams.voice.output.db if self._streams.voice else SILENT_DB
 
-    def open_voice(self, on_captured: OnCaptured) -> Voice:
+    def open_voice(self, on_captured: OnCaptured) -> OpenVoice:
         """Opens the microphone: `on_captured` gets each block, processed, and must not block."""
-        voice = Voice(self, on_captured)
+        voice = OpenVoice(self, on_captured)
         if self._recorder is not None and not self._voices:
             log.warning("this call is recorded to %s; both sides hear a beep", self._recorder.path)
             self.mixer.add(self._recorder.notice)
@@ -178,12 +177,12 @@ class Sound:
         samples = await asyncio.to_thread(ring_tone, name or self.settings.ring_tone)
         self._start(LoopedTone(samples, self.settings.ring_volume if volume is None else volume))
 
-    def start_progress_tone(self, cadence: Cadence, volume: float = 1.0) -> None:
+    def start_progress_tone(self, cadence: ToneCadence, volume: float = 1.0) -> None:
         """Plays `RINGBACK`, `BUSY` or `CONGESTION` (`hardware.audio.tones`) until `stop_tone`."""
         self._start(LoopedTone(cadence, volume))
 
     def stop_tone(self) -> None:
-        """Nothing rings any more."""
+        """Ends the ring tone or progress tone that is played; there may be none."""
         if self._tone is not None:
             self._remove(self._tone)
             self._tone = None
@@ -207,7 +206,7 @@ class Sound:
         self.mixer.remove(source)
         self._changed.set()
 
-    def _end_voice(self, voice: Voice) -> None:
+    def _end_voice(self, voice: OpenVoice) -> None:
         self._voices = tuple(other for other in self._voices if other is not voice)
         if self._recorder is not None and not self._voices:
             self.mixer.remove(self._recorder.notice)

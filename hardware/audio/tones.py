@@ -13,6 +13,8 @@ from bellwire.config.agent.audio import RING_TONES
 from bellwire.hardware.audio.block import BLOCK_FRAMES, SAMPLE_RATE_HZ, Block, Samples, saturated
 
 MAX_FILE_S = 60.0
+RATES_HZ = range(8_000, 192_001)
+"""Of sound that can be read."""
 _MAX_FILE_BYTES = 32_000_000
 _PEAK = 0.35 * 32767
 _FADE_S = 0.005
@@ -23,7 +25,7 @@ class BadTone(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Cadence:
+class ToneCadence:
     """Frequencies that sound together, and seconds on, off, on, off, from the start again."""
 
     frequencies_hz: tuple[float, ...]
@@ -31,11 +33,11 @@ class Cadence:
 
 
 # ITU-T E.180/Q.35: 425 Hz, the cadences most European administrations use.
-RINGBACK = Cadence((425,), (1.0, 4.0))
-BUSY = Cadence((425,), (0.5, 0.5))
-CONGESTION = Cadence((425,), (0.25, 0.25))
+RINGBACK = ToneCadence((425,), (1.0, 4.0))
+BUSY = ToneCadence((425,), (0.5, 0.5))
+CONGESTION = ToneCadence((425,), (0.25, 0.25))
 # 47 CFR 64.501 and ITU-T E.180 Supplement 2 (North America, recording tone).
-RECORDING_NOTICE = Cadence((1400,), (0.2, 14.8))
+RECORDING_NOTICE = ToneCadence((1400,), (0.2, 14.8))
 
 
 class LoopedTone:
@@ -46,9 +48,9 @@ class LoopedTone:
         volume: 0 to 1.
     """
 
-    def __init__(self, tone: Cadence | Samples, volume: float = 1.0) -> None:
+    def __init__(self, tone: ToneCadence | Samples, volume: float = 1.0) -> None:
         self.volume = volume
-        self._samples = rendered(tone) if isinstance(tone, Cadence) else tone
+        self._samples = rendered(tone) if isinstance(tone, ToneCadence) else tone
         self._at = 0
 
     def restart(self) -> None:
@@ -63,7 +65,7 @@ class LoopedTone:
 
 
 @lru_cache(maxsize=8)
-def rendered(cadence: Cadence) -> Samples:
+def rendered(cadence: ToneCadence) -> Samples:
     """One round of a cadence."""
     return saturated(
         np.concatenate(
@@ -115,21 +117,34 @@ def ring_tone(name: str) -> Samples:
         raise BadTone(
             f"there is no ring tone {name!r}: name one of {', '.join(RING_TONES)}, or a .wav file"
         )
-    return _read_wav(path)
+    return read_wav(path, longest_s=MAX_FILE_S, cut=True)
 
 
-def _read_wav(path: Path) -> Samples:
+def read_wav(path: Path, *, longest_s: float, cut: bool = False) -> Samples:
+    """The sound of a WAV file, mixed to mono. Blocks.
+
+    Args:
+        path: The file: 16 bits, 1 or 2 channels, of any of `RATES_HZ`.
+        longest_s: No more of it is read.
+        cut: Whether one that is longer is cut off there, and not refused.
+
+    Raises:
+        BadTone: it is no such file, or longer.
+    """
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise BadTone(f"{path} is larger than {_MAX_FILE_BYTES // 1_000_000} MB: shorten it")
         with wave.open(str(path), "rb") as wav:
             rate_hz, channels, width = wav.getframerate(), wav.getnchannels(), wav.getsampwidth()
-            if width != 2 or channels > 2 or not 8_000 <= rate_hz <= 192_000:
+            if width != 2 or channels > 2 or rate_hz not in RATES_HZ:
                 raise BadTone(
                     f"{path} has {8 * width} bits, {channels} channels, {rate_hz} Hz: make it "
                     "16 bits, 1 or 2 channels, 8 to 192 kHz"
                 )
-            frames = wav.readframes(round(MAX_FILE_S * rate_hz))
+            longest = round(longest_s * rate_hz)
+            frames = wav.readframes(longest if cut else longest + 1)  # its head may lie
+            if len(frames) > longest * 2 * channels:
+                raise BadTone(f"{path} is longer than {longest_s:g} s: shorten it")
     # wave raises a bare RuntimeError where a chunk reaches beyond the one that it stands in.
     except (OSError, EOFError, wave.Error, RuntimeError) as error:
         why = str(error) or "it is no whole WAV file"

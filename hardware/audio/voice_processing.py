@@ -4,9 +4,8 @@ Two libraries do it. SpeexDSP's adaptive filter takes the echo out and keeps the
 talk, once it has learnt the way from the speaker to the microphone. Until then, and where it cannot
 (two sound cards whose clocks drift, an echo that comes later than its filter reaches), WebRTC's audio
 processing does, by livekit, which always copes, but makes near voices hollow while the far one speaks.
-They are loaded when the first stage is needed: a ringer without a microphone does not pay for it.
-
-The thread between PortAudio's and whoever talks: it processes the voice and hands it on.
+They are loaded when the first stage is needed: a ringer without a microphone does not pay for it. It is
+done on a thread of its own (`VoiceThread`), between PortAudio's and whoever talks.
 """
 
 import logging
@@ -18,11 +17,15 @@ from collections.abc import Callable
 import numpy as np
 
 from bellwire.config.agent.audio import ProcessingSettings
-from bellwire.hardware.audio.block import BLOCK_FRAMES, SAMPLE_RATE_HZ, Block, saturated
-from bellwire.hardware.audio.echo_path import Alongside, EchoPath, FarAlone
-from bellwire.hardware.audio.level import Meter
+from bellwire.hardware.audio.block import BLOCK_FRAMES, SAMPLE_RATE_HZ, Block, Meter, saturated
+from bellwire.hardware.audio.echo_canceller import (
+    Alongside,
+    EchoPath,
+    FarAlone,
+    NoSpeex,
+    SpeexEchoCanceller,
+)
 from bellwire.hardware.audio.recorder import Recorder
-from bellwire.hardware.audio.speex import NoSpeex, SpeexEchoCanceller
 
 log = logging.getLogger(__name__)
 

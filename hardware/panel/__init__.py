@@ -1,1 +1,1 @@
-"""What stands on GPIO pins: ringer, lights, door, buttons, keypad. Knows nothing of calls."""
+"""What stands on GPIO pins: buttons, keypad, ringer, light, door, real or simulated. No calls."""

@@ -5,12 +5,11 @@ drives the later ones. Whatever ends ``run`` (cancelling, an error) leaves the o
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from gpiozero import OutputDevice
 
-Sleep = Callable[[float], Awaitable[None]]
+from bellwire.config.waiting import Sleep
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from gpiozero import Factory, GPIODevice, InputDevice
 
 from bellwire.config.agent.panel import KeypadSettings
-from bellwire.hardware.panel.cadence import Sleep
+from bellwire.config.waiting import Sleep
 from bellwire.hardware.panel.pins import claim
 
 KEYS = ("123", "456", "789", "*0#")

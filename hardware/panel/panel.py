@@ -1,7 +1,7 @@
 """The panel: every part that is wired to a station, and what people do to it as one event stream.
 
 It knows pins and presses, not calls. gpiozero reports edges on threads of its own;
-:mod:`hardware.panel.contact` is the one place where they cross over to the event loop.
+:mod:`hardware.panel.button` is the one place where they cross over to the event loop.
 """
 
 import asyncio
@@ -15,11 +15,11 @@ from typing import Protocol, TypeVar
 from gpiozero import Factory
 
 from bellwire.config.agent.panel import ButtonSettings, PanelSettings
-from bellwire.hardware.panel.cadence import Sleep
-from bellwire.hardware.panel.contact import Contact, Gesture
-from bellwire.hardware.panel.door import DoorRelease
+from bellwire.config.waiting import Sleep
+from bellwire.hardware.panel.button import Contact, Gesture
+from bellwire.hardware.panel.door_lock import DoorLock, why_no_door
 from bellwire.hardware.panel.keypad import Keypad
-from bellwire.hardware.panel.pins import PanelError, why_no_door
+from bellwire.hardware.panel.pins import PanelError
 from bellwire.hardware.panel.ringer import Ringer
 from bellwire.hardware.panel.status_light import StatusLight
 
@@ -135,7 +135,7 @@ class Panel:
 
     :param settings: the wiring
     :param pin_factory: gpiozero's way to the pins (default None: gpiozero's own default;
-        :class:`hardware.simulated.SimulatedPins` needs no hardware)
+        :class:`hardware.panel.simulated_pins.SimulatedPins` needs no hardware)
     :param sleep: waits for so many seconds (default :func:`asyncio.sleep`)
     :param root: the folder with the kernel's word on whether it keeps a pin's level
         (:mod:`hardware.panel.pins`; default None: ``/``, or nowhere with a `pin_factory`, whose
@@ -171,7 +171,7 @@ class Panel:
         self._hook: Contact | None = None
         self.ringer: Ringer | None = None
         self.status_light: StatusLight | None = None
-        self.door: DoorRelease | None = None
+        self.door: DoorLock | None = None
         self.door_fault: str | None = None
         self._built = ExitStack()
         self._settings = settings
@@ -300,7 +300,7 @@ class Panel:
         if self.door_fault is not None:
             log.error("door not used: %s", self.door_fault)
         else:  # the last to be built is the first to be closed
-            self.door = self._add(DoorRelease(settings.door, pin_factory=pins))
+            self.door = self._add(DoorLock(settings.door, pin_factory=pins))
 
     def _add_button(
         self, part: str, settings: ButtonSettings, tapped: PanelEvent, held: PanelEvent

@@ -5,7 +5,8 @@ import asyncio
 from gpiozero import Buzzer, Factory, OutputDevice
 
 from bellwire.config.agent.panel import RingerSettings
-from bellwire.hardware.panel.cadence import Cadence, CadencePlayer, Sleep
+from bellwire.config.waiting import Sleep
+from bellwire.hardware.panel.cadence import Cadence, CadencePlayer
 from bellwire.hardware.panel.pins import claim_output
 
 

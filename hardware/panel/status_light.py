@@ -6,7 +6,8 @@ from enum import Enum
 from gpiozero import LED, Factory
 
 from bellwire.config.agent.panel import StatusLightSettings
-from bellwire.hardware.panel.cadence import Cadence, CadencePlayer, Sleep
+from bellwire.config.waiting import Sleep
+from bellwire.hardware.panel.cadence import Cadence, CadencePlayer
 from bellwire.hardware.panel.pins import claim_output
 
 

@@ -1,1 +1,1 @@
-"""Who asks, and what they may: API keys, tokens, revocations. No routes."""
+"""Who asks, and what they may: API keys and access tokens, verified, and what was revoked. No routes."""

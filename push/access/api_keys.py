@@ -19,16 +19,16 @@ from bellwire.config.private_file import write_private
 from bellwire.push.access.revocation import Access
 from bellwire.push.access.tokens import Actor, Reloaded
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.access_rows import advance_access
-from bellwire.push.store.rows.call_rows import to_ms
-from bellwire.push.store.rows.key_rows import (
+from bellwire.push.store.rows.access import (
     ApiKeyRow,
     add_api_key,
+    advance_access,
     api_key_rows,
     is_revoked_key,
     own_key_name,
     revoke_api_key,
 )
+from bellwire.push.store.rows.calls import to_ms
 from bellwire.signaling.errors import Conflict, NotFound, Unauthenticated
 from bellwire.signaling.tokens import Scope
 from bellwire.signaling.wire.answers import ApiKeyAnswer, NewApiKeyAnswer

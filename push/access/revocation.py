@@ -14,20 +14,22 @@ from datetime import datetime, timedelta
 import structlog
 from sqlalchemy import Connection
 
-from bellwire.push.alarm import Sleep
+from bellwire.config.waiting import Sleep
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.access_rows import (
+from bellwire.push.store.rows.access import (
+    ApiKeyRow,
     Ended,
     Revocation,
     access_revision,
+    api_key_rows,
     forget_ended_tokens,
+    note_key_uses,
     note_token_device,
     revocations_after,
 )
-from bellwire.push.store.rows.call_rows import to_ms
-from bellwire.push.store.rows.device_rows import find_device
-from bellwire.push.store.rows.key_rows import ApiKeyRow, api_key_rows, note_key_uses
+from bellwire.push.store.rows.calls import to_ms
+from bellwire.push.store.rows.devices import find_device
 from bellwire.signaling.errors import Forbidden, Refusal, Unauthenticated, Unavailable
 from bellwire.signaling.identifiers import DeviceId, Identity
 

@@ -1,5 +1,5 @@
-"""Who is asking, and the access tokens of identities (EdDSA JWTs). And what the same keys sign of who
-calls."""
+"""Signs and verifies access tokens (EdDSA JWTs), and says who is asking: an API key, an identity, a device.
+The same keys sign who calls, for the devices that are called."""
 
 import hashlib
 import secrets
@@ -15,14 +15,13 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from jwt.utils import base64url_encode
+from jwt.algorithms import OKPAlgorithm
 from pydantic import ValidationError
-from pydantic_core import to_json
 
 from bellwire.push.access.revocation import ShownToken
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.call_rows import to_ms
-from bellwire.push.store.rows.key_rows import SigningKeyRow, add_signing_key, signing_key_rows
+from bellwire.push.store.rows.access import SigningKeyRow, add_signing_key, signing_key_rows
+from bellwire.push.store.rows.calls import to_ms
 from bellwire.signaling.calls.calls import Attestation
 from bellwire.signaling.calls.events import CallerToken, CallReceived
 from bellwire.signaling.errors import Forbidden, Unauthenticated
@@ -30,6 +29,7 @@ from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
 from bellwire.signaling.tokens import AUDIENCE, CALLER_AUDIENCE, AccessTokenClaims, Jwk, Scope
 from bellwire.signaling.wire.answers import KeySetAnswer
 
+_ALGORITHM = "EdDSA"
 _CONNECT_TOKEN_EXTRA_S = 3600
 _RELOAD_EVERY = timedelta(seconds=1)
 _REMEMBERED = 10_000
@@ -158,8 +158,6 @@ class AccessTokens:
         self._read_again = Reloaded(now)
         self._signing_kid = keys[0].kid
         self._signing_key = _load(keys[0].private_key)
-        header = {"alg": "EdDSA", "kid": self._signing_kid, "typ": "JWT"}
-        self._header = base64url_encode(to_json(header))
         self._public = _public_keys(keys)
         self._verified: dict[bytes, Actor] = {}
         """Tokens, by their hash, whose signature was found good: to verify one takes longer than to refuse
@@ -200,10 +198,8 @@ class AccessTokens:
         return self._signed(claims), datetime.fromtimestamp(expires, tz=issued.tzinfo)
 
     def _signed(self, claims: dict[str, str | int]) -> str:
-        """A JWS in compact form (RFC 7515, 7.1). Every push carries one, and PyJWT takes three times
-        as long around the signature as the signature takes."""
-        signed = b".".join((self._header, base64url_encode(to_json(claims))))
-        return b".".join((signed, base64url_encode(self._signing_key.sign(signed)))).decode()
+        headers = {"kid": self._signing_kid}
+        return jwt.encode(claims, self._signing_key, algorithm=_ALGORITHM, headers=headers)
 
     def signed_invite(self, invite: CallReceived) -> CallReceived:
         """An invite with the relay's word on who calls, where somebody does. The same invite is signed
@@ -267,7 +263,7 @@ class AccessTokens:
             payload = jwt.decode(
                 token,
                 key,
-                algorithms=["EdDSA"],
+                algorithms=[_ALGORITHM],
                 audience=AUDIENCE,
                 issuer=self._issuer,
                 # Times are checked by `check`, against the relay's own idea of time.
@@ -292,7 +288,7 @@ class AccessTokens:
             await self._read_keys()
         return KeySetAnswer(
             keys=tuple(
-                Jwk(kid=kid, x=base64url_encode(key.public_bytes_raw()).decode())
+                Jwk(kid=kid, x=OKPAlgorithm.to_jwk(key, as_dict=True)["x"])
                 for kid, key in self._public.items()
             )
         )

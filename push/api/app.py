@@ -13,29 +13,27 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from bellwire.push.api import (
-    call_deliveries,
     calls,
     devices,
     events,
     groups,
     health,
-    ice_servers,
     keys,
-    rooms,
     tokens,
     twilio,
     webhooks,
 )
-from bellwire.push.api.call_requests import CallRequests, is_call_request
+from bellwire.push.api.call_route import CallsFirst
 from bellwire.push.api.floods_first import FloodsFirst, WhoAsksFirst
 from bellwire.push.api.server.body_limit import BodyLimit
 from bellwire.push.api.server.counted import Counted
 from bellwire.push.api.services import Services
 from bellwire.push.problems import (
     MEDIA_TYPE,
+    REFUSALS,
     invalid_body,
     problem_of_defect,
     problem_of_validation,
@@ -45,7 +43,7 @@ from bellwire.push.problems import (
 )
 from bellwire.signaling.errors import Refusal
 from bellwire.signaling.wire.answers import Problem
-from bellwire.signaling.wire.requests import InviteRequest
+from bellwire.signaling.wire.operations import InviteRequest
 
 log = structlog.get_logger(__name__)
 
@@ -56,33 +54,13 @@ Show an API key (servers) or an access token (apps and devices) as `Authorizatio
 Errors are problem documents (RFC 9457), with Twilio's code where one fits.
 """
 
-_REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": description}
-    for status, description in {
-        401: "No credentials, or bad ones",
-        403: "The credentials do not reach this far, or the call is somebody else's",
-        404: "There is no such thing, or nobody to call",
-        409: "The state does not allow the operation",
-        413: "The body, or the invite on one of its channels, is too large",
-        422: "The request is not valid",
-        429: "More is asked for an app or a device than it may be: `Retry-After` says when to ask again",
-        503: "The relay cannot do this now",
-    }.items()
-}
-
 
 def served_app(services: Services) -> ASGIApp:
-    """What a relay serves: the application, and before it, in their own way, the requests that carry
-    the load."""
-    app = build_app(services)
-    limited = BodyLimit(CallRequests(services), services.settings.max_body_bytes, services.metrics)
-    first = FloodsFirst(limited, services)
-    calls = ServerErrorMiddleware(Counted(first, services.metrics), handler=_failed)
-
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        await (calls if is_call_request(scope) else app)(scope, receive, send)
-
-    return serve
+    """What a relay serves: the application, and what stands before its routes."""
+    routes = build_app(services)
+    app: ASGIApp = BodyLimit(CallsFirst(routes), services.settings.max_body_bytes, services.metrics)
+    app = FloodsFirst(WhoAsksFirst(app, services), services)
+    return ServerErrorMiddleware(Counted(app, services.metrics), handler=_failed)
 
 
 def build_app(services: Services | None = None) -> FastAPI:
@@ -94,37 +72,26 @@ def build_app(services: Services | None = None) -> FastAPI:
         description=_DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
-    described = (
-        calls,
-        call_deliveries,
-        rooms,
-        devices,
-        groups,
-        tokens,
-        keys,
-        ice_servers,
-        webhooks,
-        twilio,
-    )
-    for module in described:
-        app.include_router(module.router, responses=_REFUSALS)
+    for router in (
+        devices.router,
+        groups.router,
+        tokens.router,
+        keys.router,
+        calls.ice,
+        webhooks.router,
+        twilio.router,
+    ):
+        app.include_router(router, responses=REFUSALS)
     app.include_router(events.router)
-    app.include_router(health.router, responses={503: _REFUSALS[503]})
-    app.include_router(health.for_keys, responses=_REFUSALS)
+    app.include_router(health.router, responses={503: REFUSALS[503]})
+    app.include_router(health.for_keys, responses=REFUSALS)
     _describe(app)
     _serve_the_description_made_once(app)
+    app.router.routes[:0] = calls.router.routes
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
     if services is not None:
         app.state.services = services
-        app.add_middleware(
-            BodyLimit,
-            limit_bytes=services.settings.max_body_bytes,
-            metrics=services.metrics,
-        )
-        app.add_middleware(WhoAsksFirst, services=services)
-        app.add_middleware(FloodsFirst, services=services)
-        app.add_middleware(Counted, metrics=services.metrics)
     return app
 
 
@@ -165,7 +132,7 @@ def _serve_the_description_made_once(app: FastAPI) -> None:
 
 def _describe_refusals(responses: dict[str, Any]) -> None:
     for status, response in responses.items():
-        if status in map(str, _REFUSALS):
+        if status in map(str, REFUSALS):
             response["content"] = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 
 

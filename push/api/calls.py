@@ -1,48 +1,123 @@
-"""`/v1/calls`: looking at calls; and the description of what is done to them, which
-`push.api.call_requests` answers."""
+"""`/v1/calls`: made, moved and looked at; and what they are connected by. What can be asked of a call stands
+in `signaling.wire.operations`, and how it is carried out in `push.calls.operations`."""
 
-import inspect
-from typing import Annotated, Any, NoReturn
+from enum import Enum
+from functools import partial
+from inspect import Parameter, Signature
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Query
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 
-from bellwire.push.api.call_operations import CALL_OPERATIONS, CallOperation
-from bellwire.push.api.call_requests import XML
-from bellwire.push.api.services import ActorDep, ServicesDep
-from bellwire.signaling.errors import Forbidden
+from bellwire.push.access.tokens import Actor
+from bellwire.push.api.call_route import CallRoute, media_type
+from bellwire.push.api.services import Services
+from bellwire.push.api.who_asks import ActorDep, AnyActorDep, ServicesDep, settle_device
+from bellwire.push.calls.invites import Invite, invite_from_json, invite_from_twiml
+from bellwire.push.calls.operations import carry_out
+from bellwire.push.delivery.owed import report_deliveries
+from bellwire.push.problems import REFUSALS
+from bellwire.signaling.errors import Forbidden, InvalidInput
 from bellwire.signaling.identifiers import CallSid, CallSidField, Identity, IdentityField
-from bellwire.signaling.wire.answers import CallAnswer, CallListAnswer
-
-router = APIRouter(prefix="/v1/calls", tags=["calls"])
+from bellwire.signaling.twiml import parse_twiml
+from bellwire.signaling.wire.answers import (
+    CallAnswer,
+    CallDeliveriesAnswer,
+    CallListAnswer,
+    IceServersAnswer,
+    RoomAnswer,
+)
+from bellwire.signaling.wire.operations import (
+    OPERATIONS,
+    AsWhom,
+    DeviceIceServers,
+    DeviceRoom,
+    InviteRequest,
+    Operation,
+    RoomRequest,
+)
 
 SidPath = Annotated[CallSidField, Path(description="`CA` and 32 hex digits")]
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
 
+_JSON = "application/json"
+_XML = ("application/xml", "text/xml")
 _INVITE_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": {"$ref": "#/components/schemas/InviteRequest"}},
+            _JSON: {"schema": {"$ref": "#/components/schemas/InviteRequest"}},
             **{
                 xml: {"schema": {"type": "string", "description": "TwiML: `<Response><Dial>...`"}}
-                for xml in XML
+                for xml in _XML
             },
         },
     }
 }
 
 
-def _answered_before(*_: object) -> NoReturn:
-    raise AssertionError("bellwire.push.api.call_requests answers this")
+router = APIRouter(responses=REFUSALS)
+ice = APIRouter(tags=["media"], responses=REFUSALS)
+
+_TAGS: list[str | Enum] = ["calls"]
 
 
-@router.post("", status_code=201, openapi_extra=_INVITE_BODY)
-async def create(_: ActorDep, idempotency_key: IdempotencyKey = None) -> CallAnswer:
+async def create(
+    request: Request,
+    services: ServicesDep,
+    actor: ActorDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Any:  # noqa: ANN401 - a CallAnswer, or the response with one
     """Makes a call and rings every device of the invitees. The body is JSON or TwiML."""
-    _answered_before(idempotency_key)
+    body = await request.body()
+    invite = _invite(services, actor, request.headers.get("content-type"), body, idempotency_key)
+    created = await services.calls.create(invite)
+    answer = CallAnswer.of(created.call)
+    if not created.repeated:
+        return answer
+    return Response(
+        answer.model_dump_json(by_alias=True),
+        status_code=201,
+        headers={"Idempotent-Replayed": "true"},
+        media_type=_JSON,
+    )
 
 
-@router.get("")
+def _invite(
+    services: Services, actor: Actor, content_type: str | None, body: bytes, key: str | None
+) -> Invite:
+    calls, shown = services.calls, media_type(content_type)
+    if shown in _XML:
+        dial = parse_twiml(body)
+        return invite_from_twiml(
+            dial, actor, new_sid=calls.new_sid, at=calls.now(), idempotency_key=key
+        )
+    if shown not in ("", _JSON):
+        raise InvalidInput(
+            f"Content-Type {shown[:80]}: send application/json, or application/xml for TwiML"
+        )
+    return invite_from_json(
+        InviteRequest.model_validate_json(body),
+        actor,
+        new_sid=calls.new_sid,
+        at=calls.now(),
+        check_after_s=services.settings.not_received_after_s,
+        idempotency_key=key,
+    )
+
+
+router.add_api_route(
+    "/v1/calls",
+    create,
+    methods=["POST"],
+    tags=_TAGS,
+    status_code=201,
+    response_model=CallAnswer,
+    openapi_extra=_INVITE_BODY,
+    route_class_override=CallRoute,
+)
+
+
+@router.get("/v1/calls", tags=_TAGS)
 async def list_calls(
     services: ServicesDep,
     actor: ActorDep,
@@ -60,40 +135,110 @@ async def list_calls(
     return CallListAnswer(calls=tuple(map(CallAnswer.of, calls)), next=following)
 
 
-@router.get("/{call_sid}")
+@router.get("/v1/calls/{call_sid}", tags=_TAGS)
 async def show(call_sid: SidPath, services: ServicesDep, actor: ActorDep) -> CallAnswer:
     """A call as it stands."""
     return CallAnswer.of(await services.calls.show(CallSid(call_sid), actor))
 
 
-def _describe(operation: CallOperation) -> None:
-    """Has FastAPI describe an operation, and refuse other methods at its path."""
+class _Endpoint:
+    """The endpoint of an operation on a call. What it takes, FastAPI sees by its signature."""
 
-    async def plain(call_sid: SidPath, _: ActorDep, body: Any) -> Any:  # noqa: ANN401 - set below
-        _answered_before(call_sid, body)
+    def __init__(self, operation: Operation, model: type[AsWhom]) -> None:
+        self._operation = operation
+        self._model = model
+        takes: dict[str, Any] = {
+            "call_sid": SidPath,
+            "services": ServicesDep,
+            "actor": ActorDep,
+            "body": model if operation.body_required else model | None,
+        }
+        if operation.takes_idempotency_key:
+            takes["idempotency_key"] = IdempotencyKey
+        may_be_absent = {"idempotency_key"} if operation.body_required else {"body"}
+        self.__signature__ = Signature(
+            [
+                Parameter(
+                    name,
+                    Parameter.KEYWORD_ONLY,
+                    annotation=annotation,
+                    default=None if name in may_be_absent else Parameter.empty,
+                )
+                for name, annotation in takes.items()
+            ]
+        )
 
-    async def idempotent(
-        call_sid: SidPath,
-        _: ActorDep,
-        body: Any,  # noqa: ANN401
-        idempotency_key: IdempotencyKey = None,
-    ) -> Any:  # noqa: ANN401
-        _answered_before(call_sid, body, idempotency_key)
+    async def __call__(
+        self,
+        *,
+        services: Services,
+        actor: Actor,
+        call_sid: str,
+        body: AsWhom | None = None,
+        idempotency_key: str | None = None,
+    ) -> CallAnswer:
+        """Carries it out."""
+        asked = self._model() if body is None else body
+        await settle_device(services, actor, asked.device_id)
+        return await carry_out(
+            services.calls,
+            self._operation,
+            asked,
+            actor,
+            CallSid(call_sid),
+            idempotency_key=idempotency_key,
+        )
 
-    endpoint = idempotent if operation.takes_idempotency_key else plain
-    body: Any = operation.body
-    endpoint.__annotations__["body"] = body if operation.body_required else body | None
-    if not operation.body_required:
-        endpoint.__defaults__ = (None,)
-    router.add_api_route(
-        f"/{{call_sid}}/{operation.name}",
-        endpoint,
-        methods=["POST"],
-        name=operation.carry.__name__,
-        description=inspect.getdoc(operation.carry),
-        response_model=operation.answer,
+
+_NAMES = {"invite_more": "invite", "quit": "quit_call", "feedback": "rate"}
+"""What the OpenAPI document calls an operation, where that is not its name: clients are made from it."""
+
+
+def _serve_operations() -> None:
+    for operation in OPERATIONS.values():
+        if operation.path is None or operation.body in (None, RoomRequest):
+            continue
+        router.add_api_route(
+            operation.path,
+            _Endpoint(operation, operation.body),
+            methods=[operation.method],
+            tags=_TAGS,
+            name=_NAMES.get(operation.name, operation.name),
+            description=operation.meaning,
+            response_model=operation.answer,
+            route_class_override=CallRoute,
+        )
+
+
+_serve_operations()
+
+
+@router.get("/v1/calls/{call_sid}/deliveries", tags=_TAGS)
+async def deliveries(
+    call_sid: SidPath, services: ServicesDep, actor: ActorDep
+) -> CallDeliveriesAnswer:
+    """What became of a call's events, by device and channel. A token sees its identity's devices."""
+    call = await services.calls.show(CallSid(call_sid), actor)
+    return await services.database.read(
+        partial(report_deliveries, call=call, whose=actor.identity, now=services.calls.now())
     )
 
 
-for _operation in CALL_OPERATIONS.values():
-    _describe(_operation)
+@router.post(
+    "/v1/calls/{call_sid}/room", tags=["media"], description=OPERATIONS[DeviceRoom].meaning
+)
+async def room(
+    call_sid: SidPath, body: RoomRequest, services: ServicesDep, actor: ActorDep
+) -> RoomAnswer:
+    """Brings a user's sound to the room of a call."""
+    await settle_device(services, actor, body.device_id)
+    identity, device = actor.acting_as(body.identity, body.device_id)
+    sid = CallSid(call_sid)
+    sdp = await services.rooms.enter(sid, identity, device, body.sdp, actor.attestation)
+    return RoomAnswer(sdp=sdp)
+
+
+@ice.get("/v1/ice-servers", description=OPERATIONS[DeviceIceServers].meaning)
+async def ice_servers(services: ServicesDep, actor: AnyActorDep) -> IceServersAnswer:
+    """The servers to connect calls by."""
+    return services.ice_servers.of(actor)

@@ -11,9 +11,9 @@ from fastapi import APIRouter, Query, WebSocket
 
 from bellwire.push.access.api_keys import API_KEY_PREFIX
 from bellwire.push.access.tokens import Actor
-from bellwire.push.api.server.admission import let_in
-from bellwire.push.api.services import CALL_SCOPE, Services, authenticate_by, settle_device
-from bellwire.push.delivery.deliveries import STREAM
+from bellwire.push.api.services import Services
+from bellwire.push.api.who_asks import CALL_SCOPE, authenticate_by, settle_device
+from bellwire.push.channels.websocket import STREAM
 from bellwire.push.problems import refusal_response
 from bellwire.signaling.errors import Forbidden, InvalidInput, Refusal, Unauthenticated
 from bellwire.signaling.identifiers import DeviceId, Identity, parse_device_id
@@ -54,12 +54,12 @@ async def _reader(
         )
     actor = await authenticate_by(
         services,
+        socket.scope,
         CALL_SCOPE,
-        socket.headers.get("authorization"),
-        socket.headers.get("x-api-key"),
-        token,
+        authorization=socket.headers.get("authorization"),
+        api_key=socket.headers.get("x-api-key"),
+        bearer=token,
     )
-    let_in(socket.scope, actor.identity)
     named = None if asked is None else parse_device_id(asked)
     if actor.device is not None and named not in (None, actor.device):
         raise Forbidden(f"this token is for the device {actor.device}, not for {named}")

@@ -10,11 +10,11 @@ import asyncio
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from bellwire.config.waiting import Sleep
 from bellwire.push.access.tokens import Actor
-from bellwire.push.alarm import Sleep
 from bellwire.push.api.server.admission import let_in
-from bellwire.push.api.services import Services, identify
-from bellwire.push.metrics import Metrics
+from bellwire.push.api.services import Services
+from bellwire.push.api.who_asks import identify
 from bellwire.push.problems import refusal_response
 from bellwire.signaling.errors import Refusal, Unauthenticated, Unavailable
 
@@ -101,10 +101,11 @@ _STRANGERS_BODY = "body-of-stranger"
 
 
 class WhoAsksFirst:
-    """Refuses requests with a body from strangers, without its body.
+    """Refuses requests with a body from strangers, without its body. Of the others, says in the scope's
+    `user` who asks.
 
     Args:
-        app: What serves the others, and asks again.
+        app: What serves the others.
         services: The relay's parts.
     """
 
@@ -114,8 +115,8 @@ class WhoAsksFirst:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request (ASGI)."""
-        if _has_body_and_needs_credentials(scope):
-            headers = dict(scope["headers"])
+        headers = dict(scope["headers"]) if _needs_credentials(scope) else {}
+        if b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0":
             try:
                 actor = await identify(
                     self._services,
@@ -125,29 +126,19 @@ class WhoAsksFirst:
                 )
                 let_in(scope, actor.identity)
             except Refusal as refusal:
-                count_unread_body(self._services.metrics, scope, refusal)
+                if isinstance(refusal, Unauthenticated):
+                    self._services.metrics.count_refused(_STRANGERS_BODY)
                 await refusal_response(refusal)(scope, receive, send)
                 return
+            scope["user"] = actor
         await self._app(scope, receive, send)
 
 
-def _has_body_and_needs_credentials(scope: Scope) -> bool:
-    if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+def _needs_credentials(scope: Scope) -> bool:
+    if scope["type"] != "http":
         return False
-    return not scope["path"].startswith(_SIGNED) and _has_body(scope)
-
-
-def count_unread_body(metrics: Metrics, scope: Scope, refusal: Refusal) -> None:
-    """Counts a request that is refused before its body is read, where it has one and is a stranger's."""
-    if isinstance(refusal, Unauthenticated) and _has_body(scope):
-        metrics.count_refused(_STRANGERS_BODY)
-
-
-def _has_body(scope: Scope) -> bool:
-    return any(
-        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
-        for name, value in scope["headers"]
-    )
+    path: str = scope["path"]
+    return path.startswith("/v1/") and not path.startswith(_SIGNED)
 
 
 def _text(header: bytes | None) -> str | None:

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Response, Security
 
 from bellwire.push.access.tokens import Actor
-from bellwire.push.api.services import ServicesDep, require_server
+from bellwire.push.api.who_asks import ServicesDep, require_server
 from bellwire.signaling.identifiers import GroupNameField
 from bellwire.signaling.tokens import Scope
 from bellwire.signaling.wire.answers import GroupAnswer, GroupListAnswer

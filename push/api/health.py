@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from sqlalchemy import text
 
 from bellwire.push.access.tokens import Actor
-from bellwire.push.api.services import ServicesDep, require_server
+from bellwire.push.api.who_asks import ServicesDep, require_server
 from bellwire.signaling.errors import Unavailable
 from bellwire.signaling.tokens import Scope
 

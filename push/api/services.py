@@ -1,238 +1,57 @@
-"""What the routes work with, and who is asking."""
+"""The parts of a relay that its HTTP interface needs."""
 
-from typing import Annotated, cast
+from dataclasses import dataclass
 
-from fastapi import Depends, Request, Security
-from fastapi.security import (
-    APIKeyHeader,
-    HTTPAuthorizationCredentials,
-    HTTPBearer,
-    SecurityScopes,
-)
-
-from bellwire.broker.accounts.provision import Provisioner
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.session.session import Session
 from bellwire.config.relay import RelaySettings
-from bellwire.push.access.api_keys import API_KEY_PREFIX, ApiKeys
+from bellwire.push.access.api_keys import ApiKeys
 from bellwire.push.access.revocation import Access
-from bellwire.push.access.tokens import AccessTokens, Actor
-from bellwire.push.api.server.admission import let_in
+from bellwire.push.access.tokens import AccessTokens
 from bellwire.push.calls.calls import Calls
 from bellwire.push.calls.groups import Groups
 from bellwire.push.calls.ice_servers import IceServers
 from bellwire.push.calls.rooms import Rooms
 from bellwire.push.calls.twilio_notifications import TwilioNotifications
-from bellwire.push.channels.webhook.webhook import WebhookChannel
+from bellwire.push.channels.webhook.channel import WebhookChannel
 from bellwire.push.data_disk import DataDisk
-from bellwire.push.delivery.webhooks import Webhooks
+from bellwire.push.delivery.webhook_events import Webhooks
 from bellwire.push.devices.connections import Connections
 from bellwire.push.devices.devices import Devices
 from bellwire.push.devices.event_stream import EventStream
 from bellwire.push.devices.metrics import DeviceMetrics
-from bellwire.push.devices.rate_limits import DeviceFloods
+from bellwire.push.devices.rate_limits import DeviceRateLimits
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
-from bellwire.signaling.errors import Forbidden, Unauthenticated
-from bellwire.signaling.identifiers import DeviceId
-from bellwire.signaling.tokens import Scope
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """The parts of a relay that its HTTP interface needs."""
 
-    def __init__(
-        self,
-        *,
-        settings: RelaySettings,
-        database: Database,
-        session: Session,
-        provisioner: Provisioner,
-        calls: Calls,
-        groups: Groups,
-        devices: Devices,
-        device_floods: DeviceFloods,
-        connections: Connections,
-        event_stream: EventStream,
-        access: Access,
-        api_keys: ApiKeys,
-        tokens: AccessTokens,
-        metrics: Metrics,
-        device_metrics: DeviceMetrics,
-        webhooks: Webhooks,
-        webhook_channel: WebhookChannel,
-        twilio: TwilioNotifications,
-        ice_servers: IceServers,
-        rooms: Rooms,
-        disk: DataDisk,
-    ) -> None:
-        self.settings = settings
-        self.database = database
-        self.session = session
-        self.provisioner = provisioner
-        self.calls = calls
-        self.groups = groups
-        self.devices = devices
-        self.device_floods = device_floods
-        self.connections = connections
-        self.event_stream = event_stream
-        self.access = access
-        self.api_keys = api_keys
-        self.tokens = tokens
-        self.metrics = metrics
-        self.device_metrics = device_metrics
-        self.webhooks = webhooks
-        self.webhook_channel = webhook_channel
-        self.twilio = twilio
-        self.ice_servers = ice_servers
-        self.rooms = rooms
-        self.disk = disk
+    settings: RelaySettings
+    database: Database
+    session: Session
+    provisioner: DynamicSecurity
+    calls: Calls
+    groups: Groups
+    devices: Devices
+    device_floods: DeviceRateLimits
+    connections: Connections
+    event_stream: EventStream
+    access: Access
+    api_keys: ApiKeys
+    tokens: AccessTokens
+    metrics: Metrics
+    device_metrics: DeviceMetrics
+    webhooks: Webhooks
+    webhook_channel: WebhookChannel
+    twilio: TwilioNotifications
+    ice_servers: IceServers
+    rooms: Rooms
+    disk: DataDisk
 
     @property
     def writes_to_disk(self) -> bool:
         """Whether this relay needs the disk of its data folder: for SQLite, or a broker of its own."""
         return not self.database.shared or self.settings.broker is None
-
-
-_bearer = HTTPBearer(
-    auto_error=False,
-    scheme_name="bearer",
-    description="An API key (`DIR/api-key` of the relay, or one of `POST /v1/keys`) with the scope that is"
-    " named here, or, where that is `calls`, an access token from `POST /v1/tokens`",
-)
-_header = APIKeyHeader(
-    name="X-API-Key", auto_error=False, scheme_name="api_key", description="An API key"
-)
-
-
-async def services_of(request: Request) -> Services:
-    """The relay's parts."""
-    return cast("Services", request.app.state.services)
-
-
-ServicesDep = Annotated[Services, Depends(services_of)]
-
-
-async def authenticate_any(
-    needed: SecurityScopes,
-    request: Request,
-    services: ServicesDep,
-    bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-    header: Annotated[str | None, Depends(_header)],
-) -> Actor:
-    """Who asks, be it with a connect token for whichever call. An API key has the scope that the route
-    names.
-
-    Raises:
-        Unauthenticated: no credentials were shown, or no good ones.
-        Forbidden: the API key lacks the scope.
-        TooManyRequests: as `take_turn`.
-    """
-    (scope,) = needed.scopes
-    actor = await authenticate_by(
-        services, Scope(scope), None, header, None if bearer is None else bearer.credentials
-    )
-    let_in(request.scope, actor.identity)
-    take_turn(services, actor)
-    return actor
-
-
-def take_turn(services: Services, actor: Actor) -> None:
-    """Counts a request of who shows an access token: an app holds one, as a device its connection.
-
-    Raises:
-        TooManyRequests: it is one too many.
-    """
-    if actor.token is not None and actor.identity is not None:
-        services.device_floods.admit(actor.identity, actor.device)
-
-
-CALL_SCOPE = Scope.CALLS
-"""What opens all that access tokens may ask too, to API keys: also what is answered without FastAPI."""
-
-AnyActorDep = Annotated[Actor, Security(authenticate_any, scopes=[CALL_SCOPE])]
-
-
-async def authenticate(
-    request: Request, actor: Annotated[Actor, Depends(authenticate_any)]
-) -> Actor:
-    """Who asks.
-
-    Raises:
-        Unauthenticated: no credentials were shown, or no good ones.
-        Forbidden: a connect token was shown, and this is not of its call; or as `authenticate_any`.
-    """
-    actor.may_reach(request.path_params.get("call_sid"))
-    return actor
-
-
-async def authenticate_by(
-    services: Services,
-    scope: Scope,
-    authorization: str | None,
-    api_key: str | None,
-    bearer: str | None,
-) -> Actor:
-    """Who asks, as `identify` says, and may ask for this.
-
-    Raises:
-        Unauthenticated: as `identify`.
-        Forbidden: an API key without the scope was shown.
-    """
-    actor = await identify(services, authorization, api_key, bearer)
-    try:
-        actor.must_have(scope)
-    except Forbidden as refusal:
-        raise services.access.counted("scope-missing", refusal) from None
-    return actor
-
-
-async def identify(
-    services: Services, authorization: str | None, api_key: str | None, bearer: str | None
-) -> Actor:
-    """Who asks, by an `Authorization` header, an API key or a bearer's credentials, as they are shown.
-
-    Raises:
-        Unauthenticated: none were shown, or no good ones.
-    """
-    if authorization is not None:
-        scheme, _, credentials = authorization.partition(" ")
-        bearer = credentials.strip() if scheme.lower() == "bearer" else bearer
-    shown = api_key or bearer
-    if not shown:
-        raise Unauthenticated(
-            "show an API key or an access token: `Authorization: Bearer ...`, or `X-API-Key: ...`"
-        )
-    if api_key is not None or shown.startswith(API_KEY_PREFIX):
-        return await services.api_keys.check(shown)
-    actor = await services.tokens.check(shown)
-    if actor.token is not None and actor.identity is not None:
-        await services.access.admit(actor.token, actor.identity, actor.device)
-    return actor
-
-
-async def settle_device(services: Services, actor: Actor, device: str | None) -> None:
-    """Sees that a token for any device of an identity acts only as one that the identity has, and ends
-    with it.
-
-    Raises:
-        Forbidden: the device is not the identity's.
-    """
-    if device is None or actor.token is None or actor.identity is None or actor.device is not None:
-        return
-    await services.access.act_as(actor.token, actor.identity, DeviceId(device))
-
-
-ActorDep = Annotated[Actor, Security(authenticate, scopes=[CALL_SCOPE])]
-"""Who moves calls: a server, or a token of an identity or device."""
-
-
-async def require_server(actor: Annotated[Actor, Depends(authenticate)]) -> Actor:
-    """A server, which shows an API key. A route names the scope that the key must have with
-    `Security(require_server, scopes=[...])`.
-
-    Raises:
-        Forbidden: an access token was shown, or the key lacks the scope.
-    """
-    if not actor.is_server:
-        raise Forbidden("this needs an API key, not an access token")
-    return actor

@@ -8,9 +8,10 @@ from fastapi import APIRouter, Security
 from sqlalchemy import Connection
 
 from bellwire.push.access.tokens import Actor
-from bellwire.push.api.services import Services, ServicesDep, require_server
-from bellwire.push.store.rows.access_rows import Ended, revoke, revoke_device
-from bellwire.push.store.rows.call_rows import to_ms
+from bellwire.push.api.services import Services
+from bellwire.push.api.who_asks import ServicesDep, require_server
+from bellwire.push.store.rows.access import Ended, revoke, revoke_device
+from bellwire.push.store.rows.calls import to_ms
 from bellwire.signaling.errors import Conflict, InvalidInput, Unauthenticated
 from bellwire.signaling.identifiers import DeviceId, Identity
 from bellwire.signaling.tokens import Scope

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request
 from pydantic import BaseModel
 
-from bellwire.push.api.services import ServicesDep
+from bellwire.push.api.who_asks import ServicesDep
 
 router = APIRouter(prefix="/v1/twilio", tags=["twilio"])
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Security
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from bellwire.push.access.tokens import Actor
-from bellwire.push.api.services import ServicesDep, require_server
+from bellwire.push.api.who_asks import ServicesDep, require_server
 from bellwire.signaling.calls.events import Moment
 from bellwire.signaling.errors import InvalidInput
 from bellwire.signaling.identifiers import CallSidField

@@ -1,10 +1,12 @@
 """Calls in the relay: each command's new state and the deliveries it owes are kept in one transaction,
-with other commands' that wait; what it owes is sent once it is committed."""
+with other commands' that wait; what it owes is sent once it is committed. The transaction holds the
+call's row, so the first of two commands wins (`signaling.calls.rules`, "Who wins a race").
+"""
 
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache, partial
@@ -15,15 +17,14 @@ from sqlalchemy import Connection
 from bellwire.config.call_policy import PolicySettings
 from bellwire.push.access.tokens import Actor
 from bellwire.push.calls.deadlines import Deadlines
+from bellwire.push.calls.invites import Denied, Invite, find_reach, nobody, with_reach
 from bellwire.push.calls.policy import CallPolicy
-from bellwire.push.calls.rate_limits import Caller, FloodLimits
-from bellwire.push.calls.reach import Denied, find_reach, nobody
-from bellwire.push.calls.receipts import Receipt, keep_receipt
-from bellwire.push.delivery.deliveries import Deliveries, Owed
+from bellwire.push.calls.rate_limits import Caller, RateLimits
+from bellwire.push.delivery.owed import Deliveries, Owed
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.engine.unit_of_work import CallWork, UnitOfWork
-from bellwire.push.store.rows.call_rows import (
+from bellwire.push.store.engine.unit_of_work import CallWork, Kept, UnitOfWork
+from bellwire.push.store.rows.calls import (
     IdempotencyRow,
     all_deadlines,
     forget_idempotent,
@@ -33,38 +34,24 @@ from bellwire.push.store.rows.call_rows import (
     put_feedback,
     to_ms,
 )
-from bellwire.push.store.rows.device_rows import DeviceRow
+from bellwire.push.store.rows.deliveries import Confirmed
 from bellwire.signaling.calls.calls import Attestation, Call, CallState
 from bellwire.signaling.calls.commands import (
     Command,
     Expire,
     InviteMore,
     Join,
-    NewCall,
     Received,
     Say,
 )
-from bellwire.signaling.calls.rules import Change, apply, check_inviter, create_call
+from bellwire.signaling.calls.rules import apply, check_inviter, create_call
 from bellwire.signaling.errors import CallNotFound, Conflict, Forbidden
-from bellwire.signaling.identifiers import CallSid, DeviceId, Identity, new_call_sid
-from bellwire.signaling.wire.requests import FeedbackFields
+from bellwire.signaling.identifiers import CallSid, ChannelKind, DeviceId, Identity, new_call_sid
+from bellwire.signaling.wire.operations import FeedbackFields
 
 log = structlog.get_logger(__name__)
 
 LIST_LIMIT = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Invite:
-    """A call that somebody asks for, to identities or to a group. `parameters` are an invitee's
-    own, where they are not the call's."""
-
-    request: NewCall
-    to: tuple[Identity, ...] | str
-    parameters: Mapping[Identity, Mapping[str, str]]
-    actor: Actor
-    idempotency_key: str | None = None
-    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +71,16 @@ class Moved:
     owed: Owed
 
 
+@dataclass(frozen=True, slots=True)
+class _Receipt:
+    """A device's confirmation of its invite over a channel, and the time from the invite to it. `kept`
+    alone tells, once its unit is written, whether it was the first."""
+
+    kind: ChannelKind
+    latency_s: float
+    kept: Kept
+
+
 class Calls:
     """Makes calls, moves them, and tells who is to know."""
 
@@ -92,13 +89,13 @@ class Calls:
         database: Database,
         deliveries: Deliveries,
         metrics: Metrics,
-        floods: FloodLimits,
+        rate_limits: RateLimits,
         policy: CallPolicy = CallPolicy(PolicySettings()),  # noqa: B008 - it never changes
         *,
         now: Callable[[], datetime],
     ) -> None:
         self._database = database
-        self._floods = floods
+        self._rate_limits = rate_limits
         self._policy = policy
         self._deliveries = deliveries
         self._metrics = metrics
@@ -268,7 +265,7 @@ class Calls:
         outcome = create_call(replace(new, invitees=reach.invitees, unreachable=reach.unreachable))
         call = outcome.call
         rung = [device for device in reach.devices if device.identity != new.caller]
-        unit.if_not_kept(self._floods.take(rung, Caller(new.caller, itself=itself)))
+        unit.if_not_kept(self._rate_limits.take(rung, Caller(new.caller, itself=itself)))
         owed = self._deliveries.owe(unit, call, outcome.notices, reach.devices)
         unit.add_call(call)
         if invite.idempotency_key is not None:
@@ -285,24 +282,24 @@ class Calls:
 
     def _carry_out(
         self, unit: UnitOfWork, call_sid: CallSid, command: Command
-    ) -> tuple[Moved, Receipt | None]:
+    ) -> tuple[Moved, _Receipt | None]:
         call = unit.call(call_sid)
         if call is None:
             raise CallNotFound(f"there is no call {call_sid}")
         if isinstance(command, Say):
             return self._say(unit, call, command), None
         if isinstance(command, InviteMore):
-            check_inviter(Change(call, command.at), command)
+            check_inviter(call, command)
             itself = command.attestation is Attestation.FULL
             denied = self._denied(unit, command.identity, itself=itself)
-            command, invited = _with_reach(unit, call, command, denied)
+            command, invited = with_reach(unit, call, command, denied)
             caller = Caller(command.identity, itself=itself)
-            unit.if_not_kept(self._floods.take(invited, caller))
+            unit.if_not_kept(self._rate_limits.take(invited, caller))
         if isinstance(command, Join):
             self._policy.check_join(unit.connection, call, command)
         moved = self.move(unit, call, command)
         if isinstance(command, Received):
-            return moved, keep_receipt(unit, call, command)
+            return moved, _keep_receipt(unit, call, command)
         return moved, None
 
     def _denied(self, unit: UnitOfWork, caller: Identity | None, *, itself: bool) -> Denied:
@@ -372,6 +369,29 @@ def _made_before(unit: UnitOfWork, invite: Invite) -> Created | None:
     return Created(call, repeated=True)
 
 
+def _keep_receipt(unit: UnitOfWork, call: Call, command: Received) -> _Receipt | None:
+    """Keeps that a device got its invite, where it has not said so before; None where it says not over
+    which of its channels."""
+    user = call.user(command.identity)
+    if command.channel is None or command.device is None or user is None:
+        return None
+    if user.invited_at is None:
+        return None
+    kept = unit.confirm(
+        Confirmed(
+            user.invite_id,
+            command.identity,
+            command.device,
+            command.channel,
+            command.app,
+            call.call_sid,
+            to_ms(command.at),
+        )
+    )
+    waited_s = (command.at - user.invited_at).total_seconds()
+    return _Receipt(command.channel, max(0.0, waited_s), kept)
+
+
 def _fingerprint(said: Say) -> str:
     what = [said.identity, said.content, said.message_type, said.content_type, said.to]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()
@@ -390,24 +410,3 @@ def _visible(connection: Connection, call_sid: CallSid, identity: Identity | Non
     if identity is not None and call.user(identity) is None:
         raise Forbidden("this call is somebody else's")
     return call
-
-
-def _with_reach(
-    unit: UnitOfWork, call: Call, command: InviteMore, denied: Denied
-) -> tuple[InviteMore, list[DeviceRow]]:
-    """The command with who of the invited can be called, and the devices that are to ring. Who is in
-    the call, or invited, already needs no device, and is not rung."""
-    wanted = tuple(invitee.identity for invitee in command.invitees)
-    here = {user.identity for user in (*call.pending, *call.accepted)}
-    reach = find_reach(
-        unit, wanted, None, {}, lambda all_: denied([i for i in all_ if i not in here])
-    )
-    unreachable = tuple(pair for pair in reach.unreachable if pair[0] not in here)
-    known = {identity for identity, _ in reach.unreachable} - {pair[0] for pair in unreachable}
-    if not known:
-        reach.must_reach_somebody(command.identity)
-    invitees = (*reach.invitees, *(i for i in command.invitees if i.identity in known))
-    return (
-        replace(command, invitees=invitees, unreachable=unreachable),
-        [device for device in reach.devices if device.identity not in here],
-    )

@@ -7,8 +7,8 @@ from datetime import datetime
 
 import structlog
 
-from bellwire.push.alarm import Alarm, Sleep
-from bellwire.push.store.rows.call_rows import to_ms
+from bellwire.config.waiting import Alarm, Sleep
+from bellwire.push.store.rows.calls import to_ms
 from bellwire.signaling.errors import Refusal
 from bellwire.signaling.identifiers import CallSid
 

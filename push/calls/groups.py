@@ -3,7 +3,7 @@
 from sqlalchemy import Connection
 
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.group_rows import all_groups, delete_group, members_of, put_group
+from bellwire.push.store.rows.groups import all_groups, delete_group, members_of, put_group
 from bellwire.signaling.errors import NotFound
 from bellwire.signaling.identifiers import Identity
 from bellwire.signaling.wire.answers import GroupAnswer

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import datetime
 from urllib.parse import quote
 
-from bellwire.config.ice_servers import read_turn_secret
+from bellwire.config.media_servers import read_turn_secret
 from bellwire.config.relay import RelaySettings
 from bellwire.push.access.tokens import Actor
 from bellwire.signaling.wire.answers import IceServerAnswer, IceServersAnswer

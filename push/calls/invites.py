@@ -1,27 +1,44 @@
-"""What somebody asks for, as a call to be made: from JSON over HTTP or MQTT, and from TwiML.
-
-What parties of a call say to each other through the relay, as a command of the rules.
-"""
+"""Invitations: what somebody asks for, as a call to be made (from JSON over HTTP or MQTT, and from TwiML) or
+as a command of the rules, and who of those they want can be called, on which devices."""
 
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
+from sqlalchemy import Connection
+
 from bellwire.push.access.tokens import Actor
-from bellwire.push.calls.calls import Invite
-from bellwire.signaling.calls.calls import PushText
+from bellwire.push.calls.policy import not_let_ring
+from bellwire.push.store.engine.unit_of_work import UnitOfWork
+from bellwire.push.store.rows.devices import DeviceRow
+from bellwire.push.store.rows.groups import members_of
+from bellwire.signaling.calls.calls import Call, PushText, Unreachable
 from bellwire.signaling.calls.commands import Invitee, InviteMore, NewCall, Say
-from bellwire.signaling.errors import Forbidden, InvalidInput
+from bellwire.signaling.errors import Forbidden, InvalidInput, NobodyToCall, NotFound
 from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
 from bellwire.signaling.twiml import TwimlDial
-from bellwire.signaling.wire.requests import (
+from bellwire.signaling.wire.operations import (
     DEFAULT_TIMEOUT_S,
     GroupReference,
     InviteMoreFields,
     InviteRequest,
     MessageFields,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Invite:
+    """A call that somebody asks for, to identities or to a group. `parameters` are an invitee's
+    own, where they are not the call's."""
+
+    request: NewCall
+    to: tuple[Identity, ...] | str
+    parameters: Mapping[Identity, Mapping[str, str]]
+    actor: Actor
+    idempotency_key: str | None = None
+    fingerprint: str = ""
 
 
 def invite_from_json(
@@ -172,3 +189,111 @@ def _voice_event_sid(actor: Actor, idempotency_key: str | None) -> str:
         return f"KX{secrets.token_hex(16)}"
     named = f"{actor.name}\n{idempotency_key}".encode()
     return f"KX{hashlib.sha256(named).hexdigest()[:32]}"
+
+
+Denied = Callable[[Sequence[Identity]], frozenset[Identity]]
+"""Which of some identities whoever calls may not ring."""
+
+
+def nobody(_: Sequence[Identity]) -> frozenset[Identity]:
+    """Denies nobody."""
+    return frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Reachable:
+    """Who can be called, who cannot and why, and the devices of all concerned."""
+
+    invitees: tuple[Invitee, ...]
+    unreachable: tuple[tuple[Identity, Unreachable], ...]
+    devices: tuple[DeviceRow, ...]
+
+    def must_reach_somebody(self, caller: Identity | None) -> None:
+        """Refuses to go on where nobody can be called by whoever asks.
+
+        Raises:
+            Forbidden: none of them may be.
+            NobodyToCall: nobody can.
+        """
+        denied = [identity for identity, reason in self.unreachable if reason == "forbidden"]
+        if not self.invitees and denied and len(denied) == len(self.unreachable):
+            raise not_let_ring(caller, denied)
+        if not self.invitees:
+            raise NobodyToCall(
+                "none of the invitees has a device: register one with `PUT /v1/devices/{id}`",
+                error_invitees=[
+                    {"identity": i, "reason": reason} for i, reason in self.unreachable
+                ],
+            )
+
+
+def find_reach(
+    unit: UnitOfWork,
+    to: tuple[Identity, ...] | str,
+    caller: Identity | None,
+    parameters: Mapping[Identity, Mapping[str, str]],
+    denied: Denied = nobody,
+) -> Reachable:
+    """Looks up identities, or the members of a group but the caller. Of those who are denied nothing
+    else is said, such as whether there is anybody of that name.
+
+    Raises:
+        NotFound: there is no such group.
+    """
+    identities = _members(unit.connection, to, caller) if isinstance(to, str) else to
+    forbidden = denied(identities)
+    wanted = [identity for identity in identities if identity not in forbidden]
+    devices = unit.devices_of([*wanted, *([caller] if caller is not None else [])])
+    channels: dict[Identity, set[str]] = {}
+    for device in devices:
+        kinds = channels.setdefault(device.identity, set())
+        kinds.update(channel.kind for channel in device.channels)
+    return Reachable(
+        invitees=tuple(
+            Invitee(identity, tuple(sorted(channels[identity])), parameters.get(identity))
+            for identity in wanted
+            if channels.get(identity)
+        ),
+        unreachable=tuple(
+            (identity, _why_not(identity, forbidden, channels))
+            for identity in identities
+            if identity in forbidden or not channels.get(identity)
+        ),
+        devices=tuple(devices),
+    )
+
+
+def _why_not(
+    identity: Identity, forbidden: frozenset[Identity], channels: Mapping[Identity, set[str]]
+) -> Unreachable:
+    if identity in forbidden:
+        return "forbidden"
+    return "no_device" if identity in channels else "unknown"
+
+
+def _members(connection: Connection, name: str, caller: Identity | None) -> tuple[Identity, ...]:
+    members = members_of(connection, name)
+    if members is None:
+        raise NotFound(f"there is no group {name}: make it with `PUT /v1/groups/{name}`")
+    return tuple(member for member in members if member != caller)
+
+
+def with_reach(
+    unit: UnitOfWork, call: Call, command: InviteMore, denied: Denied
+) -> tuple[InviteMore, list[DeviceRow]]:
+    """The command with who of the invited can be called, and the devices that are to ring. Who is in
+    the call, or invited, already needs no device, and is not rung."""
+    wanted = tuple(invitee.identity for invitee in command.invitees)
+    here = {user.identity for user in (*call.pending, *call.accepted)}
+    reach = find_reach(
+        unit, wanted, None, {}, lambda all_: denied([i for i in all_ if i not in here])
+    )
+    unreachable = tuple(pair for pair in reach.unreachable if pair[0] not in here)
+    known = {identity for identity, _ in reach.unreachable} - {pair[0] for pair in unreachable}
+    if not known:
+        reach.must_reach_somebody(command.identity)
+    invitees = (*reach.invitees, *(i for i in command.invitees if i.identity in known))
+    return (
+        replace(command, invitees=invitees, unreachable=unreachable),
+        [device for device in reach.devices if device.identity not in here],
+    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from bellwire.config.call_policy import ANYBODY, GROUP, PolicySettings
-from bellwire.push.store.rows.group_rows import members_of_all
+from bellwire.push.store.rows.groups import members_of_all
 from bellwire.signaling.calls.calls import Attestation, Call, CallState, Mode
 from bellwire.signaling.calls.commands import Join
 from bellwire.signaling.errors import Forbidden

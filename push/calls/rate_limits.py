@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from bellwire.push.store.rows.device_rows import DeviceRow
+from bellwire.push.store.rows.devices import DeviceRow
 from bellwire.signaling.errors import TooManyRequests
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.wire.requests import PUSH_KINDS
@@ -53,7 +53,7 @@ class Caller:
     itself: bool = False
 
 
-class FloodLimits:
+class RateLimits:
     """Takes invites from the buckets of callers, devices and apps. Safe to use from several threads.
 
     Args:

@@ -20,15 +20,13 @@ from urllib.parse import parse_qs, urlsplit, urlunsplit
 import structlog
 from sqlalchemy import Connection, exists, or_, select
 
-from bellwire.push.calls.rate_limits import Caller, FloodLimits
-from bellwire.push.channels.channel import refuse_if_too_large
-from bellwire.push.channels.fcm.channel import compose_data
-from bellwire.push.channels.payload import CANCEL
+from bellwire.push.calls.rate_limits import Caller, RateLimits
+from bellwire.push.channels.payload import CANCEL, apns_payload, fcm_data
 from bellwire.push.delivery.outbox import Outbox
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.call_rows import to_ms
-from bellwire.push.store.rows.device_rows import DeviceRow, devices_of
-from bellwire.push.store.rows.outbox_rows import Delivery, owe
+from bellwire.push.store.rows.calls import to_ms
+from bellwire.push.store.rows.devices import DeviceRow, devices_of
+from bellwire.push.store.rows.outbox import Delivery, owe
 from bellwire.push.store.tables import delivery_results, outbox
 from bellwire.signaling.errors import Forbidden, InvalidInput, NotFound, TooLarge
 from bellwire.signaling.identifiers import CallSid, Identity, parse_call_sid, parse_identity
@@ -37,15 +35,12 @@ log = structlog.get_logger(__name__)
 
 MAX_BODY_BYTES = 16 * 1024
 MAX_KEYS = 64
-APNS_LIMIT_BYTES = 5120
-"""Apple's limit of a VoIP push."""
 
 _KEY = re.compile(r"twi_[a-z0-9_]{1,60}")
 _KINDS = ("apns", "fcm")
 _LIFE_S = 60
 _LONGEST_LIFE_S = 600
 _NAME_LIMIT = 128
-_WHAT, _SHORTEN = "Twilio's notification", "twi_params"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +73,7 @@ class TwilioNotifications:
     Args:
         auth_token: What Twilio signs with; None where none is configured.
         kinds: The kinds of channels that the relay has.
-        floods: How often devices and apps may be rung.
+        rate_limits: How often devices and apps may be rung.
     """
 
     def __init__(
@@ -87,7 +82,7 @@ class TwilioNotifications:
         outbox: Outbox,
         kinds: Collection[str],
         auth_token: str | None,
-        floods: FloodLimits,
+        rate_limits: RateLimits,
         *,
         now: Callable[[], datetime],
     ) -> None:
@@ -95,7 +90,7 @@ class TwilioNotifications:
         self._outbox = outbox
         self._kinds = frozenset(_KINDS).intersection(kinds)
         self._auth_token = auth_token
-        self._floods = floods
+        self._rate_limits = rate_limits
         self._now = now
 
     async def forward(self, url: str, signature: str | None, body: bytes) -> Forwarded:
@@ -140,7 +135,7 @@ class TwilioNotifications:
         expires_at_ms = to_ms(self._now()) + notification.life_s * 1000
         # As identities are named elsewhere; a telephone number stays what it is.
         caller = Caller(notification.keys.get("twi_from", "")[:_NAME_LIMIT].removeprefix("client:"))
-        with self._floods.taken([] if notification.is_cancel else devices, caller):
+        with self._rate_limits.taken([] if notification.is_cancel else devices, caller):
             deliveries = list(_deliveries(notification, devices, expires_at_ms))
             owe(connection, deliveries, self._outbox.leased_until_ms)
         return deliveries
@@ -267,13 +262,8 @@ def _life_s(keys: Mapping[str, str]) -> int:
 
 
 def _payload(kind: str, keys: Mapping[str, str]) -> str:
-    if kind == "fcm":
-        return compose_data(keys, _WHAT, _SHORTEN)
-    body = json.dumps({"aps": {}, **keys}, ensure_ascii=False, separators=(",", ":"))
-    refuse_if_too_large(
-        len(body.encode()), APNS_LIMIT_BYTES, what=_WHAT, kind=kind, shorten=_SHORTEN
-    )
-    return body
+    write = fcm_data if kind == "fcm" else apns_payload
+    return write(keys, "Twilio's notification", "twi_params")
 
 
 def _is_known(connection: Connection, event_id: str) -> bool:

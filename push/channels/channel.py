@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow
-from bellwire.push.store.rows.outbox_rows import Delivery
+from bellwire.push.store.rows.devices import ChannelRow, DeviceRow
+from bellwire.push.store.rows.outbox import Delivery
 from bellwire.signaling.calls.calls import Call
 from bellwire.signaling.calls.events import CallEvent
 from bellwire.signaling.errors import TooLarge

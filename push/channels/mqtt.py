@@ -7,7 +7,7 @@ from bellwire.push.channels.channel import (
     DeviceAway,
     refuse_if_too_large,
 )
-from bellwire.push.store.rows.outbox_rows import Delivery
+from bellwire.push.store.rows.outbox import Delivery
 from bellwire.signaling.calls.events import CallEvent, CallMessage, event_document, what_to_shorten
 from bellwire.signaling.topics import call_topic
 

@@ -1,9 +1,13 @@
-"""What a push says, alike on APNs and FCM: Twilio's keys, as its Voice SDKs read them (spec §2)."""
+"""What a push says: Twilio's keys, as its Voice SDKs read them (spec §2), alike on APNs and FCM; and the
+APNs payload and FCM data that carry them."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
-from bellwire.push.channels.channel import Addressee
+from pydantic_core import to_json
+
+from bellwire.push.channels.channel import Addressee, refuse_if_too_large
 from bellwire.signaling.calls.events import (
     CallCancelled,
     CallEnded,
@@ -12,10 +16,19 @@ from bellwire.signaling.calls.events import (
     CallTimeout,
 )
 from bellwire.signaling.identifiers import CallSid, DeviceId, Identity, wire_address
-from bellwire.signaling.params import encode_params
+from bellwire.signaling.twi_params import encode_params
 
 ConnectToken = Callable[[Identity, DeviceId, CallSid, datetime], str]
 """Makes the token with which a device answers one call, until a while after the invite's end."""
+
+APNS_LIMIT_BYTES = 5120
+"""Apple's limit of a VoIP push, in bytes of the body."""
+
+FCM_LIMIT_BYTES = 4096
+"""Google's limit of a message's data, names and values together."""
+
+_FCM_ENVELOPE_BYTES = 196
+"""What we count for the parts of a message that Google adds to the data."""
 
 CALL = "twilio.voice.call"
 CANCEL = "twilio.voice.cancel"
@@ -79,3 +92,29 @@ class PushPayload:
             "twi_account_sid": self._account_sid,
             "twi_message_id": event.id,
         }
+
+
+def apns_payload(keys: Mapping[str, str], what: str, shorten: str) -> str:
+    """The body of a VoIP push with these keys.
+
+    Args:
+        keys: All that it says.
+        what: What is pushed, and `shorten`: what to shorten where it is too large.
+
+    Raises:
+        TooLarge: it is over Apple's limit.
+    """
+    body = to_json({"aps": {}, **keys})
+    refuse_if_too_large(len(body), APNS_LIMIT_BYTES, what=what, kind="apns", shorten=shorten)
+    return body.decode()
+
+
+def fcm_data(keys: Mapping[str, str], what: str, shorten: str) -> str:
+    """The data of a message with these keys; the arguments as of `apns_payload`.
+
+    Raises:
+        TooLarge: it is over Google's limit.
+    """
+    size = _FCM_ENVELOPE_BYTES + sum(len(k.encode()) + len(v.encode()) for k, v in keys.items())
+    refuse_if_too_large(size, FCM_LIMIT_BYTES, what=what, kind="fcm", shorten=shorten)
+    return json.dumps(keys, ensure_ascii=False, separators=(",", ":"))

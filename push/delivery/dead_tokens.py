@@ -1,4 +1,5 @@
-"""Push tokens that the push service calls dead: removed, counted, and told of.
+"""Push tokens that the push service calls dead (APNs "Unregistered", FCM UNREGISTERED): removed, counted,
+and told of.
 
 A token is removed only as it was sent to: a device that has been registered again meanwhile, with
 another token or with this one after it died (Apple's 410 says when), keeps its channel.
@@ -11,24 +12,21 @@ from functools import partial
 from typing import Literal, cast
 
 import structlog
-from pydantic import JsonValue
 from sqlalchemy import Connection
 
 from bellwire.push.channels.channel import DeliveryFailed, TokenDead
-from bellwire.push.delivery.deliveries import EVENT_LIFE, STREAM
-from bellwire.push.delivery.streams import Streams
+from bellwire.push.channels.websocket import STREAM, StreamReaders
+from bellwire.push.delivery.owed import EVENT_LIFE
+from bellwire.push.delivery.webhook_events import OnEvent
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.call_rows import to_ms
-from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow, find_device, remove_channel
-from bellwire.push.store.rows.event_rows import StreamEvent, append_events
-from bellwire.push.store.rows.outbox_rows import Delivery, owe
+from bellwire.push.store.rows.calls import to_ms
+from bellwire.push.store.rows.devices import ChannelRow, DeviceRow, find_device, remove_channel
+from bellwire.push.store.rows.events import StreamEvent, append_events
+from bellwire.push.store.rows.outbox import Delivery, owe
 from bellwire.signaling.calls.events import DeviceChannelRemoved, event_document
 
 log = structlog.get_logger(__name__)
-
-OnEvent = Callable[[Connection, str, str, datetime, dict[str, JsonValue]], list[Delivery]]
-"""Makes the deliveries that an event owes to webhooks, of its name, id, moment and data."""
 
 _REASON_MAX_LENGTH = 200
 _REASONS = (
@@ -55,7 +53,7 @@ class DeadTokens:
     def __init__(
         self,
         database: Database,
-        streams: Streams,
+        streams: StreamReaders,
         metrics: Metrics,
         *,
         now: Callable[[], datetime],

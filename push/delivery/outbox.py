@@ -5,7 +5,6 @@ again in the table and is taken by the sweeper, with backoff and jitter, until i
 """
 
 import asyncio
-import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +14,7 @@ from functools import cache, partial
 import structlog
 from sqlalchemy import Connection
 
-from bellwire.push.alarm import Alarm, Sleep
+from bellwire.config.waiting import Alarm, Sleep, backoff_s
 from bellwire.push.channels.channel import (
     Channel,
     ChannelAtFault,
@@ -26,8 +25,9 @@ from bellwire.push.channels.channel import (
 )
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.call_rows import to_ms
-from bellwire.push.store.rows.outbox_rows import (
+from bellwire.push.store.rows.calls import to_ms
+from bellwire.push.store.rows.deliveries import DeliveryResult, Result, put_results, result_of
+from bellwire.push.store.rows.outbox import (
     Delivery,
     make_failed_due,
     next_due_ms,
@@ -36,7 +36,6 @@ from bellwire.push.store.rows.outbox_rows import (
     settle,
     take_due,
 )
-from bellwire.push.store.rows.result_rows import DeliveryResult, Result, put_results, result_of
 from bellwire.signaling.errors import Unavailable
 from bellwire.signaling.identifiers import DeviceId
 
@@ -93,7 +92,7 @@ class Outbox:
         self._tasks: asyncio.TaskGroup | None = None
         self._sleep = sleep
         self._alarm = Alarm(sleep)
-        self._under_way: set[int] = set()
+        self._in_flight: set[int] = set()
         self._done: list[int] = []
         self._results: list[DeliveryResult] = []
         self._done_wake = asyncio.Event()
@@ -109,8 +108,8 @@ class Outbox:
         if self._tasks is None:
             return  # Stopping, or not started: the sweeper of the next run takes them.
         for delivery in deliveries:
-            if delivery.delivery_id not in self._under_way:
-                self._under_way.add(delivery.delivery_id)
+            if delivery.delivery_id not in self._in_flight:
+                self._in_flight.add(delivery.delivery_id)
                 self._tasks.create_task(self._try(delivery))
 
     async def retry_now(self, kind: str, device: DeviceId | None = None) -> None:
@@ -157,9 +156,9 @@ class Outbox:
         try:
             failure = await self._send(delivery)
         finally:
-            self._under_way.discard(delivery.delivery_id)
+            self._in_flight.discard(delivery.delivery_id)
         if failure is not None:
-            # No longer under way: once this is committed the sweeper may take it, before it is known here.
+            # No longer in flight: once this is committed the sweeper may take it, before it is known here.
             await self._put_off(delivery, failure)
 
     async def _send(self, delivery: Delivery) -> DeliveryFailed | None:
@@ -292,9 +291,8 @@ def _keep(
 
 def _wait_s(attempts: int, error: DeliveryFailed) -> float:
     """How long to wait after so many failed attempts, and at least as long as the other side asks."""
+    first_s, longest_s = _RETRY_FIRST_S, _RETRY_LONGEST_S
     if isinstance(error, ChannelAtFault):
-        wait_s = _AT_FAULT_S
-    else:
-        wait_s = min(_RETRY_LONGEST_S, _RETRY_FIRST_S * 2 ** min(attempts, 10))
-    jittered_s = random.uniform(0.5, 1.0) * wait_s  # noqa: S311 - jitter, no secret
-    return max(jittered_s, error.retry_after_s or 0.0)
+        first_s = longest_s = _AT_FAULT_S
+    wait_s = backoff_s(attempts, first_s=first_s, longest_s=longest_s, least=0.5)
+    return max(wait_s, error.retry_after_s or 0.0)

@@ -19,7 +19,7 @@ from bellwire.broker.session.address import BrokerAddress
 from bellwire.broker.session.messages import Incoming
 from bellwire.broker.session.session import NotConnected, PublishRefused, Session
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.connection_rows import Absent, absent_devices
+from bellwire.push.store.rows.connections import Absent, absent_devices
 from bellwire.signaling.errors import InvalidInput, Unavailable
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import (
@@ -28,7 +28,7 @@ from bellwire.signaling.topics import (
     presence_topic,
     relay_echo_topic,
 )
-from bellwire.signaling.wire.presence import Presence, presence_document
+from bellwire.signaling.wire.station import Presence, presence_document
 
 log = structlog.get_logger(__name__)
 

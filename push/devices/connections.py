@@ -10,13 +10,14 @@ from datetime import datetime, timedelta
 import structlog
 from sqlalchemy import Connection
 
-from bellwire.push.alarm import Sleep
+from bellwire.config.waiting import Sleep
 from bellwire.push.calls.calls import Calls, Moved
-from bellwire.push.delivery.deliveries import STREAM, Deliveries, Owed
+from bellwire.push.channels.websocket import STREAM
+from bellwire.push.delivery.owed import Deliveries, Owed
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.engine.unit_of_work import UnitOfWork, in_a_unit
-from bellwire.push.store.rows.call_rows import ringing_calls_of, to_ms
-from bellwire.push.store.rows.connection_rows import (
+from bellwire.push.store.rows.calls import ringing_calls_of, to_ms
+from bellwire.push.store.rows.connections import (
     ConnectionRow,
     find_connection,
     hold_on,
@@ -25,8 +26,8 @@ from bellwire.push.store.rows.connection_rows import (
     online_devices_of,
     put_connection,
 )
-from bellwire.push.store.rows.device_rows import DeviceRow, find_device
-from bellwire.push.store.rows.event_rows import (
+from bellwire.push.store.rows.devices import DeviceRow, find_device
+from bellwire.push.store.rows.events import (
     StreamEvent,
     events_after,
     forget_read,

@@ -5,13 +5,13 @@ from datetime import datetime
 
 import structlog
 
-from bellwire.broker.accounts.provision import Provisioner
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.push.access.revocation import Access
-from bellwire.push.delivery.streams import Streams
+from bellwire.push.channels.websocket import StreamReaders
 from bellwire.push.devices.absent import Publishing, retain_registered
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.call_rows import to_ms
-from bellwire.push.store.rows.device_rows import (
+from bellwire.push.store.rows.calls import to_ms
+from bellwire.push.store.rows.devices import (
     ChannelRow,
     DeviceRow,
     all_devices,
@@ -34,11 +34,11 @@ class Devices:
     def __init__(
         self,
         database: Database,
-        provisioner: Provisioner,
+        provisioner: DynamicSecurity,
         broker_url: str,
         kinds: Collection[str],
         apps: Mapping[str, Collection[str]],
-        streams: Streams,
+        streams: StreamReaders,
         access: Access,
         *,
         session: Publishing,

@@ -14,15 +14,15 @@ from sqlalchemy import Connection
 
 from bellwire.push.access.tokens import Actor
 from bellwire.push.calls.calls import Calls
-from bellwire.push.delivery.dead_tokens import OnEvent
+from bellwire.push.delivery.webhook_events import OnEvent
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.call_rows import to_ms
-from bellwire.push.store.rows.outbox_rows import owe
+from bellwire.push.store.rows.calls import to_ms
+from bellwire.push.store.rows.outbox import owe
 from bellwire.signaling.calls.events import DoorLockedOut
 from bellwire.signaling.errors import Forbidden, InvalidInput
 from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
-from bellwire.signaling.wire.device_operations import DeviceDoorLockedOut, DeviceDoorNotVerified
+from bellwire.signaling.wire.operations import DeviceDoorLockedOut, DeviceDoorNotVerified
 
 log = structlog.get_logger(__name__)
 

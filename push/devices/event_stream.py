@@ -8,13 +8,13 @@ from datetime import datetime
 import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
+from bellwire.config.waiting import Alarm, Sleep
 from bellwire.push.access.revocation import Access
 from bellwire.push.access.tokens import Actor
-from bellwire.push.alarm import Alarm, Sleep
-from bellwire.push.delivery.streams import Streams
+from bellwire.push.channels.websocket import StreamReaders
 from bellwire.push.devices.connections import Connections, OpenStream
 from bellwire.push.devices.operations import LIMIT_BYTES, DeviceOperations
-from bellwire.push.devices.rate_limits import DeviceFloods
+from bellwire.push.devices.rate_limits import DeviceRateLimits
 from bellwire.signaling.errors import Unavailable
 from bellwire.signaling.wire.stream import (
     STREAM_EXPIRED,
@@ -50,10 +50,10 @@ class EventStream:
     def __init__(
         self,
         connections: Connections,
-        streams: Streams,
+        streams: StreamReaders,
         operations: DeviceOperations,
         access: Access,
-        floods: DeviceFloods,
+        floods: DeviceRateLimits,
         *,
         now: Callable[[], datetime],
         sleep: Sleep = asyncio.sleep,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import structlog
 
-from bellwire.push.alarm import Sleep
+from bellwire.config.waiting import Sleep
 from bellwire.push.metrics import Metrics
 from bellwire.signaling.errors import TooManyRequests
 
@@ -33,7 +33,7 @@ class _Asker:
         self.warned_at_s = -_WARN_EVERY_S
 
 
-class DeviceFloods:
+class DeviceRateLimits:
     """Takes requests from the buckets of devices.
 
     Args:

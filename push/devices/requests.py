@@ -17,13 +17,13 @@ from pydantic import ValidationError
 from bellwire.broker.session.messages import Incoming
 from bellwire.broker.session.receiving import ReceivingSession
 from bellwire.broker.session.session import BACKOFF_LONGEST_S, NotConnected
+from bellwire.config.waiting import Sleep
 from bellwire.push.access.tokens import Actor
-from bellwire.push.alarm import Sleep
 from bellwire.push.devices.connections import Connections
 from bellwire.push.devices.devices import Devices
 from bellwire.push.devices.fair_turns import FairTurns
 from bellwire.push.devices.operations import DeviceOperations
-from bellwire.push.devices.rate_limits import DeviceFloods
+from bellwire.push.devices.rate_limits import DeviceRateLimits
 from bellwire.push.problems import problem_of
 from bellwire.signaling.errors import (
     InvalidInput,
@@ -42,7 +42,7 @@ from bellwire.signaling.topics import (
     response_topic,
 )
 from bellwire.signaling.wire.answers import DeviceResponse
-from bellwire.signaling.wire.presence import parse_presence
+from bellwire.signaling.wire.station import parse_presence
 
 log = structlog.get_logger(__name__)
 
@@ -69,7 +69,7 @@ class DeviceRequests:
         operations: DeviceOperations,
         devices: Devices,
         connections: Connections,
-        floods: DeviceFloods,
+        floods: DeviceRateLimits,
         *,
         now: Callable[[], datetime],
         sleep: Sleep = asyncio.sleep,

@@ -1,1 +1,1 @@
-"""What the relay keeps: one transaction per command, on SQLite."""
+"""What the relay keeps, on SQLite or PostgreSQL: tables and statements. No rule of calls, no route."""

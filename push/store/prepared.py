@@ -1,43 +1,43 @@
 """Statements that are run for every call: SQLAlchemy writes each once for a kind of database, and
-from then on the driver runs it, without what SQLAlchemy does around each execution."""
+from then on the driver runs it, without what SQLAlchemy does around each execution.
+"""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from pydantic_core import to_json
 from sqlalchemy import (
+    BindParameter,
     ClauseElement,
     ColumnElement,
     Connection,
+    String,
     Table,
     Text,
     bindparam,
     cast,
     column,
+    exc,
     func,
     insert,
     select,
 )
 from sqlalchemy.dialects.postgresql import JSON
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import TypeEngine
 
-_PARAMSTYLES = {"sqlite": "qmark", "postgresql": "format"}
 _LONGEST_LIST = 512
 
 Row = tuple[Any, ...]
-_Arguments = Callable[[Mapping[str, Any]], Sequence[Any]]
 
 
 class Prepared:
     """A statement that is run often, in a transaction that has begun. Its parameters are named by
-    `bindparam`; one that is a list (`expanding`) is filled up to a power of two with its last element,
-    so that few lengths are ever written."""
+    `bindparam`, and both drivers take them by these names."""
 
     def __init__(self, statement: ClauseElement) -> None:
         self._statement = statement
-        self._written: dict[tuple[str, int], tuple[str, _Arguments]] = {}
+        self._written: dict[str, str] = {}
 
     def rows(self, connection: Connection, **values: Any) -> list[Row]:  # noqa: ANN401 - of columns
         """Runs it; returns the rows that it gives.
@@ -45,69 +45,87 @@ class Prepared:
         Raises:
             sqlalchemy.exc.DBAPIError: as `Connection.execute`.
         """
-        rows: list[Row] = self._run(connection, values).fetchall()
+        rows: list[Row] = _run(connection, self._sql(connection), values).fetchall()
         return rows
 
     def one(self, connection: Connection, **values: Any) -> Row | None:  # noqa: ANN401
         """Runs it; returns the first row, or None."""
-        row: Row | None = self._run(connection, values).fetchone()
+        row: Row | None = _run(connection, self._sql(connection), values).fetchone()
         return row
 
     def run(self, connection: Connection, **values: Any) -> None:  # noqa: ANN401
         """Runs it, and asks for nothing back."""
-        self._run(connection, values)
+        _run(connection, self._sql(connection), values)
 
     def run_each(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
         """Runs it for each of some rows of values."""
         if not rows:
             return
-        sql, arguments = self._write(connection, 0)
+        sql = self._sql(connection)
         driver: Any = connection.connection.driver_connection
         try:
-            driver.cursor().executemany(sql, [arguments(row) for row in rows])
+            driver.cursor().executemany(sql, rows)
         except connection.dialect.loaded_dbapi.Error as error:
             raise _translated(connection, sql, error) from error
 
-    def _run(self, connection: Connection, values: dict[str, Any]) -> Any:  # noqa: ANN401 - a DBAPI cursor
-        length = 0
-        for name, value in values.items():
-            if type(value) is list:
-                values[name] = value = _filled_up(value)
-                length = len(value)
-        sql, arguments = self._write(connection, length)
-        driver: Any = connection.connection.driver_connection
-        try:
-            return driver.execute(sql, arguments(values))
-        except connection.dialect.loaded_dbapi.Error as error:
-            raise _translated(connection, sql, error) from error
+    def _sql(self, connection: Connection) -> str:
+        dialect = connection.dialect
+        sql = self._written.get(dialect.name)
+        if sql is None:
+            sql = self._written[dialect.name] = str(self._statement.compile(dialect=dialect))
+        return sql
 
-    def _write(self, connection: Connection, length: int) -> tuple[str, _Arguments]:
-        key = (connection.dialect.name, length)
-        written = self._written.get(key)
-        if written is None:
-            written = self._written[key] = self._written_anew(connection, length)
-        return written
 
-    def _written_anew(self, connection: Connection, length: int) -> tuple[str, _Arguments]:
-        dialect = type(connection.dialect)(paramstyle=_PARAMSTYLES[connection.dialect.name])  # type: ignore[call-arg]
-        compiled: Any = self._statement.compile(dialect=dialect)
-        names: list[str] = list(compiled.positiontup)
-        if not length:
-            return str(compiled), lambda values: [values[name] for name in names]
-        lists = {name for name, bind in compiled.binds.items() if bind.expanding}
-        parameters = {name: [None] * length if name in lists else None for name in compiled.binds}
-        sql = compiled.construct_expanded_state(parameters).statement
+class PreparedForList:
+    """A statement that is run for the elements of a list at once, such as those of an `IN`. A list is
+    filled up to a power of two with its last element, so that few lengths are ever written.
 
-        def flat(values: Mapping[str, Any]) -> Sequence[Any]:
-            found: list[Any] = []
-            for name in names:
-                if name in lists:
-                    found += values[name]
-                else:
-                    found.append(values[name])
-            return found
+    Args:
+        of: Writes it, with what stands for each of the elements.
+        type_: The elements' type.
+    """
 
-        return sql, flat
+    def __init__(
+        self,
+        of: Callable[[Sequence[BindParameter[Any]]], ClauseElement],
+        type_: type[TypeEngine[Any]] = String,
+    ) -> None:
+        self._of = of
+        self._type = type_
+        self._written: dict[int, Prepared] = {}
+
+    def rows(
+        self,
+        connection: Connection,
+        elements: Sequence[Any],
+        **values: Any,  # noqa: ANN401 - of columns
+    ) -> list[Row]:
+        """Runs it; returns the rows that it gives.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: as `Connection.execute`.
+        """
+        found: list[Row] = []
+        for start in range(0, len(elements), _LONGEST_LIST):
+            statement, named = self._for(elements[start : start + _LONGEST_LIST])
+            found += statement.rows(connection, **named, **values)
+        return found
+
+    def run(self, connection: Connection, elements: Sequence[Any]) -> None:
+        """Runs it, and asks for nothing back."""
+        for start in range(0, len(elements), _LONGEST_LIST):
+            statement, named = self._for(elements[start : start + _LONGEST_LIST])
+            statement.run(connection, **named)
+
+    def _for(self, elements: Sequence[Any]) -> tuple[Prepared, dict[str, Any]]:
+        filled_up = list(elements)
+        missing = (1 << (len(elements) - 1).bit_length()) - len(elements)
+        filled_up += filled_up[-1:] * missing
+        statement = self._written.get(len(filled_up))
+        if statement is None:
+            named = [bindparam(f"element_{n}", type_=self._type) for n in range(len(filled_up))]
+            statement = self._written[len(filled_up)] = Prepared(self._of(named))
+        return statement, {f"element_{n}": element for n, element in enumerate(filled_up)}
 
 
 Values = Mapping[str, ColumnElement[Any]]
@@ -170,30 +188,23 @@ def pipelined(connection: Connection) -> Iterator[None]:
         raise _translated(connection, "a pipeline", error) from error
 
 
-def in_parts(values: Sequence[Any]) -> Iterable[list[Any]]:
-    """A list cut into parts that one statement can take."""
-    for start in range(0, len(values), _LONGEST_LIST):
-        yield list(values[start : start + _LONGEST_LIST])
+def _run(connection: Connection, sql: str, values: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a DBAPI cursor
+    driver: Any = connection.connection.driver_connection
+    try:
+        return driver.execute(sql, values)
+    except connection.dialect.loaded_dbapi.Error as error:
+        raise _translated(connection, sql, error) from error
 
 
-def _filled_up(values: list[Any]) -> list[Any]:
-    missing = (1 << (len(values) - 1).bit_length()) - len(values)
-    return values + values[-1:] * missing if missing else values
-
-
-def _translated(connection: Connection, sql: str, error: Exception) -> BaseException:
+def _translated(connection: Connection, sql: str, error: Exception) -> exc.DBAPIError:
     """A driver's error as SQLAlchemy would raise it, with the connection thrown away that it broke."""
     dbapi: Any = connection.dialect.loaded_dbapi
     driver: Any = connection.connection.driver_connection
     broken = connection.dialect.is_disconnect(dbapi.Error(str(error)), driver, None)
     if broken:
         connection.invalidate(error)
-    return DBAPIError.instance(
-        sql,
-        None,
-        error,
-        dbapi.Error,
-        hide_parameters=True,
-        connection_invalidated=broken,
-        dialect=connection.dialect,
+    kinds = [getattr(exc, kind.__name__, None) for kind in type(error).__mro__]
+    kind = next(
+        (k for k in kinds if k is not None and issubclass(k, exc.DBAPIError)), exc.DBAPIError
     )
+    return kind(sql, None, error, hide_parameters=True, connection_invalidated=broken)

@@ -1,10 +1,17 @@
 """The tables. A call's truth is its `document`, what `signaling.calls.rules` returned; the other columns
-of its row exist to be searched. Times are Unix milliseconds."""
+of its row exist to be searched. Times are Unix milliseconds. `migrate` brings a database to them, with
+Alembic.
+"""
 
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Engine,
     ForeignKey,
     Index,
     Integer,
@@ -13,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData(
@@ -235,3 +243,21 @@ signing_keys = Table(
     Column("private_key", Text, nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
 )
+
+_LOCK = 0x62656C6C
+"""Of PostgreSQL's advisory locks, the one that relays take to migrate one after the other."""
+
+
+def migrate(engine: Engine) -> None:
+    """Runs the migrations that the database lacks."""
+    configuration = Config()
+    configuration.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
+            connection.commit()
+        configuration.attributes["connection"] = connection
+        command.upgrade(configuration, "head")
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _LOCK})
+            connection.commit()

@@ -1,22 +1,44 @@
-"""The rules of a call: whatever moves a user's or a call's state lives here.
+"""The rules of a call: who may do what in which state, what comes of it, and who wins a race.
 
-`apply` takes a call and a command and returns the changed call and the notices owed for it. It
-knows no clock, no device but those named to it, and not on which side it runs: the relay stores
-what it returns, the agent and the tests ask it the same questions.
+States. A call is ringing until somebody answers, then open, and ends once. Each of its users has a
+state of its own: Inviting, NotYetReceived and Received are *pending*, invited without an answer;
+Accepted is in the call; Rejected, Canceled, Timeout and Quit are out of it.
 
-A user's state moves by `TRANSITIONS` alone. Then `_settle` looks at the whole call: in common mode
-a call whose invitations are over, with fewer than two parties left, has ended; and who is still
-invited when the last party has gone is cancelled. An advanced call lives until somebody in it ends
-it. Repeating an operation from the same device changes nothing and is no error; everything else
-that the table does not hold is refused.
+What moves them. A command (`signaling.calls.commands`) says who does what, on which device, when.
 
-A call on its way from one state to the next, and the notices that are owed for it.
+    who                              may                               while
+    somebody invited                 received, accept, reject, ignore  pending, and in time
+    the caller, or a server for it   cancel                            the call rings
+    somebody in the call             quit; message
+    ... of an advanced call          invite, end
+    anybody, of an advanced call     join                              it goes on
+    a server, in nobody's name       cancel; end; message; invite      as above
+    time                             not_received, timeout             pending
 
-`rules` decides which moves are made; here stands what each move means: who hears of it, on which
-devices, and under which event id.
+`TRANSITIONS`, below, says where each of these moves the user it is done to. What it does not hold is
+refused and changes nothing. Doing again what the same device has done is no error and changes nothing.
 
-Invitations: the call that a first one makes, and who is invited into a call under way.
+What ends a call. After each command `_settle` looks at the whole of it. A common call has ended when
+nobody is pending and fewer than two parties are left; when the last party has gone, who is pending
+is cancelled first. An advanced call lives until somebody in it, or a server, ends it, and at most an
+hour (`ABANDONED_AFTER`) after everybody has left. A cancel, or the caller's going offline while it
+rings, ends either.
+
+Who wins a race. Two devices of a user accept at once, or an accept meets a cancel or a time-out: the
+first command wins. It has moved the state, from which the table holds no way for the second: that one
+is refused, and its device is told `call.cancelled` (`answered_elsewhere`) or `call.timeout`. Here is
+no tie to break, for `apply` sees one command at a time. Which is first, the database decides: the
+relay settles a command in the transaction that holds the call's row (`push.store.engine.unit_of_work`;
+`SELECT ... FOR UPDATE` in PostgreSQL, the only writer in SQLite), and those that share a transaction
+in the order in which they came. A time-out need not come first: an answer after `expires_at` is too
+late, whether or not the deadline has been carried out.
+
+`apply` and `create_call` return the changed call and the notices owed for it. They know no clock, no
+device but those named to them, and not on which side they run: the relay stores what they return,
+the agent and the tests ask the same.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -71,8 +93,8 @@ from bellwire.signaling.errors import Forbidden, InvalidInput, OperationRefused
 from bellwire.signaling.identifiers import DeviceId, Identity, wire_address
 
 
-class Operation(StrEnum):
-    """What can be done to a call, or to a user's state in it."""
+class Move(StrEnum):
+    """What moves a user's state, or is done to the call as a whole."""
 
     RECEIVED = "received"
     NOT_RECEIVED = "not_received"
@@ -91,18 +113,21 @@ class Operation(StrEnum):
 _PENDING = (UserState.INVITING, UserState.NOT_YET_RECEIVED, UserState.RECEIVED)
 _GONE = (UserState.REJECTED, UserState.CANCELED, UserState.TIMEOUT, UserState.QUIT)
 
-TRANSITIONS: dict[tuple[Operation, UserState], UserState] = {
-    **{(Operation.RECEIVED, state): UserState.RECEIVED for state in _PENDING},
-    (Operation.NOT_RECEIVED, UserState.INVITING): UserState.NOT_YET_RECEIVED,
-    **{(Operation.ACCEPT, state): UserState.ACCEPTED for state in _PENDING},
-    **{(Operation.REJECT, state): UserState.REJECTED for state in _PENDING},
-    **{(Operation.CANCEL, state): UserState.CANCELED for state in _PENDING},
-    **{(Operation.TIMEOUT, state): UserState.TIMEOUT for state in _PENDING},
-    **{(Operation.INVITE, state): UserState.INVITING for state in _GONE},
-    (Operation.JOIN, UserState.QUIT): UserState.ACCEPTED,
-    (Operation.QUIT, UserState.ACCEPTED): UserState.QUIT,
+TRANSITIONS: dict[tuple[Move, UserState], UserState] = {
+    **{(Move.RECEIVED, state): UserState.RECEIVED for state in _PENDING},
+    (Move.NOT_RECEIVED, UserState.INVITING): UserState.NOT_YET_RECEIVED,
+    **{(Move.ACCEPT, state): UserState.ACCEPTED for state in _PENDING},
+    **{(Move.REJECT, state): UserState.REJECTED for state in _PENDING},
+    **{(Move.CANCEL, state): UserState.CANCELED for state in _PENDING},
+    **{(Move.TIMEOUT, state): UserState.TIMEOUT for state in _PENDING},
+    **{(Move.INVITE, state): UserState.INVITING for state in _GONE},
+    (Move.JOIN, UserState.QUIT): UserState.ACCEPTED,
+    (Move.QUIT, UserState.ACCEPTED): UserState.QUIT,
 }
-"""Operation and state of the user it is done to -> the user's new state. What is not here is refused."""
+"""Move and state of the user it is done to -> the user's new state. What is not here is refused."""
+
+ABANDONED_AFTER = timedelta(hours=1)
+"""How long an advanced call that everybody has left waits for somebody to join it again."""
 
 
 @dataclass(slots=True, unsafe_hash=True)  # frozen, it is made eight times slower
@@ -135,9 +160,77 @@ class Outcome:
     notices: tuple[Notice, ...] = ()
 
 
-def devices_of(user: User) -> Recipient:
-    """Who hears of the call for a user: its main device, or all while none has answered."""
-    return Recipient(user.identity, only=None if user.state.pending else user.main_device)
+def apply(call: Call, command: Command) -> Outcome:
+    """The call after the command.
+
+    Raises:
+        OperationRefused: the state of the user or of the call does not allow it.
+        Forbidden: the one who asks is not in the call, or is not its caller.
+        InvalidInput: it asks for what no call can have, such as an eleventh user.
+    """
+    change = _Change(call, command.at)
+    _RULES[type(command)](change, command)
+    _settle(change)
+    return change.outcome()
+
+
+def create_call(new: NewCall) -> Outcome:
+    """The call that a new invitation makes, and its invites.
+
+    Raises:
+        InvalidInput: no invitee, one twice, the caller among them, over 10 users, or a timeout
+            outside 1 to 600 s.
+    """
+    _check_new(new)
+    timeout = timedelta(seconds=new.timeout_s)
+    change = _Change(
+        Call(
+            call_sid=new.call_sid,
+            caller=new.caller,
+            users=_caller(new),
+            created_at=new.at,
+            timeout_s=new.timeout_s,
+            mode=new.mode,
+            call_type=new.call_type,
+            custom_parameters=dict(new.custom_parameters),
+            extended_data=new.extended_data,
+            push=new.push,
+            unreachable=new.unreachable,
+            check_after_s=new.check_after_s,
+        ),
+        new.at,
+    )
+    for invitee in new.invitees:
+        change.invite(_invited(change.call, invitee, new.attestation), timeout)
+    change.tell(
+        [_devices_of(user) for user in change.call.accepted],
+        lambda id_: CallCreated(
+            id=id_,
+            call_sid=new.call_sid,
+            at=new.at,
+            invitees=tuple(
+                TriedInvitee(identity=i.identity, channels=i.channels) for i in new.invitees
+            ),
+            error_invitees=tuple(
+                ErrorInvitee(identity=identity, reason=reason)
+                for identity, reason in new.unreachable
+            ),
+        ),
+    )
+    return change.outcome()
+
+
+def check_inviter(call: Call, command: InviteMore) -> None:
+    """Lets only who is in a call in advanced mode, or a server, invite more.
+
+    Raises:
+        Forbidden: the inviter is nobody of the call.
+        OperationRefused: the call is in common mode or over, or the inviter is not in it.
+    """
+    inviter = None if command.identity is None else _member(call, command.identity)
+    _refuse_unless_advanced(call, Move.INVITE, inviter)
+    if inviter is not None and inviter.state is not UserState.ACCEPTED:
+        raise OperationRefused(Move.INVITE, inviter.state, f"{inviter.identity} is not in the call")
 
 
 def invite_event(call: Call, user: User) -> CallReceived:
@@ -166,276 +259,321 @@ def invite_event(call: Call, user: User) -> CallReceived:
     )
 
 
-class Change:
-    """A call being changed, collecting the notices owed."""
+def _confirm(change: _Change, command: Received) -> None:
+    user = _member(change.call, command.identity)
+    # A device may be slow: that another has answered meanwhile is told to it by call.cancelled.
+    if (
+        user.state in (UserState.RECEIVED, UserState.ACCEPTED)
+        and change.call.state is not CallState.ENDED
+    ):
+        return
+    _refuse_if_late(change.call, user, Move.RECEIVED, command)
+    change.move(user, Move.RECEIVED, attestation=command.attestation)
 
-    def __init__(self, call: Call, at: datetime) -> None:
-        self.call = call
-        self.at = at
-        self._notices: list[Notice] = []
-        self._events = call.events
 
-    def outcome(self) -> Outcome:
-        """What came of it."""
-        if self._events != self.call.events:
-            self.call = replace(self.call, events=self._events)
-        return Outcome(self.call, tuple(self._notices))
+def _answer(change: _Change, command: Accept | Reject) -> None:
+    """Accepts or rejects. The first device to do so wins: another finds the state moved, and is
+    refused by the table. The same one again moves nothing."""
+    user = _member(change.call, command.identity)
+    move = Move.ACCEPT if isinstance(command, Accept) else Move.REJECT
+    answered = UserState.ACCEPTED if isinstance(command, Accept) else UserState.REJECTED
+    if (
+        user.state is answered
+        and user.main_device == command.device
+        and user.invite_id
+        and (change.call.state is not CallState.ENDED or answered is UserState.REJECTED)
+    ):
+        return
+    _refuse_if_late(change.call, user, move, command)
+    change.move(
+        user,
+        move,
+        main_device=command.device,
+        extended_data=command.extended_data,
+        reject_status=command.status if isinstance(command, Reject) else None,
+        attestation=command.attestation,
+        automatic=isinstance(command, Reject) and command.automatic,
+    )
 
-    def member(self, identity: Identity | None) -> User:
-        """The user who asks.
 
-        Raises:
-            Forbidden: nobody in this call has the identity.
-        """
-        user = None if identity is None else self.call.user(identity)
-        if user is None:
-            raise Forbidden(f"{identity} is not in this call")
-        return user
+def _ignore(change: _Change, command: Ignore) -> None:
+    user = _member(change.call, command.identity)
+    _refuse_if_late(change.call, user, Move.IGNORE, command)
+    # What may be silenced is what may be refused; silencing moves nothing.
+    change.next_state(user, Move.REJECT, asked=Move.IGNORE)
 
-    def refuse_unless_advanced(self, operation: Operation, user: User | None) -> None:
-        """Lets only calls in advanced mode that go on pass.
 
-        Raises:
-            OperationRefused: it is another.
-        """
-        if self.call.state is CallState.ENDED:
-            raise OperationRefused(operation, CallState.ENDED, "the call has ended")
-        if self.call.mode is not Mode.ADVANCED:
-            state = self.call.state if user is None else user.state
-            raise OperationRefused(
-                operation, state, f"to {operation} needs a call in advanced mode"
-            )
+def _refuse_if_late(
+    call: Call, user: User, move: Move, command: Received | Accept | Reject | Ignore
+) -> None:
+    """Lets no answer pass after its invitation's end, which may not have been carried out yet."""
+    is_open = call.state is not CallState.ENDED
+    if is_open and user.state.pending and user.expires_at <= command.at:
+        raise OperationRefused(move, UserState.TIMEOUT, "the invitation has run out")
 
-    def tell(self, recipients: Iterable[Recipient], event: Callable[[str], CallEvent]) -> None:
-        """Owes an event to some, or to no device at all: webhooks hear of it all the same. `event`
-        makes it under the call's next event id."""
-        self._notices.append(Notice(event(self._next_id()), tuple(recipients)))
 
-    def tell_as_it_is(self, recipients: tuple[Recipient, ...], event: CallEvent) -> None:
-        """Owes an event that has an id of its own and moves nothing."""
-        self._notices.append(Notice(event, recipients))
-
-    def invite(self, user: User, timeout: timedelta) -> User:
-        """Sends the user its invite, under an id that stays the same for every time it is sent."""
-        check_s = self.call.check_after_s
-        invited = replace(
-            user,
-            state=UserState.INVITING,
-            expires_at=self.at + timeout,
-            invited_at=self.at,
-            check_at=None if check_s is None else self.at + timedelta(seconds=check_s),
-            invite_id=self._next_id(),
-            own_attestation=None,
+def _cancel(change: _Change, command: Cancel) -> None:
+    """The caller withdraws. Too late once somebody has answered: that answer has won."""
+    call = change.call
+    if command.identity is not None and command.identity != call.caller:
+        raise Forbidden("only the caller may cancel a call")
+    if call.cancelled:
+        return
+    if call.state is not CallState.RINGING:
+        raise OperationRefused(
+            Move.CANCEL, call.state, f"a call that is {call.state} cannot be cancelled"
         )
-        if self.call.user(user.identity) is None:
-            self.call = self.call.with_joined(invited)
-        else:
-            self.call = self.call.with_user(invited)
-        self.tell_as_it_is((Recipient(user.identity),), invite_event(self.call, invited))
-        return invited
-
-    def move(
-        self,
-        user: User,
-        operation: Operation,
-        *,
-        asked: Operation | None = None,
-        main_device: DeviceId | None = None,
-        extended_data: str = "",
-        reject_status: RejectStatus | None = None,
-        attestation: Attestation | None = None,
-        automatic: bool = False,
-    ) -> None:
-        """Moves one user by the table, and tells all who are to know. `asked` names the operation
-        in a refusal, where it is not this one; `attestation` is None where it is not the user's own.
-
-        Raises:
-            OperationRefused: the table does not hold it, or the call has ended.
-        """
-        state = self.next_state(user, operation, asked or operation)
-        if state is user.state:
-            return
-        moved = replace(
-            user,
-            state=state,
-            main_device=main_device or user.main_device,
-            extended_data=extended_data or user.extended_data,
-            reject_status=reject_status,
-            own_attestation=attestation,
-        )
-        self.call = self.call.with_user(moved)
-        self._open_by(operation)
-        self._tell_devices(moved, operation, extended_data)
-        self.tell_state_of(moved, extended_data, automatic=automatic)
-
-    def next_state(self, user: User, operation: Operation, asked: Operation) -> UserState:
-        """Where an operation moves a user.
-
-        Raises:
-            OperationRefused: nowhere.
-        """
-        if self.call.state is CallState.ENDED:
-            raise OperationRefused(asked, CallState.ENDED, "the call has ended")
-        state = TRANSITIONS.get((operation, user.state))
-        if state is None:
-            raise OperationRefused(
-                asked, user.state, f"{user.identity} is {user.state} and cannot {asked} now"
-            )
-        return state
-
-    def add(self, user: User, operation: Operation) -> None:
-        """Takes in a user who was not in the call, and tells all."""
-        self.call = self.call.with_joined(user)
-        self._open_by(operation)
-        self.tell_state_of(user, user.extended_data)
-
-    def hand_over(
-        self, user: User, device: DeviceId | None, attestation: Attestation | None
-    ) -> None:
-        """Makes another device of a user in the call its main one, unseen by the other users, who are
-        told only where the relay is now more or less sure that it is the user."""
-        taken = replace(user, main_device=device, own_attestation=attestation)
-        self.call = self.call.with_user(taken)
-        if device != user.main_device:
-            self.tell(
-                [Recipient(user.identity, only=user.main_device, except_device=device)],
-                lambda id_: CallCancelled(
-                    id=id_, call_sid=self.call.call_sid, at=self.at, reason="joined_elsewhere"
-                ),
-            )
-        if attestation is not user.own_attestation:
-            self.tell_state_of(taken)
-
-    def tell_state_of(
-        self, user: User, extended_data: str = "", *, automatic: bool = False
-    ) -> None:
-        """Tells a user's state to all who are to know it."""
-        in_call = user.state is UserState.ACCEPTED
-        self.tell(
-            self._who_learns_of(user),
-            lambda id_: CallUserStateChanged(
-                id=id_,
-                call_sid=self.call.call_sid,
-                at=self.at,
-                identity=user.identity,
-                state=user.state,
-                extended_data=extended_data,
-                reject_status=user.reject_status,
-                attestation=user.own_attestation,
-                main_device=user.main_device if in_call else None,
-                automatic=automatic or None,
-            ),
-        )
-
-    def end(self) -> None:
-        """Ends the call; the states of its users stay."""
-        self.call = replace(self.call, state=CallState.ENDED, abandoned_until=None)
-        self.tell(
-            [
-                devices_of(user)
-                for user in self.call.users
-                if user.state.pending or user.state is UserState.ACCEPTED
-            ],
-            lambda id_: CallEnded(id=id_, call_sid=self.call.call_sid, at=self.at),
-        )
-
-    def _next_id(self) -> str:
-        self._events += 1
-        return f"{self.call.call_sid}-{self._events}"
-
-    def _open_by(self, operation: Operation) -> None:
-        if operation in (Operation.ACCEPT, Operation.JOIN):
-            self.call = replace(self.call, state=CallState.OPEN)
-
-    def _tell_devices(self, user: User, operation: Operation, extended_data: str) -> None:
-        """Tells a user's own devices that they need not ring any more."""
-        reasons: dict[Operation, CancelReason] = {
-            Operation.CANCEL: "cancelled",
-            Operation.ACCEPT: "answered_elsewhere",
-            Operation.REJECT: "rejected_elsewhere",
-        }
-        if operation in reasons:
-            others = user.main_device if operation is not Operation.CANCEL else None
-            self.tell(
-                [Recipient(user.identity, except_device=others)],
-                lambda id_: CallCancelled(
-                    id=id_,
-                    call_sid=self.call.call_sid,
-                    at=self.at,
-                    reason=reasons[operation],
-                    extended_data=extended_data if operation is Operation.CANCEL else "",
-                ),
-            )
-        elif operation is Operation.TIMEOUT:
-            self.tell(
-                [Recipient(user.identity)],
-                lambda id_: CallTimeout(id=id_, call_sid=self.call.call_sid, at=self.at),
-            )
-
-    def _who_learns_of(self, moved: User) -> Iterator[Recipient]:
-        for user in self.call.users:
-            concerned = user.identity == self.call.caller or user.state.pending
-            concerned |= user.state is UserState.ACCEPTED
-            concerned |= user.state is UserState.QUIT and user.identity == moved.identity
-            if concerned:
-                yield devices_of(user)
+    _withdraw(change, command.extended_data)
 
 
-def create_call(new: NewCall) -> Outcome:
-    """The call that a new invitation makes, and its invites.
+def _go_offline(change: _Change, command: GoOffline) -> None:
+    call = change.call
+    caller = None if call.caller is None else call.user(call.caller)
+    if (
+        call.state is not CallState.RINGING
+        or caller is None
+        or caller.identity != command.identity
+        or caller.state is not UserState.ACCEPTED
+    ):
+        return
+    if caller.main_device == command.device or (caller.main_device is None and command.last):
+        _withdraw(change, "")
+
+
+def _withdraw(change: _Change, extended_data: str) -> None:
+    for user in change.call.pending:
+        change.move(user, Move.CANCEL, extended_data=extended_data)
+    change.call = replace(change.call, cancelled=True)
+    change.end()
+
+
+def _expire(change: _Change, command: Expire) -> None:
+    """Time passes. Who has answered before is no longer pending, and keeps the answer."""
+    call = change.call
+    if call.state is CallState.ENDED:
+        return
+    for user in call.pending:
+        if user.expires_at <= command.at:
+            change.move(user, Move.TIMEOUT)
+        elif user.state is UserState.INVITING and user.check_at and user.check_at <= command.at:
+            change.move(user, Move.NOT_RECEIVED)
+    if call.abandoned_until is not None and call.abandoned_until <= command.at:
+        change.end()
+
+
+def _invite_more(change: _Change, command: InviteMore) -> None:
+    """Invites those who are neither in the call nor invited.
 
     Raises:
-        InvalidInput: no invitee, one twice, the caller among them, over 10 users, or a timeout
-            outside 1 to 600 s.
+        Forbidden, OperationRefused: as `check_inviter`.
+        InvalidInput: there is no room for so many.
     """
-    _check(new)
-    timeout = timedelta(seconds=new.timeout_s)
-    change = Change(
-        Call(
-            call_sid=new.call_sid,
-            caller=new.caller,
-            users=_caller(new),
-            created_at=new.at,
-            timeout_s=new.timeout_s,
-            mode=new.mode,
-            call_type=new.call_type,
-            custom_parameters=dict(new.custom_parameters),
-            extended_data=new.extended_data,
-            push=new.push,
-            unreachable=new.unreachable,
-            check_after_s=new.check_after_s,
-        ),
-        new.at,
-    )
-    for invitee in new.invitees:
-        change.invite(_invited(change.call, invitee, new.attestation), timeout)
-    change.tell(
-        [devices_of(user) for user in change.call.accepted],
-        lambda id_: CallCreated(
-            id=id_,
-            call_sid=new.call_sid,
-            at=new.at,
-            invitees=tuple(
-                TriedInvitee(identity=i.identity, channels=i.channels) for i in new.invitees
-            ),
-            error_invitees=tuple(
-                ErrorInvitee(identity=identity, reason=reason)
-                for identity, reason in new.unreachable
-            ),
-        ),
-    )
-    return change.outcome()
+    check_inviter(change.call, command)
+    call = change.call
+    known = {user.identity for user in call.users}
+    new = [i.identity for i in command.invitees if i.identity not in known]
+    _check_room([i.identity for i in command.invitees], others=0)
+    if new:
+        _check_room(new, others=len(known))
+    _check_timeout(command.timeout_s)
+    change.call = replace(call, unreachable=_unreachable(call, command))
+    for invitee in command.invitees:
+        user = change.call.user(invitee.identity)
+        if user is None or (Move.INVITE, user.state) in TRANSITIONS:
+            invited = change.invite(
+                replace(_invited(call, invitee, command.attestation), invited_by=command.identity),
+                timedelta(seconds=command.timeout_s),
+            )
+            change.tell_state_of(invited)
 
 
-def _check(new: NewCall) -> None:
+def _unreachable(call: Call, command: InviteMore) -> tuple[tuple[Identity, Unreachable], ...]:
+    """Who could not be invited, so far: who now can be is no longer among them."""
+    reached = {invitee.identity for invitee in command.invitees}
+    found = {**dict(call.unreachable), **dict(command.unreachable)}
+    return tuple((identity, why) for identity, why in found.items() if identity not in reached)
+
+
+def _join(change: _Change, command: Join) -> None:
+    call = change.call
+    user = call.user(command.identity)
+    if user is not None and user.state is UserState.ACCEPTED and call.state is not CallState.ENDED:
+        if _takes_over(user, command):
+            change.hand_over(user, command.device, command.attestation)
+        return
+    if user is None and call.mode is Mode.COMMON:
+        raise Forbidden(f"{command.identity} is not in this call")
+    _refuse_unless_advanced(call, Move.JOIN, user)
+    if user is not None:
+        change.move(
+            replace(user, main_device=None),  # it comes back on another, or on none that is named
+            Move.JOIN,
+            main_device=command.device,
+            extended_data=command.extended_data,
+            attestation=command.attestation,
+        )
+        return
+    _check_room([command.identity], others=len(call.users))
+    joined = User(
+        command.identity,
+        UserState.ACCEPTED,
+        command.at,
+        command.device,
+        command.extended_data,
+        own_attestation=command.attestation,
+    )
+    change.add(joined, Move.JOIN)
+
+
+def _takes_over(user: User, command: Join) -> bool:
+    """Whether a join moves a user who is in the call: to another device, or to itself, where a server
+    had put it into the call. A server that names the device that is there already moves nothing."""
+    if command.device != user.main_device:
+        return command.device is not None
+    itself = command.attestation is Attestation.FULL
+    return itself and user.own_attestation is not Attestation.FULL
+
+
+def _quit(change: _Change, command: Quit | End) -> None:
+    user = _member(change.call, command.identity)
+    if user.state is UserState.QUIT:
+        return
+    change.move(
+        user,
+        Move.QUIT,
+        asked=Move.END if isinstance(command, End) else Move.QUIT,
+        # The device whose audio runs stays the main one, so that it hears of the hang-up.
+        main_device=user.main_device or command.device,
+        extended_data=command.extended_data,
+        attestation=command.attestation,
+    )
+
+
+def _end(change: _Change, command: End) -> None:
+    if command.identity is None:
+        if change.call.state is not CallState.ENDED:
+            change.end()
+        return
+    if change.call.mode is Mode.COMMON:
+        _quit(change, command)
+        return
+    user = _member(change.call, command.identity)
+    if user.state is not UserState.ACCEPTED:
+        raise OperationRefused(
+            Move.END, user.state, f"{user.identity} is {user.state}, not in the call"
+        )
+    if change.call.state is not CallState.ENDED:
+        change.end()
+
+
+def _say(change: _Change, command: Say) -> None:
+    call = change.call
+    sender = None if command.identity is None else _member(change.call, command.identity)
+    meant = (
+        None if command.to is None else [_member(change.call, identity) for identity in command.to]
+    )
+    if call.state is CallState.ENDED:
+        raise OperationRefused(Move.MESSAGE, CallState.ENDED, "the call has ended")
+    parties = [*call.pending, *call.accepted]
+    if sender is not None and sender not in parties:
+        raise OperationRefused(
+            Move.MESSAGE, sender.state, f"{sender.identity} is {sender.state}, not in the call"
+        )
+    listeners = [u for u in (parties if meant is None else meant) if u in parties and u != sender]
+    if not listeners:
+        raise OperationRefused(Move.MESSAGE, call.state, "nobody is there to hear it")
+    change.tell_as_it_is(
+        tuple(_devices_of(user) for user in listeners),
+        CallMessage(
+            id=f"{call.call_sid}-{command.voice_event_sid}",
+            call_sid=call.call_sid,
+            at=command.at,
+            from_=None if sender is None else wire_address(sender.identity),
+            message_type=command.message_type,
+            content_type=command.content_type,
+            content=command.content,
+            voice_event_sid=command.voice_event_sid,
+            attestation=None if sender is None else command.attestation,
+        ),
+    )
+
+
+_RULES: dict[type[Command], Callable[[_Change, Any], None]] = {
+    Expire: _expire,
+    Cancel: _cancel,
+    GoOffline: _go_offline,
+    Received: _confirm,
+    Accept: _answer,
+    Reject: _answer,
+    Ignore: _ignore,
+    InviteMore: _invite_more,
+    Join: _join,
+    Quit: _quit,
+    End: _end,
+    Say: _say,
+}
+
+
+def _settle(change: _Change) -> None:
+    call = change.call
+    if call.state is CallState.ENDED:
+        return
+    if call.mode is Mode.ADVANCED:
+        _watch_over(change)
+        return
+    if call.caller is not None and not call.accepted:
+        for user in call.pending:
+            change.move(user, Move.CANCEL)
+    # A server that calls on nobody's behalf is a party that cannot hang up.
+    parties = len(change.call.accepted) + (call.caller is None)
+    if not change.call.pending and parties < 2:
+        change.end()
+
+
+def _watch_over(change: _Change) -> None:
+    """Sees to it that an advanced call which everybody has left ends some day."""
+    call = change.call
+    until = None
+    if not call.pending and not call.accepted:
+        until = call.abandoned_until or change.at + ABANDONED_AFTER
+    if until != call.abandoned_until:
+        change.call = replace(call, abandoned_until=until)
+
+
+def _member(call: Call, identity: Identity | None) -> User:
+    """The user who asks, or is named.
+
+    Raises:
+        Forbidden: nobody in this call has the identity.
+    """
+    user = None if identity is None else call.user(identity)
+    if user is None:
+        raise Forbidden(f"{identity} is not in this call")
+    return user
+
+
+def _refuse_unless_advanced(call: Call, move: Move, user: User | None) -> None:
+    """Lets only calls in advanced mode that go on pass.
+
+    Raises:
+        OperationRefused: it is another.
+    """
+    if call.state is CallState.ENDED:
+        raise OperationRefused(move, CallState.ENDED, "the call has ended")
+    if call.mode is not Mode.ADVANCED:
+        state = call.state if user is None else user.state
+        raise OperationRefused(move, state, f"to {move} needs a call in advanced mode")
+
+
+def _check_new(new: NewCall) -> None:
     identities = [invitee.identity for invitee in new.invitees]
     if new.caller in identities or any(new.caller == missed for missed, _ in new.unreachable):
         raise InvalidInput(f"{new.caller} cannot call itself")
-    check_room(identities, others=int(new.caller is not None))
+    _check_room(identities, others=int(new.caller is not None))
     _check_timeout(new.timeout_s)
 
 
-def check_room(identities: list[Identity], *, others: int) -> None:
+def _check_room(identities: list[Identity], *, others: int) -> None:
     """Refuses more users than a call has room for beside `others`, nobody, and one twice.
 
     Raises:
@@ -481,320 +619,197 @@ def _invited(call: Call, invitee: Invitee, attestation: Attestation | None) -> U
     )
 
 
-def check_inviter(change: Change, command: InviteMore) -> None:
-    """Lets only who is in a call in advanced mode, or a server, invite more.
+def _devices_of(user: User) -> Recipient:
+    """Who hears of the call for a user: its main device, or all while none has answered."""
+    return Recipient(user.identity, only=None if user.state.pending else user.main_device)
 
-    Raises:
-        Forbidden: the inviter is nobody of the call.
-        OperationRefused: the call is in common mode or over, or the inviter is not in it.
-    """
-    inviter = None if command.identity is None else change.member(command.identity)
-    change.refuse_unless_advanced(Operation.INVITE, inviter)
-    if inviter is not None and inviter.state is not UserState.ACCEPTED:
-        raise OperationRefused(
-            Operation.INVITE, inviter.state, f"{inviter.identity} is not in the call"
+
+class _Change:
+    """A call on its way from one state to the next, and the notices owed for it: who hears of each
+    move, on which devices, under which event id."""
+
+    def __init__(self, call: Call, at: datetime) -> None:
+        self.call = call
+        self.at = at
+        self._notices: list[Notice] = []
+        self._events = call.events
+
+    def outcome(self) -> Outcome:
+        """What came of it."""
+        if self._events != self.call.events:
+            self.call = replace(self.call, events=self._events)
+        return Outcome(self.call, tuple(self._notices))
+
+    def tell(self, recipients: Iterable[Recipient], event: Callable[[str], CallEvent]) -> None:
+        """Owes an event to some, or to no device at all: webhooks hear of it all the same. `event`
+        makes it under the call's next event id."""
+        self._notices.append(Notice(event(self._next_id()), tuple(recipients)))
+
+    def tell_as_it_is(self, recipients: tuple[Recipient, ...], event: CallEvent) -> None:
+        """Owes an event that has an id of its own and moves nothing."""
+        self._notices.append(Notice(event, recipients))
+
+    def invite(self, user: User, timeout: timedelta) -> User:
+        """Sends the user its invite, under an id that stays the same for every time it is sent."""
+        check_s = self.call.check_after_s
+        invited = replace(
+            user,
+            state=UserState.INVITING,
+            expires_at=self.at + timeout,
+            invited_at=self.at,
+            check_at=None if check_s is None else self.at + timedelta(seconds=check_s),
+            invite_id=self._next_id(),
+            own_attestation=None,
         )
+        if self.call.user(user.identity) is None:
+            self.call = self.call.with_joined(invited)
+        else:
+            self.call = self.call.with_user(invited)
+        self.tell_as_it_is((Recipient(user.identity),), invite_event(self.call, invited))
+        return invited
 
+    def move(
+        self,
+        user: User,
+        move: Move,
+        *,
+        asked: Move | None = None,
+        main_device: DeviceId | None = None,
+        extended_data: str = "",
+        reject_status: RejectStatus | None = None,
+        attestation: Attestation | None = None,
+        automatic: bool = False,
+    ) -> None:
+        """Moves one user by the table, and tells all who are to know. `asked` names what was asked for
+        in a refusal, where it is not this one; `attestation` is None where it is not the user's own.
 
-def invite_more(change: Change, command: InviteMore) -> None:
-    """Invites those who are neither in the call nor invited.
+        Raises:
+            OperationRefused: the table does not hold it, or the call has ended.
+        """
+        state = self.next_state(user, move, asked or move)
+        if state is user.state:
+            return
+        moved = replace(
+            user,
+            state=state,
+            main_device=main_device or user.main_device,
+            extended_data=extended_data or user.extended_data,
+            reject_status=reject_status,
+            own_attestation=attestation,
+        )
+        self.call = self.call.with_user(moved)
+        self._open_by(move)
+        self._tell_devices(moved, move, extended_data)
+        self.tell_state_of(moved, extended_data, automatic=automatic)
 
-    Raises:
-        Forbidden, OperationRefused: as `check_inviter`.
-        InvalidInput: there is no room for so many.
-    """
-    check_inviter(change, command)
-    call = change.call
-    known = {user.identity for user in call.users}
-    new = [i.identity for i in command.invitees if i.identity not in known]
-    check_room([i.identity for i in command.invitees], others=0)
-    if new:
-        check_room(new, others=len(known))
-    _check_timeout(command.timeout_s)
-    change.call = replace(call, unreachable=_unreachable(call, command))
-    for invitee in command.invitees:
-        user = change.call.user(invitee.identity)
-        if user is None or (Operation.INVITE, user.state) in TRANSITIONS:
-            invited = change.invite(
-                replace(_invited(call, invitee, command.attestation), invited_by=command.identity),
-                timedelta(seconds=command.timeout_s),
+    def next_state(self, user: User, move: Move, asked: Move) -> UserState:
+        """Where a move takes a user.
+
+        Raises:
+            OperationRefused: nowhere.
+        """
+        if self.call.state is CallState.ENDED:
+            raise OperationRefused(asked, CallState.ENDED, "the call has ended")
+        state = TRANSITIONS.get((move, user.state))
+        if state is None:
+            raise OperationRefused(
+                asked, user.state, f"{user.identity} is {user.state} and cannot {asked} now"
             )
-            change.tell_state_of(invited)
+        return state
 
+    def add(self, user: User, move: Move) -> None:
+        """Takes in a user who was not in the call, and tells all."""
+        self.call = self.call.with_joined(user)
+        self._open_by(move)
+        self.tell_state_of(user, user.extended_data)
 
-def _unreachable(call: Call, command: InviteMore) -> tuple[tuple[Identity, Unreachable], ...]:
-    """Who could not be invited, so far: who now can be is no longer among them."""
-    reached = {invitee.identity for invitee in command.invitees}
-    found = {**dict(call.unreachable), **dict(command.unreachable)}
-    return tuple((identity, why) for identity, why in found.items() if identity not in reached)
+    def hand_over(
+        self, user: User, device: DeviceId | None, attestation: Attestation | None
+    ) -> None:
+        """Makes another device of a user in the call its main one, unseen by the other users, who are
+        told only where the relay is now more or less sure that it is the user."""
+        taken = replace(user, main_device=device, own_attestation=attestation)
+        self.call = self.call.with_user(taken)
+        if device != user.main_device:
+            self.tell(
+                [Recipient(user.identity, only=user.main_device, except_device=device)],
+                lambda id_: CallCancelled(
+                    id=id_, call_sid=self.call.call_sid, at=self.at, reason="joined_elsewhere"
+                ),
+            )
+        if attestation is not user.own_attestation:
+            self.tell_state_of(taken)
 
-
-__all__ = [
-    "ABANDONED_AFTER",
-    "TRANSITIONS",
-    "Notice",
-    "Operation",
-    "Outcome",
-    "Recipient",
-    "apply",
-    "create_call",
-    "invite_event",
-]
-
-ABANDONED_AFTER = timedelta(hours=1)
-"""How long an advanced call that everybody has left waits for somebody to join it again."""
-
-
-def apply(call: Call, command: Command) -> Outcome:
-    """The call after the command.
-
-    Raises:
-        OperationRefused: the state of the user or of the call does not allow it.
-        Forbidden: the one who asks is not in the call, or is not its caller.
-        InvalidInput: it asks for what no call can have, such as an eleventh user.
-    """
-    change = Change(call, command.at)
-    _RULES[type(command)](change, command)
-    _settle(change)
-    return change.outcome()
-
-
-def _expire(change: Change, command: Expire) -> None:
-    call = change.call
-    if call.state is CallState.ENDED:
-        return
-    for user in call.pending:
-        if user.expires_at <= command.at:
-            change.move(user, Operation.TIMEOUT)
-        elif user.state is UserState.INVITING and user.check_at and user.check_at <= command.at:
-            change.move(user, Operation.NOT_RECEIVED)
-    if call.abandoned_until is not None and call.abandoned_until <= command.at:
-        change.end()
-
-
-def _cancel(change: Change, command: Cancel) -> None:
-    call = change.call
-    if command.identity is not None and command.identity != call.caller:
-        raise Forbidden("only the caller may cancel a call")
-    if call.cancelled:
-        return
-    if call.state is not CallState.RINGING:
-        raise OperationRefused(
-            Operation.CANCEL, call.state, f"a call that is {call.state} cannot be cancelled"
+    def tell_state_of(
+        self, user: User, extended_data: str = "", *, automatic: bool = False
+    ) -> None:
+        """Tells a user's state to all who are to know it."""
+        in_call = user.state is UserState.ACCEPTED
+        self.tell(
+            self._who_learns_of(user),
+            lambda id_: CallUserStateChanged(
+                id=id_,
+                call_sid=self.call.call_sid,
+                at=self.at,
+                identity=user.identity,
+                state=user.state,
+                extended_data=extended_data,
+                reject_status=user.reject_status,
+                attestation=user.own_attestation,
+                main_device=user.main_device if in_call else None,
+                automatic=automatic or None,
+            ),
         )
-    _withdraw(change, command.extended_data)
 
-
-def _go_offline(change: Change, command: GoOffline) -> None:
-    call = change.call
-    caller = None if call.caller is None else call.user(call.caller)
-    if (
-        call.state is not CallState.RINGING
-        or caller is None
-        or caller.identity != command.identity
-        or caller.state is not UserState.ACCEPTED
-    ):
-        return
-    if caller.main_device == command.device or (caller.main_device is None and command.last):
-        _withdraw(change, "")
-
-
-def _withdraw(change: Change, extended_data: str) -> None:
-    for user in change.call.pending:
-        change.move(user, Operation.CANCEL, extended_data=extended_data)
-    change.call = replace(change.call, cancelled=True)
-    change.end()
-
-
-def _confirm(change: Change, command: Received) -> None:
-    user = change.member(command.identity)
-    # A device may be slow: that another has answered meanwhile is told to it by call.cancelled.
-    if (
-        user.state in (UserState.RECEIVED, UserState.ACCEPTED)
-        and change.call.state is not CallState.ENDED
-    ):
-        return
-    _refuse_if_late(change.call, user, Operation.RECEIVED, command)
-    change.move(user, Operation.RECEIVED, attestation=command.attestation)
-
-
-def _answer(change: Change, command: Accept | Reject) -> None:
-    user = change.member(command.identity)
-    operation = Operation.ACCEPT if isinstance(command, Accept) else Operation.REJECT
-    answered = UserState.ACCEPTED if isinstance(command, Accept) else UserState.REJECTED
-    if (
-        user.state is answered
-        and user.main_device == command.device
-        and user.invite_id
-        and (change.call.state is not CallState.ENDED or answered is UserState.REJECTED)
-    ):
-        return
-    _refuse_if_late(change.call, user, operation, command)
-    change.move(
-        user,
-        operation,
-        main_device=command.device,
-        extended_data=command.extended_data,
-        reject_status=command.status if isinstance(command, Reject) else None,
-        attestation=command.attestation,
-        automatic=isinstance(command, Reject) and command.automatic,
-    )
-
-
-def _ignore(change: Change, command: Ignore) -> None:
-    user = change.member(command.identity)
-    _refuse_if_late(change.call, user, Operation.IGNORE, command)
-    # What may be silenced is what may be refused; silencing moves nothing.
-    change.next_state(user, Operation.REJECT, asked=Operation.IGNORE)
-
-
-def _refuse_if_late(
-    call: Call, user: User, operation: Operation, command: Received | Accept | Reject | Ignore
-) -> None:
-    is_open = call.state is not CallState.ENDED
-    if is_open and user.state.pending and user.expires_at <= command.at:
-        raise OperationRefused(operation, UserState.TIMEOUT, "the invitation has run out")
-
-
-def _join(change: Change, command: Join) -> None:
-    call = change.call
-    user = call.user(command.identity)
-    if user is not None and user.state is UserState.ACCEPTED and call.state is not CallState.ENDED:
-        if _takes_over(user, command):
-            change.hand_over(user, command.device, command.attestation)
-        return
-    if user is None and call.mode is Mode.COMMON:
-        raise Forbidden(f"{command.identity} is not in this call")
-    change.refuse_unless_advanced(Operation.JOIN, user)
-    if user is not None:
-        change.move(
-            replace(user, main_device=None),  # it comes back on another, or on none that is named
-            Operation.JOIN,
-            main_device=command.device,
-            extended_data=command.extended_data,
-            attestation=command.attestation,
+    def end(self) -> None:
+        """Ends the call; the states of its users stay."""
+        self.call = replace(self.call, state=CallState.ENDED, abandoned_until=None)
+        self.tell(
+            [
+                _devices_of(user)
+                for user in self.call.users
+                if user.state.pending or user.state is UserState.ACCEPTED
+            ],
+            lambda id_: CallEnded(id=id_, call_sid=self.call.call_sid, at=self.at),
         )
-        return
-    check_room([command.identity], others=len(call.users))
-    joined = User(
-        command.identity,
-        UserState.ACCEPTED,
-        command.at,
-        command.device,
-        command.extended_data,
-        own_attestation=command.attestation,
-    )
-    change.add(joined, Operation.JOIN)
 
+    def _next_id(self) -> str:
+        self._events += 1
+        return f"{self.call.call_sid}-{self._events}"
 
-def _takes_over(user: User, command: Join) -> bool:
-    """Whether a join moves a user who is in the call: to another device, or to itself, where a server
-    had put it into the call. A server that names the device that is there already moves nothing."""
-    if command.device != user.main_device:
-        return command.device is not None
-    itself = command.attestation is Attestation.FULL
-    return itself and user.own_attestation is not Attestation.FULL
+    def _open_by(self, move: Move) -> None:
+        if move in (Move.ACCEPT, Move.JOIN):
+            self.call = replace(self.call, state=CallState.OPEN)
 
+    def _tell_devices(self, user: User, move: Move, extended_data: str) -> None:
+        """Tells a user's own devices that they need not ring any more."""
+        reasons: dict[Move, CancelReason] = {
+            Move.CANCEL: "cancelled",
+            Move.ACCEPT: "answered_elsewhere",
+            Move.REJECT: "rejected_elsewhere",
+        }
+        if move in reasons:
+            others = user.main_device if move is not Move.CANCEL else None
+            self.tell(
+                [Recipient(user.identity, except_device=others)],
+                lambda id_: CallCancelled(
+                    id=id_,
+                    call_sid=self.call.call_sid,
+                    at=self.at,
+                    reason=reasons[move],
+                    extended_data=extended_data if move is Move.CANCEL else "",
+                ),
+            )
+        elif move is Move.TIMEOUT:
+            self.tell(
+                [Recipient(user.identity)],
+                lambda id_: CallTimeout(id=id_, call_sid=self.call.call_sid, at=self.at),
+            )
 
-def _quit(change: Change, command: Quit | End) -> None:
-    user = change.member(command.identity)
-    if user.state is UserState.QUIT:
-        return
-    change.move(
-        user,
-        Operation.QUIT,
-        asked=Operation.END if isinstance(command, End) else Operation.QUIT,
-        # The device whose audio runs stays the main one, so that it hears of the hang-up.
-        main_device=user.main_device or command.device,
-        extended_data=command.extended_data,
-        attestation=command.attestation,
-    )
-
-
-def _end(change: Change, command: End) -> None:
-    if command.identity is None:
-        if change.call.state is not CallState.ENDED:
-            change.end()
-        return
-    if change.call.mode is Mode.COMMON:
-        _quit(change, command)
-        return
-    user = change.member(command.identity)
-    if user.state is not UserState.ACCEPTED:
-        raise OperationRefused(
-            Operation.END, user.state, f"{user.identity} is {user.state}, not in the call"
-        )
-    if change.call.state is not CallState.ENDED:
-        change.end()
-
-
-def _say(change: Change, command: Say) -> None:
-    call = change.call
-    sender = None if command.identity is None else change.member(command.identity)
-    meant = None if command.to is None else [change.member(identity) for identity in command.to]
-    if call.state is CallState.ENDED:
-        raise OperationRefused(Operation.MESSAGE, CallState.ENDED, "the call has ended")
-    parties = [*call.pending, *call.accepted]
-    if sender is not None and sender not in parties:
-        raise OperationRefused(
-            Operation.MESSAGE, sender.state, f"{sender.identity} is {sender.state}, not in the call"
-        )
-    listeners = [u for u in (parties if meant is None else meant) if u in parties and u != sender]
-    if not listeners:
-        raise OperationRefused(Operation.MESSAGE, call.state, "nobody is there to hear it")
-    change.tell_as_it_is(
-        tuple(devices_of(user) for user in listeners),
-        CallMessage(
-            id=f"{call.call_sid}-{command.voice_event_sid}",
-            call_sid=call.call_sid,
-            at=command.at,
-            from_=None if sender is None else wire_address(sender.identity),
-            message_type=command.message_type,
-            content_type=command.content_type,
-            content=command.content,
-            voice_event_sid=command.voice_event_sid,
-            attestation=None if sender is None else command.attestation,
-        ),
-    )
-
-
-_RULES: dict[type[Command], Callable[[Change, Any], None]] = {
-    Expire: _expire,
-    Cancel: _cancel,
-    GoOffline: _go_offline,
-    Received: _confirm,
-    Accept: _answer,
-    Reject: _answer,
-    Ignore: _ignore,
-    InviteMore: invite_more,
-    Join: _join,
-    Quit: _quit,
-    End: _end,
-    Say: _say,
-}
-
-
-def _settle(change: Change) -> None:
-    call = change.call
-    if call.state is CallState.ENDED:
-        return
-    if call.mode is Mode.ADVANCED:
-        _watch_over(change)
-        return
-    if call.caller is not None and not call.accepted:
-        for user in call.pending:
-            change.move(user, Operation.CANCEL)
-    # A server that calls on nobody's behalf is a party that cannot hang up.
-    parties = len(change.call.accepted) + (call.caller is None)
-    if not change.call.pending and parties < 2:
-        change.end()
-
-
-def _watch_over(change: Change) -> None:
-    """Sees to it that an advanced call which everybody has left ends some day."""
-    call = change.call
-    until = None
-    if not call.pending and not call.accepted:
-        until = call.abandoned_until or change.at + ABANDONED_AFTER
-    if until != call.abandoned_until:
-        change.call = replace(call, abandoned_until=until)
+    def _who_learns_of(self, moved: User) -> Iterator[Recipient]:
+        for user in self.call.users:
+            concerned = user.identity == self.call.caller or user.state.pending
+            concerned |= user.state is UserState.ACCEPTED
+            concerned |= user.state is UserState.QUIT and user.identity == moved.identity
+            if concerned:
+                yield _devices_of(user)

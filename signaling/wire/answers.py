@@ -1,6 +1,6 @@
 """What the relay answers, over HTTP and MQTT alike. Clients must ignore members they do not know."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -47,9 +47,10 @@ class CallAnswer(_Answer):
     error_invitees: tuple[ErrorInvitee, ...] = ()
 
     @classmethod
-    def of(cls, call: Call) -> "CallAnswer":
-        """The answer that shows this call."""
+    def of(cls, call: Call, **more: str) -> Self:
+        """The answer that shows this call, and what else it says."""
         return cls(
+            **more,
             call_sid=call.call_sid,
             state=call.state,
             mode=call.mode,

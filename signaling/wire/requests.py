@@ -1,38 +1,20 @@
-"""What a client may ask: the bodies of HTTP requests and the documents of MQTT requests."""
+"""What servers ask of a relay beside calls, over HTTP: devices, groups, access tokens and API keys. What
+is asked of calls stands in `operations`."""
 
-import json
 import re
-from enum import StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Discriminator,
     Field,
-    JsonValue,
-    Tag,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from bellwire.signaling.calls.calls import MAX_USERS, CallType, Mode, RejectStatus
 from bellwire.signaling.identifiers import ChannelKind, DeviceIdField, GroupNameField, IdentityField
-from bellwire.signaling.params import CustomParameters
 from bellwire.signaling.tokens import Scope
-from bellwire.signaling.wire.media import MEDIA_MESSAGE_TYPE, Sdp
 
-DEFAULT_TIMEOUT_S = 60
-EXTENDED_DATA_MAX_LENGTH = 4096
-
-MESSAGE_LIMIT_BYTES = 4096
-"""Of a message's content as JSON, so that its event fits every channel that carries it."""
-
-MEDIA_LIMIT_BYTES = 8192
-"""Of one of type `media`: room for a session description whose every character JSON escapes."""
-
-_MESSAGE_MAX_DEPTH = 32
 _APNS_TOKEN = re.compile(r"[0-9A-Fa-f]{32,200}")
 
 MAX_GROUP_MEMBERS = 256
@@ -42,31 +24,6 @@ PUSH_KINDS = ("apns", "fcm")
 """Kinds of channels that name an app."""
 
 App = Annotated[str, Field(max_length=256)]
-Automatic = Annotated[
-    bool | None, Field(description="whether a device does it by itself, without its user")
-]
-ExtendedData = Annotated[str, Field(max_length=EXTENDED_DATA_MAX_LENGTH)]
-Timeout = Annotated[float, Field(strict=True, ge=1, le=600, description="seconds")]
-VoiceEventSid = Annotated[
-    str, Field(pattern="^KX[0-9a-f]{32}$", description="`KX` and 32 hex digits, made by the sender")
-]
-
-
-class FeedbackIssue(StrEnum):
-    """What was wrong with a call (seed 003, postFeedback)."""
-
-    DROPPED_CALL = "dropped-call"
-    AUDIO_LATENCY = "audio-latency"
-    ONE_WAY_AUDIO = "one-way-audio"
-    CHOPPY_AUDIO = "choppy-audio"
-    NOISY_CALL = "noisy-call"
-    ECHO = "echo"
-
-
-def _each_once(identities: list[str]) -> list[str]:
-    if len(set(identities)) < len(identities):
-        raise ValueError("an identity stands twice")
-    return identities
 
 
 class Request(BaseModel):
@@ -75,171 +32,11 @@ class Request(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class PushRequest(Request):
-    """The text that a push notification may show beside the call."""
-
-    title: Annotated[str, Field(max_length=256)] | None = None
-    content: Annotated[str, Field(max_length=1024)] | None = None
-    payload: Annotated[str, Field(max_length=4096)] | None = None
-
-
-class GroupReference(Request):
-    """All members of a named group but the caller."""
-
-    group: GroupNameField
-
-
-def _kind_of_receiver(to: object) -> str:
-    return "group" if isinstance(to, dict | GroupReference) else "identities"
-
-
-class InviteRequest(Request):
-    """A call to be made. `from` is who calls: absent, a token's own identity, or nobody for an API key."""
-
-    from_: IdentityField | None = Field(default=None, alias="from")
-    to: Annotated[
-        Annotated[list[IdentityField], Field(min_length=1, max_length=MAX_USERS), Tag("identities")]
-        | Annotated[GroupReference, Tag("group")],
-        Discriminator(_kind_of_receiver),
-    ]
-    mode: Mode = Mode.COMMON
-    call_type: CallType = CallType.AUDIO
-    timeout: Timeout = DEFAULT_TIMEOUT_S
-    custom_parameters: CustomParameters = Field(default_factory=dict)
-    push: PushRequest = Field(default_factory=PushRequest)
-    extended_data: ExtendedData = ""
-    check_not_received: Annotated[
-        bool, Field(description="tell which invitees have not got the invite within seconds")
-    ] = False
-
-    @field_validator("to", mode="after")
-    @classmethod
-    def _refuse_repeats(cls, to: list[str] | GroupReference) -> list[str] | GroupReference:
-        return _each_once(to) if isinstance(to, list) else to
-
-    @model_validator(mode="after")
-    def _refuse_oneself(self) -> Self:
-        if isinstance(self.to, list) and self.from_ in self.to:
-            raise ValueError(f"{self.from_} cannot call itself")
-        return self
-
-
-class _AsWhom(Request):
-    """Who does the operation. A token's own identity and device may be left out; a server names them."""
-
-    identity: IdentityField | None = None
-    device_id: DeviceIdField | None = None
-
-
-class OperationRequest(_AsWhom):
-    """An operation on a call, and the data that it carries to those who learn of it."""
-
-    extended_data: ExtendedData = ""
-
-
-class ReceivedFields(Request):
-    """Which of the device's channels the invite arrived over; a push channel (`apns`, `fcm`) names
-    its app too. It tells how long invites take."""
-
-    channel: ChannelKind | None = None
-    app: App | None = None
-
-    @model_validator(mode="after")
-    def _name_one_channel(self) -> Self:
-        if self.channel in PUSH_KINDS and not self.app:
-            raise ValueError(f"a channel of kind {self.channel} needs its app")
-        if self.channel not in PUSH_KINDS and self.app is not None:
-            raise ValueError("an app is named with a channel of kind apns or fcm")
-        return self
-
-
-class ReceivedRequest(ReceivedFields, OperationRequest):
-    """See `ReceivedFields`."""
-
-
-class RejectRequest(OperationRequest):
-    """A rejection and its reason."""
-
-    status: RejectStatus = RejectStatus.REJECTED
-    automatic: Automatic = None
-
-
-class InviteMoreFields(Request):
-    """More invitees for a call in advanced mode, invited by a user who is in it."""
-
-    to: Annotated[list[IdentityField], Field(min_length=1, max_length=MAX_USERS)]
-    timeout: Timeout = DEFAULT_TIMEOUT_S
-
-    @field_validator("to", mode="after")
-    @classmethod
-    def _refuse_repeats(cls, to: list[str]) -> list[str]:
-        return _each_once(to)
-
-
-class InviteMoreRequest(InviteMoreFields, _AsWhom):
-    """See `InviteMoreFields`."""
-
-
-def _depth(content: JsonValue) -> int:
-    inner = content.values() if isinstance(content, dict) else content
-    if isinstance(inner, str | int | float | None):
-        return 0
-    return 1 + max(map(_depth, inner), default=0)
-
-
-class MessageFields(Request):
-    """Something to tell the other parties of a call, or those of them in `to`. Repeated under one
-    `voice_event_sid`, it is heard once."""
-
-    message_type: Annotated[str, Field(min_length=1, max_length=64)] = "user-defined-message"
-    content_type: Literal["application/json"] = "application/json"
-    content: JsonValue
-    to: Annotated[list[IdentityField], Field(min_length=1, max_length=MAX_USERS)] | None = None
-    voice_event_sid: VoiceEventSid | None = None
-
-    @field_validator("to", mode="after")
-    @classmethod
-    def _refuse_repeats(cls, to: list[str] | None) -> list[str] | None:
-        return None if to is None else _each_once(to)
-
-    @field_validator("content", mode="after")
-    @classmethod
-    def _bound(cls, content: JsonValue, info: ValidationInfo) -> JsonValue:
-        if content is None:
-            raise ValueError("a message without content says nothing")
-        if _depth(content) > _MESSAGE_MAX_DEPTH:
-            raise ValueError(f"nested over {_MESSAGE_MAX_DEPTH} deep")
-        size = len(json.dumps(content, ensure_ascii=False, allow_nan=False).encode())
-        is_media = info.data.get("message_type") == MEDIA_MESSAGE_TYPE
-        limit = MEDIA_LIMIT_BYTES if is_media else MESSAGE_LIMIT_BYTES
-        if size > limit:
-            raise ValueError(f"{size} bytes of JSON are over the limit of {limit}")
-        return content
-
-
-class MessageRequest(MessageFields, _AsWhom):
-    """See `MessageFields`. A server that names no `identity` speaks for itself."""
-
-
-class FeedbackFields(Request):
-    """How good a call was, from 1 to 5, or None from who declines to say (seed 003, postFeedback)."""
-
-    score: Annotated[int, Field(ge=1, le=5)] | None = None
-    issue: FeedbackIssue | None = None
-
-
-class FeedbackRequest(FeedbackFields, _AsWhom):
-    """See `FeedbackFields`."""
-
-
-class RoomFields(Request):
-    """A user's sound for the room of a call, as an SDP offer with its candidates."""
-
-    sdp: Sdp
-
-
-class RoomRequest(RoomFields, _AsWhom):
-    """See `RoomFields`."""
+def each_once(identities: list[str]) -> list[str]:
+    """The identities, where none stands twice."""
+    if len(set(identities)) < len(identities):
+        raise ValueError("an identity stands twice")
+    return identities
 
 
 class GroupRequest(Request):
@@ -250,7 +47,7 @@ class GroupRequest(Request):
     @field_validator("members", mode="after")
     @classmethod
     def _refuse_repeats(cls, members: list[str]) -> list[str]:
-        return _each_once(members)
+        return each_once(members)
 
 
 class TokenRequest(Request):

@@ -6,7 +6,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.session.session import Session
 from tests.agent.desk import Desk, Exchange, desk_at
 from tests.agent.talking import DESK, FRONT, Talker, talker

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from bellwire.agent.calls.call import CallRecord, CallStatus
-from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.session.address import BrokerAddress
 from bellwire.broker.session.session import Session
 from bellwire.config.agent.panel import PanelSettings

@@ -13,17 +13,17 @@ import numpy as np
 from bellwire.agent.calls.call import Call, CallerInfo, CallStatus
 from bellwire.agent.calls.device import Device
 from bellwire.agent.door.doors import Doors
-from bellwire.agent.door.reports import DoorReports
+from bellwire.agent.door.reports import DoorReporter
 from bellwire.agent.door.wrong_codes import WrongCodes
 from bellwire.agent.fleet.live_settings import LiveSettings
 from bellwire.agent.link import Link
-from bellwire.agent.media.voice import Tone
-from bellwire.agent.station.behaviour import Conduct
+from bellwire.agent.media.sound import Tone
 from bellwire.agent.station.dialling import Dialling
+from bellwire.agent.station.incoming import IncomingCalls
 from bellwire.agent.station.phone import Phone
 from bellwire.config.agent.settings import ConfigurableSettings
 from bellwire.hardware.panel.panel import Panel
-from bellwire.hardware.simulated import SimulatedPins
+from bellwire.hardware.panel.simulated_pins import SimulatedPins
 from bellwire.signaling.calls.events import CallReceived, CallTimeout
 from bellwire.signaling.identifiers import DeviceId, Identity
 from tests.agent.desk import PANEL, Exchange
@@ -62,7 +62,7 @@ class Post:
     device: Device
     panel: Panel
     pins: SimulatedPins
-    conduct: Conduct
+    conduct: IncomingCalls
     phone: Phone
     doors: Doors
     relay: ScriptedRelay
@@ -146,10 +146,10 @@ async def post_at(
         device = Device(Identity("desk"), name, link, now=now, verify_caller=verify)
         panel = Panel(live.now.panel, pin_factory=pins)
         stack.callback(panel.close)
-        conduct = Conduct(live, device, now=now, sleep=time.sleep)
+        conduct = IncomingCalls(live, device, now=now, sleep=time.sleep)
         dialling = Dialling(live, device, sleep=pause)
         phone = Phone(device, panel, conduct, dialling, speaker)
-        door_reports = DoorReports(link)
+        door_reports = DoorReporter(link)
         doors = Doors(
             live,
             device,

@@ -22,7 +22,7 @@ from bellwire.signaling.calls.events import CallEvent, CallReceived, event_docum
 from bellwire.signaling.identifiers import DeviceId, new_call_sid
 from bellwire.signaling.topics import call_topic, presence_topic, request_topic
 from bellwire.signaling.wire.answers import CallAnswer, DeviceResponse, Problem, UserAnswer
-from bellwire.signaling.wire.device_operations import parse_device_operation
+from bellwire.signaling.wire.operations import parse_device_operation
 from tests.broker.running import raw_client
 from tests.system.scene import Record
 

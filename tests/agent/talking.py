@@ -12,11 +12,12 @@ from typing import Any, get_args
 import httpx
 import numpy as np
 
-from bellwire.agent.calls.call import Call, CallEventName, CallStatus
-from bellwire.agent.calls.call_invite import CallInvite
+from bellwire.agent.calls.call import Call, CallStatus
 from bellwire.agent.calls.device import Device
+from bellwire.agent.calls.events import CallEventName
+from bellwire.agent.calls.invite import CallInvite
 from bellwire.agent.link import Link
-from bellwire.agent.media.engine.engine import (
+from bellwire.agent.media.engine.interface import (
     BLOCK_FRAMES,
     Block,
     IceCandidate,
@@ -26,9 +27,8 @@ from bellwire.agent.media.engine.engine import (
     PeerConnection,
     PeerListeners,
 )
-from bellwire.agent.media.media_news import MediaTiming
-from bellwire.agent.media.sound import Sound
-from bellwire.agent.media.voice import AudioDevices, OnBlock, Tone, Voice
+from bellwire.agent.media.peer import MediaTiming
+from bellwire.agent.media.sound import AudioDevices, DeviceSound, OnBlock, Tone, Voice
 from bellwire.broker.session.address import BrokerAddress, parse_broker_url
 from bellwire.config.agent.settings import AgentSettings
 from bellwire.signaling.errors import CallError
@@ -230,7 +230,7 @@ class Talker:
     statuses: Record = field(default_factory=Record)
 
     def __post_init__(self) -> None:
-        self.device.on_incoming(self.invites.note)
+        self.device.on("incoming", self.invites.note)
         self.device.on_change(self._follow)
 
     def _follow(self, call: Call) -> None:
@@ -303,14 +303,14 @@ async def talker(
     board: list[Switchboard] = []
 
     def engine() -> Switchboard:
-        from bellwire.agent.media.engine.wrtc_connection import WrtcEngine
+        from bellwire.agent.media.engine.wrtc_engine import WrtcEngine
 
         board.append(Switchboard(WrtcEngine(allow_loopback=True)))
         board[0].wire = UdpWire() if wired else None
         board[0].clock = None if time is None else time.clock
         return board[0]
 
-    sound = None if says is None else Sound(engine, card or voice)
+    sound = None if says is None else DeviceSound(engine, card or voice)
     device = Device(
         Identity(settings.identity),
         DeviceId(settings.device_id),

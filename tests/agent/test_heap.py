@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bellwire.agent.heap import Collector
+from bellwire.agent.memory import Collector
 
 
 class FullLooks:

@@ -14,7 +14,7 @@ from bellwire.signaling.calls.events import CallEnded
 from bellwire.signaling.errors import CallError
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.wire.answers import DeviceResponse
-from bellwire.signaling.wire.device_operations import DeviceShow
+from bellwire.signaling.wire.operations import DeviceShow
 from tests.agent.desk import Exchange
 from tests.agent.scripted_relay import (
     ScriptedRelay,

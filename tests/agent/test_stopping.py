@@ -12,7 +12,7 @@ from bellwire.cli.demo.station import SimulatedStation
 from bellwire.config.agent.settings import AgentSettings, agent_file
 from bellwire.config.private_file import write_private
 from bellwire.signaling.identifiers import DeviceId
-from bellwire.signaling.wire.presence import parse_presence
+from bellwire.signaling.wire.station import parse_presence
 from tests.agent.desk import PANEL, Desk, Exchange, settings_of
 from tests.agent.scripted_relay import ScriptedRelay, fresh_sid, invite, scripted_relay
 from tests.conftest import AT_ONCE_S, PATIENCE_S

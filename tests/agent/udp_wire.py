@@ -5,7 +5,7 @@ import asyncio
 import random
 from collections.abc import Callable
 
-from bellwire.agent.media.engine.engine import IceCandidate, PeerListeners
+from bellwire.agent.media.engine.interface import IceCandidate, PeerListeners
 
 
 class UdpWire:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from bellwire.signaling.errors import Unavailable
-from bench import core_share as core_share_module
-from bench.core_share import core_share
+from bench.lab import core_share as core_share_module
+from bench.lab.core_share import core_share
 
 MOUNT = Path("/sys/fs/cgroup")
 USED_S = 0.1

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import mqtt5
+
 from bellwire.broker.session.address import BrokerAddress
-from bellwire.broker.session.packets import CONNACK, connect_packet
 
 _CHUNK = 65_536
 
@@ -17,6 +18,17 @@ def rss_mb(pid: int | None) -> float:
     """The memory that a process has now (proc(5))."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1024**2
+
+
+def publish_at_qos_1(topic: str, payload: bytes) -> bytes:
+    """PUBLISH at QoS 1, always as number 1."""
+    return mqtt5.PublishPacket(topic, payload, qos=mqtt5.QoS.AT_LEAST_ONCE, packet_id=1).write()
+
+
+def subscribe_at_qos_1(topic: str) -> bytes:
+    """SUBSCRIBE."""
+    topic_filter = mqtt5.TopicFilter(topic, max_qos=mqtt5.QoS.AT_LEAST_ONCE)
+    return mqtt5.SubscribePacket(1, [topic_filter]).write()
 
 
 def number(value: int) -> bytes:
@@ -49,10 +61,16 @@ async def connected(
     """
     reader, writer = await asyncio.open_connection(address.host, address.port)
     try:
-        asked = packet or connect_packet(client_id, address.username, address.password, 60)
-        writer.write(asked)
+        asked = mqtt5.ConnectPacket(
+            client_id,
+            username=address.username,
+            password=None if address.password is None else address.password.encode(),
+            clean_start=True,
+            keep_alive=60,
+        )
+        writer.write(packet or asked.write())
         answer = await reader.read(4)
-        if len(answer) < 4 or answer[0] != CONNACK or answer[3]:
+        if len(answer) < 4 or answer[0] != 0x20 or answer[3]:
             raise ConnectionRefusedError(f"{client_id}: {answer.hex()}")
         yield reader, writer
     finally:

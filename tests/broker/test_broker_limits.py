@@ -10,14 +10,20 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.accounts.dynamic_security import CONTROL_TOPIC, device_acls, device_role_name
-from bellwire.broker.accounts.provision import DynamicSecurity
 from bellwire.broker.session.address import BrokerAddress
-from bellwire.broker.session.packets import publish_packet, subscribe_packet
 from bellwire.broker.session.session import Session
 from bellwire.signaling.identifiers import DeviceId, mqtt_client_id
 from bellwire.signaling.topics import config_topic, gathered_topic
-from tests.broker.flooding import connected, number, publish_at_qos_0, rss_mb
+from tests.broker.flooding import (
+    connected,
+    number,
+    publish_at_qos_0,
+    publish_at_qos_1,
+    rss_mb,
+    subscribe_at_qos_1,
+)
 from tests.broker.running import (
     Inbox,
     RunningBroker,
@@ -90,8 +96,8 @@ async def test_a_device_has_one_session_however_many_it_asks_for(accounts: Accou
             packet = persistent_connect(eve, f"eve-{n}")
             async with connected(eve, f"eve-{n}", packet=packet) as (_, writer):
                 let_in += 1
-                writer.write(subscribe_packet(1, [gathered_topic(EVE)], retained=True))
-                writer.write(publish_packet(gathered_topic(EVE).encode(), 1, b"\0", LARGE) * 20)
+                writer.write(subscribe_at_qos_1(gathered_topic(EVE)))
+                writer.write(publish_at_qos_1(gathered_topic(EVE), LARGE) * 20)
                 await writer.drain()
         except ConnectionRefusedError:
             continue
@@ -111,10 +117,10 @@ async def test_a_device_that_never_reads_what_it_says_to_itself_fills_a_few_mega
     eve, desk = await accounts.add(EVE), await accounts.add(DESK)
     before = rss_mb(accounts.broker.pid)
     mine = gathered_topic(EVE)
-    said = publish_packet(mine.encode(), 1, b"\0", LARGE) if qos else publish_at_qos_0(mine, LARGE)
+    said = publish_at_qos_1(mine, LARGE) if qos else publish_at_qos_0(mine, LARGE)
     connect = persistent_connect(eve, own_client_id(eve))
     async with connected(eve, EVE, packet=connect) as (_, writer), asyncio.timeout(PATIENCE_S):
-        writer.write(subscribe_packet(1, [mine], retained=True))
+        writer.write(subscribe_at_qos_1(mine))
         for _ in range(3000):  # 240 MB
             writer.write(said)
             await writer.drain()
@@ -153,14 +159,14 @@ async def test_a_broker_that_has_no_memory_left_keeps_what_is_retained_and_serve
     limit = int((rss_mb(pid) + 64) * 1024**2)
     resource.prlimit(pid, resource.RLIMIT_DATA, (limit, limit))
     mine = gathered_topic(EVE)
-    said = publish_packet(mine.encode(), 1, b"\0", LARGE)
+    said = publish_at_qos_1(mine, LARGE)
     cut_off = 0
     async with asyncio.timeout(PATIENCE_S):
         for n in range(60):  # 8 MB each
             packet = persistent_connect(eve, f"eve-{n}")
             try:
                 async with connected(eve, f"eve-{n}", packet=packet) as (_, writer):
-                    writer.write(subscribe_packet(1, [mine], retained=True))
+                    writer.write(subscribe_at_qos_1(mine))
                     for _ in range(200):
                         writer.write(said)
                         await writer.drain()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.embedded import EmbeddedBroker
 from bellwire.broker.session.session import Session
 from bellwire.signaling.identifiers import DeviceId

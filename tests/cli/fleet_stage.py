@@ -13,14 +13,14 @@ import structlog
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.session.address import BrokerAddress
 from bellwire.broker.session.session import Session
-from bellwire.cli.fleet.session import Fleet, open_fleet
+from bellwire.cli.fleet.session import RetainedFleet, open_fleet
 from bellwire.cli.main import app
 from bellwire.config.fleet.operator import OperatorSettings, write_operator_file
 from bellwire.signaling.identifiers import DeviceId
-from bench.simulated_agent import SimulatedAgent
+from bench.lab.simulated_agent import SimulatedAgent
 from tests.broker.running import RunningBroker, held, soon
 from tests.cli.command import Ended
 from tests.conftest import PATIENCE_S
@@ -90,7 +90,7 @@ class FleetStage:
         """The rows of `bellwire fleet status`, by device."""
         return {row["device_id"]: row for row in (await self.json("status"))["devices"]}
 
-    async def until(self, holds: Callable[[Fleet], bool]) -> None:
+    async def until(self, holds: Callable[[RetainedFleet], bool]) -> None:
         """Waits until something holds of the fleet as an operator sees it."""
         async with asyncio.timeout(PATIENCE_S), open_fleet(await self.operator()) as fleet:
             while not holds(fleet):
@@ -104,7 +104,7 @@ class FleetStage:
         return path
 
 
-def _has_reported(fleet: Fleet, device: DeviceId) -> bool:
+def _has_reported(fleet: RetainedFleet, device: DeviceId) -> bool:
     known = fleet.devices.get(device)
     return known is not None and known.online and known.reported is not None
 
@@ -144,7 +144,7 @@ class Runs:
     def __init__(self, device: DeviceId, layer: str, revision: int) -> None:
         self._device, self._layer, self._revision = device, layer, revision
 
-    def __call__(self, fleet: Fleet) -> bool:
+    def __call__(self, fleet: RetainedFleet) -> bool:
         known = fleet.devices.get(self._device)
         return (
             known is not None

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from bellwire.cli.process.client import find_relay
+from bellwire.cli.relay_client import find_relay
 from bellwire.config.agent.settings import agent_file
 from bellwire.config.private_file import write_private
 from tests.cli.command import bellwire, environment

@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from bellwire.agent.calls.call import CallStatus
-from bellwire.cli.doctor.diagnosis import Verdict
+from bellwire.cli.doctor.diagnosis import Condition
+from bellwire.cli.push.command import ChannelReport, report_channel
 from bellwire.cli.push.reasons import APNS, FCM
-from bellwire.cli.push.view import ChannelReport, report_channel
 from bellwire.signaling.calls.calls import UserState
 from bellwire.signaling.wire.answers import ChannelAnswer, DeliveryAnswer, DeliveryState
 from tests.cli.command import Ended, bellwire
@@ -152,7 +152,7 @@ async def test_what_apple_and_google_took_is_well_and_says_what_to_do_if_it_stay
     apns = report(PHONE, "sent", "5f1e")
     assert apns.took
     assert apns.settled
-    assert apns.finding.verdict is Verdict.GOOD
+    assert apns.finding.condition is Condition.GOOD
     assert apns.finding.what == ("apns com.example.app (production): Apple took it (apns-id 5f1e)")
     assert "If the phone does not ring" in apns.finding.mend
     assert report(ANDROID, "sent").finding.what == "fcm com.example.app: Google took it"
@@ -183,22 +183,22 @@ async def test_refusal_is_explained_by_its_name_with_what_to_do(
 ) -> None:
     refused = report(channel, "refused", detail)
     assert (refused.took, refused.settled) == (False, True)
-    assert refused.finding.verdict is Verdict.BAD
+    assert refused.finding.condition is Condition.BAD
     assert detail in refused.finding.what
     assert next_step in refused.finding.mend
 
 
 async def test_delivery_that_is_owed_is_waited_for_and_in_the_end_is_bad() -> None:
     fresh = report(PHONE, "owed")
-    assert (fresh.settled, fresh.finding.verdict) == (False, Verdict.UNKNOWN)
+    assert (fresh.settled, fresh.finding.condition) == (False, Condition.UNKNOWN)
     trying = report(PHONE, "owed", "503 ServiceUnavailable", attempts=2)
-    assert (trying.settled, trying.finding.verdict) == (False, Verdict.UNKNOWN)
+    assert (trying.settled, trying.finding.condition) == (False, Condition.UNKNOWN)
     assert "2 attempts: 503 ServiceUnavailable: Apple is overloaded" in trying.finding.what
     for attempts in (0, 2):
         late = report(PHONE, "owed", "", attempts=attempts, is_over=True)
-        assert (late.took, late.settled, late.finding.verdict) == (False, True, Verdict.BAD)
+        assert (late.took, late.settled, late.finding.condition) == (False, True, Condition.BAD)
     expired = report(PHONE, "expired", "TooManyRequests")
-    assert (expired.settled, expired.finding.verdict) == (True, Verdict.BAD)
+    assert (expired.settled, expired.finding.condition) == (True, Condition.BAD)
     assert "before the invite ran out" in expired.finding.what
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from bellwire.config.agent.behaviour import BehaviourSettings, DoorRelease
-from bellwire.config.agent.local_only import (
+from bellwire.config.agent.layer_reach import (
     LOCAL_ONLY,
     local_only_in,
     local_only_places,

@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import JsonValue, SecretStr, ValidationError
 
-from bellwire.config.agent.layer_reach import Reach, never_heeded
+from bellwire.config.agent.layer_reach import LayerReach, never_heeded
 from bellwire.config.agent.settings import (
     LOCAL_ONLY_PLACES,
     AgentSettings,
@@ -22,7 +22,7 @@ from bellwire.config.agent.settings import (
     with_secrets_of,
 )
 from bellwire.config.fleet.layer import LAYER_LIMIT_BYTES, Layer, LayerProblem, hash_of
-from bellwire.config.fleet.merge import Verdict, judge, local_file, merge_patch, parse_layer
+from bellwire.config.fleet.merge import LayerVerdict, judge, local_file, merge_patch, parse_layer
 from tests.config.fleet_parts import document, layer, of_file
 
 JSON = st.recursive(
@@ -313,13 +313,13 @@ def test_good_layers_are_merged_and_of_bad_ones_none_leaves_a_trace(
 
 
 def _plain_sum(
-    base: dict[str, JsonValue], layers: dict[str, Layer], verdict: Verdict
+    base: dict[str, JsonValue], layers: dict[str, Layer], verdict: LayerVerdict
 ) -> dict[str, Any]:
     total: JsonValue = base
     groups = [f"group/{group}" for group in verdict.settings.groups]
     for name in ["default", *groups, "device"]:
         if name in layers:
-            heeded = Reach(base, ()).heed(layers[name].settings)
+            heeded = LayerReach(base, ()).heed(layers[name].settings)
             total = merge_patch(total, heeded.patch)
     return ConfigurableSettings.model_validate(total).model_dump(mode="json", exclude_none=True)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from bellwire.agent.door.release import DOOR_MESSAGE_TYPE, DOOR_RESULT_TYPE, Outcome
-from bellwire.agent.station.behaviour import Invited, decide_invite
+from bellwire.agent.door.authorization import DOOR_MESSAGE_TYPE, DOOR_RESULT_TYPE, DoorOutcome
+from bellwire.agent.station.incoming import Invited, decide_invite
 from bellwire.config.agent.behaviour import (
     AutoAnswer,
     BehaviourSettings,
@@ -66,8 +66,10 @@ def test_each_setting_is_in_the_guide(name: str) -> None:
     assert re.search(rf"\b{name}\b", GUIDE)
 
 
-@pytest.mark.parametrize("outcome", [one for one in Outcome if one is not Outcome.UNFINISHED])
-def test_each_result_of_a_door_is_explained(outcome: Outcome) -> None:
+@pytest.mark.parametrize(
+    "outcome", [one for one in DoorOutcome if one is not DoorOutcome.UNFINISHED]
+)
+def test_each_result_of_a_door_is_explained(outcome: DoorOutcome) -> None:
     assert f"| `{outcome.value}` |" in GUIDE
 
 

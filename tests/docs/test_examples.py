@@ -21,8 +21,8 @@ from bellwire.signaling.wire.answers import (
     RevokedTokensAnswer,
     TokenAnswer,
 )
-from bellwire.signaling.wire.device_operations import parse_device_operation
-from bellwire.signaling.wire.presence import Presence
+from bellwire.signaling.wire.operations import parse_device_operation
+from bellwire.signaling.wire.station import Presence
 from bellwire.signaling.wire.stream import (
     StreamHeartbeat,
     StreamOpened,

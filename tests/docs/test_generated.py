@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from bellwire.signaling.calls.events import CallEvent
-from bellwire.signaling.calls.rules import Operation
+from bellwire.signaling.calls.rules import Move
 from docs.generate import FILES, PARTS, generated_files, with_parts
 from tests.docs.documents import DOCUMENTS, ROOT
 from tests.test_imports import MAY_IMPORT
@@ -51,8 +51,8 @@ def test_command_line_and_openapi_are_generated_whole() -> None:
 def test_tables_of_the_calls_page_have_every_operation_and_every_event() -> None:
     rows = re.findall(r"^\| (.+?) \|", (ROOT / "docs/calls.md").read_text(), re.MULTILINE)
     operations = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
-    by_the_relay = {Operation.NOT_RECEIVED, Operation.TIMEOUT}
-    assert operations == set(Operation) - by_the_relay | {"feedback"}
+    by_the_relay = {Move.NOT_RECEIVED, Move.TIMEOUT}
+    assert operations == set(Move) - by_the_relay | {"feedback"}
     events = {name for row in rows for name in re.findall(r"^\[([\w.]+)\]", row)}
     assert events == {kind.model_fields["event"].default for kind in get_args(CallEvent)}
 

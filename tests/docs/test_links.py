@@ -42,7 +42,7 @@ def test_every_document_is_reached_from_the_readme() -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_paths_named_in_the_text_exist(path: Path) -> None:
-    folders = "signaling|config|broker|push|hardware|agent|bellwire|deploy|bench|tests|docs|script"
+    folders = "signaling|config|broker|push|hardware|agent|cli|deploy|bench|tests|docs|script"
     named = re.findall(rf"`((?:{folders})/(?!v1/)[\w./-]*)`", path.read_text())
     assert not [name for name in named if not (ROOT / name).exists()]
 

@@ -12,12 +12,8 @@ from pydantic import BaseModel, ValidationError
 from bellwire.signaling.calls.calls import UserState
 from bellwire.signaling.calls.events import CallEvent, CancelReason
 from bellwire.signaling.wire.answers import CallAnswer, UserAnswer
-from bellwire.signaling.wire.requests import (
-    DeviceRequest,
-    OperationRequest,
-    ReceivedRequest,
-    RejectRequest,
-)
+from bellwire.signaling.wire.operations import OperationRequest, ReceivedRequest, RejectRequest
+from bellwire.signaling.wire.requests import DeviceRequest
 from bellwire.signaling.wire.stream import STREAM_REPLACED, StreamOpened, parse_stream_request
 from docs.push_examples import connect_token, push_keys
 from tests.docs.documents import OPENAPI, ROOT, blocks

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bellwire.hardware.simulated import SimulatedPins
+from bellwire.hardware.panel.simulated_pins import SimulatedPins
 
 
 class VirtualTime:

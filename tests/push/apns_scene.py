@@ -14,7 +14,7 @@ from bellwire.push.channels.apns.channel import ApnsChannel
 from bellwire.push.channels.apns.connection import KeepAlive
 from bellwire.push.channels.payload import PushPayload
 from bellwire.push.metrics import Metrics
-from bellwire.push.store.rows.outbox_rows import Delivery
+from bellwire.push.store.rows.outbox import Delivery
 from bellwire.signaling.identifiers import DeviceId
 from tests.push.apns_server import ApnsServer, Authority, write_team_key
 

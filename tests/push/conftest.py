@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from bellwire.push.store.engine.database import Database
-from bellwire.push.store.engine.opening import open_database
+from bellwire.push.store.engine.database import Database, open_database
 from bellwire.push.store.engine.sqlite import SqliteDatabase
 from tests.forking import ForkedRelay
 from tests.push.clock import Clock

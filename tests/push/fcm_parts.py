@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bellwire.config.relay import FcmApp
-from bellwire.push.alarm import Sleep
+from bellwire.config.waiting import Sleep
 from bellwire.push.channels.fcm.channel import FcmChannel
 from bellwire.push.channels.payload import PushPayload
 from bellwire.push.metrics import Metrics
-from bellwire.push.store.rows.outbox_rows import Delivery
+from bellwire.push.store.rows.outbox import Delivery
 from bellwire.signaling.identifiers import DeviceId
 from tests.push.fcm_server import FcmServer
 

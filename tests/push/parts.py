@@ -3,25 +3,25 @@ without a broker."""
 
 from dataclasses import dataclass
 
-from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.session.address import BrokerAddress
 from bellwire.broker.session.session import Session
 from bellwire.push.access.revocation import Access
 from bellwire.push.access.tokens import AccessTokens, new_signing_key
 from bellwire.push.calls.calls import Calls
 from bellwire.push.calls.ice_servers import IceServers
-from bellwire.push.calls.rate_limits import FloodLimits
+from bellwire.push.calls.rate_limits import RateLimits
 from bellwire.push.calls.rooms import Rooms
 from bellwire.push.channels.mqtt import MqttChannel
-from bellwire.push.delivery.deliveries import Deliveries
+from bellwire.push.channels.websocket import StreamReaders
 from bellwire.push.delivery.outbox import Outbox
-from bellwire.push.delivery.streams import Streams
+from bellwire.push.delivery.owed import Deliveries
 from bellwire.push.devices.connections import Connections
 from bellwire.push.devices.devices import Devices
 from bellwire.push.devices.door_reports import DoorReports
 from bellwire.push.devices.event_stream import EventStream
 from bellwire.push.devices.operations import DeviceOperations
-from bellwire.push.devices.rate_limits import DeviceFloods
+from bellwire.push.devices.rate_limits import DeviceRateLimits
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
 from tests.push.clock import Clock
@@ -43,12 +43,12 @@ def parts_on(database: Database, clock: Clock, device_invites_per_s: float = 100
     """The parts of a relay on a database, by a clock."""
     metrics = Metrics()
     session = Session(BrokerAddress("127.0.0.1", 1), "no-broker")
-    streams = Streams(session, alone=True)
+    streams = StreamReaders(session, alone=True)
     channels = {"mqtt": MqttChannel(session)}
     outbox = Outbox(database, channels, metrics, now=clock.now, sleep=clock.sleep)
     deliveries = Deliveries(outbox, channels, streams, now=clock.now)
     calls = Calls(
-        database, deliveries, metrics, FloodLimits(1000, device_invites_per_s), now=clock.now
+        database, deliveries, metrics, RateLimits(1000, device_invites_per_s), now=clock.now
     )
     connections = Connections(database, calls, deliveries, now=clock.now, sleep=clock.sleep)
     tokens = AccessTokens(database, [new_signing_key()], "bellwire", clock.now)
@@ -64,7 +64,7 @@ def parts_on(database: Database, clock: Clock, device_invites_per_s: float = 100
         streams,
         operations,
         access,
-        DeviceFloods(1e6, metrics),
+        DeviceRateLimits(1e6, metrics),
         now=clock.now,
         sleep=clock.sleep,
     )

@@ -7,33 +7,35 @@ from contextlib import asynccontextmanager
 
 from sqlalchemy import Connection, select
 
-from bellwire.broker.accounts.provision import DynamicSecurity
+from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.session.address import BrokerAddress
 from bellwire.broker.session.session import Session
 from bellwire.push.access.revocation import Access
 from bellwire.push.access.tokens import Actor
 from bellwire.push.calls.calls import Calls
 from bellwire.push.calls.invites import invite_from_json
-from bellwire.push.calls.rate_limits import FloodLimits
+from bellwire.push.calls.rate_limits import RateLimits
 from bellwire.push.channels.channel import Addressee
-from bellwire.push.delivery.dead_tokens import DeadTokens, OnEvent
-from bellwire.push.delivery.deliveries import Deliveries, report_deliveries
+from bellwire.push.channels.websocket import StreamReaders
+from bellwire.push.delivery.dead_tokens import DeadTokens
 from bellwire.push.delivery.outbox import Outbox
-from bellwire.push.delivery.streams import Streams
+from bellwire.push.delivery.owed import Deliveries, report_deliveries
+from bellwire.push.delivery.webhook_events import OnEvent
 from bellwire.push.devices.devices import Devices
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.call_rows import load_call
-from bellwire.push.store.rows.device_rows import ChannelRow, find_device
-from bellwire.push.store.rows.event_rows import StreamEvent, events_after
-from bellwire.push.store.rows.outbox_rows import Delivery, count_owed
+from bellwire.push.store.rows.calls import load_call
+from bellwire.push.store.rows.devices import ChannelRow, find_device
+from bellwire.push.store.rows.events import StreamEvent, events_after
+from bellwire.push.store.rows.outbox import Delivery, count_owed
 from bellwire.push.store.tables import outbox
 from bellwire.signaling.calls.calls import Call
 from bellwire.signaling.calls.commands import Received
 from bellwire.signaling.calls.events import CallEvent, CallReceived, event_document
 from bellwire.signaling.identifiers import ChannelKind, DeviceId, Identity
 from bellwire.signaling.wire.answers import DeliveryAnswer
-from bellwire.signaling.wire.requests import ChannelRequest, DeviceRequest, InviteRequest
+from bellwire.signaling.wire.operations import InviteRequest
+from bellwire.signaling.wire.requests import ChannelRequest, DeviceRequest
 from tests.conftest import PATIENCE_S
 from tests.push.clock import Clock
 
@@ -87,7 +89,7 @@ class PushingRelay:
         self.backend = PushService("webhook")
         self.metrics = Metrics()
         session = Session(BrokerAddress("127.0.0.1", 1), "no-broker")
-        self.streams = Streams(session, alone=True)
+        self.streams = StreamReaders(session, alone=True)
         channels = {c.kind: c for c in (self.service, self.apns, self.backend)}
         dead_tokens = DeadTokens(
             database, self.streams, self.metrics, now=clock.now, on_event=on_event
@@ -101,8 +103,8 @@ class PushingRelay:
             on_dead_token=dead_tokens.report,
         )
         deliveries = Deliveries(self.outbox, channels, self.streams, now=clock.now)
-        floods = FloodLimits(1000, 1000)
-        self.calls = Calls(database, deliveries, self.metrics, floods, now=clock.now)
+        rate_limits = RateLimits(1000, 1000)
+        self.calls = Calls(database, deliveries, self.metrics, rate_limits, now=clock.now)
         self.devices = Devices(
             database,
             DynamicSecurity(session),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import httpx
 
-from bellwire.cli.doctor.diagnosis import Verdict
+from bellwire.cli.doctor.diagnosis import Condition
 from bellwire.cli.doctor.relay import examine_relay
 from bellwire.push.data_disk import DataDisk, look_at_disk
 from tests.cli.command import bellwire
@@ -43,7 +43,7 @@ async def test_a_relay_whose_disk_has_filled_is_not_ready_until_there_is_room(
             metrics = (await running.http.get("/metrics")).text
             assert "bellwire_data_disk_free_bytes 0.0" in metrics
             found = await asyncio.to_thread(lambda: list(examine_relay(None, relay.data, None)))
-            wrong = [each.what for each in found if each.verdict is Verdict.BAD]
+            wrong = [each.what for each in found if each.condition is Condition.BAD]
             assert [FULL in what for what in wrong] == [True, True], (
                 "the folder, and the relay's word"
             )

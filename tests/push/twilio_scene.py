@@ -7,12 +7,12 @@ from typing import Any
 from sqlalchemy import Connection, select
 from twilio.request_validator import RequestValidator
 
-from bellwire.push.calls.rate_limits import FloodLimits
+from bellwire.push.calls.rate_limits import RateLimits
 from bellwire.push.calls.twilio_notifications import Forwarded, TwilioNotifications
 from bellwire.push.delivery.outbox import Outbox
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow, put_device
+from bellwire.push.store.rows.devices import ChannelRow, DeviceRow, put_device
 from bellwire.push.store.tables import outbox
 from bellwire.signaling.identifiers import DeviceId, Identity
 from tests.push.clock import Clock
@@ -64,9 +64,9 @@ class Scene:
         self.database = database
         self.clock = clock
         box = Outbox(database, {}, Metrics(), now=clock.now, sleep=clock.sleep)
-        floods = FloodLimits(1000, device_per_s, clock=lambda: clock.now().timestamp())
+        rate_limits = RateLimits(1000, device_per_s, clock=lambda: clock.now().timestamp())
         self.rule = TwilioNotifications(
-            database, box, ("mqtt", "apns", "fcm"), token, floods, now=clock.now
+            database, box, ("mqtt", "apns", "fcm"), token, rate_limits, now=clock.now
         )
 
     async def register(self, identity: str, *channels: ChannelRow) -> None:

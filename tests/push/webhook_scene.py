@@ -13,17 +13,18 @@ from bellwire.broker.session.address import BrokerAddress
 from bellwire.broker.session.session import Session
 from bellwire.config.relay import WebhookTarget
 from bellwire.push.access.tokens import Actor
-from bellwire.push.calls.calls import Calls, Invite
-from bellwire.push.calls.rate_limits import FloodLimits
-from bellwire.push.channels.webhook.webhook import WebhookChannel
-from bellwire.push.delivery.deliveries import Deliveries
+from bellwire.push.calls.calls import Calls
+from bellwire.push.calls.invites import Invite
+from bellwire.push.calls.rate_limits import RateLimits
+from bellwire.push.channels.webhook.channel import WebhookChannel
+from bellwire.push.channels.websocket import StreamReaders
 from bellwire.push.delivery.outbox import Outbox
-from bellwire.push.delivery.streams import Streams
-from bellwire.push.delivery.webhooks import KEPT, Replayed, Webhooks
+from bellwire.push.delivery.owed import Deliveries
+from bellwire.push.delivery.webhook_events import KEPT, Replayed, Webhooks
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.device_rows import ChannelRow, DeviceRow, put_device
-from bellwire.push.store.rows.outbox_rows import count_owed
+from bellwire.push.store.rows.devices import ChannelRow, DeviceRow, put_device
+from bellwire.push.store.rows.outbox import count_owed
 from bellwire.push.store.tables import delivery_results, outbox, webhook_events
 from bellwire.signaling.calls.calls import Call
 from bellwire.signaling.calls.commands import Cancel, NewCall
@@ -45,10 +46,10 @@ class Scene:
         self.channel = WebhookChannel(targets, now=clock.now)
         channels = {"webhook": self.channel}
         self.outbox = Outbox(database, channels, self.metrics, now=clock.now, sleep=clock.sleep)
-        streams = Streams(Session(BrokerAddress("127.0.0.1", 1), "no-broker"), alone=True)
+        streams = StreamReaders(Session(BrokerAddress("127.0.0.1", 1), "no-broker"), alone=True)
         deliveries = Deliveries(self.outbox, {}, streams, now=clock.now, webhooks=self.webhooks)
-        floods = FloodLimits(1000, 1000)
-        self.calls = Calls(database, deliveries, self.metrics, floods, now=clock.now)
+        rate_limits = RateLimits(1000, 1000)
+        self.calls = Calls(database, deliveries, self.metrics, rate_limits, now=clock.now)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -10,7 +10,7 @@ from twilio.twiml.voice_response import VoiceResponse
 
 from bellwire.signaling.errors import InvalidInput
 from bellwire.signaling.identifiers import Identity
-from bellwire.signaling.params import MAX_PARAMETERS
+from bellwire.signaling.twi_params import MAX_PARAMETERS
 from bellwire.signaling.twiml import TwimlClient, TwimlDial, parse_twiml
 
 # What XML 1.0 can hold (§2.2): no other character can stand in a document at all.

@@ -12,7 +12,7 @@ import requests
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from bellwire.cli.process.client import RelayAccess
+from bellwire.cli.relay_client import RelayAccess
 from tests.conftest import PATIENCE_S
 from tests.docs.documents import OPENAPI
 from tests.forking import ForkedRelay

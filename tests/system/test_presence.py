@@ -14,7 +14,7 @@ from bellwire.signaling.calls.calls import UserState
 from bellwire.signaling.calls.events import CallReceived, CallUserStateChanged, event_document
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import call_topic, presence_topic, request_topic, response_topic
-from bellwire.signaling.wire.device_operations import (
+from bellwire.signaling.wire.operations import (
     DeviceAccept,
     DeviceInvite,
     DeviceQuit,

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from bench.agent_call import AgentStage, agent_stage
-from bench.pulse_server import PulseServer
-from bench.pulse_server import Samples as WireSamples
+from bench.lab.pulse_server import PulseServer
+from bench.lab.pulse_server import Samples as WireSamples
+from bench.sound.agent_call import AgentStage, agent_stage
 from tests.chromium import chromium, heard_in, open_page, write_wav
 from tests.conftest import PATIENCE_S
 from tests.speech import RATE_HZ, Sound, fraction_heard, say

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from bellwire.agent.calls.call import Call
-from bellwire.agent.calls.call_invite import CallInvite
-from bellwire.agent.heap import share_arenas
+from bellwire.agent.calls.invite import CallInvite
+from bellwire.agent.memory import share_arenas
 from bellwire.cli.demo.stage import Stage, Station, demo_stage
 from bellwire.hardware.audio.block import Block
 from tests.conftest import PATIENCE_S
@@ -68,7 +68,7 @@ async def answering(desk: Station) -> AsyncIterator[asyncio.Queue[Told]]:
     def answer(invite: CallInvite) -> None:
         told.put_nowait(Told(invite.accept()))
 
-    stop = desk.agent.device.on_incoming(answer)
+    stop = desk.agent.device.on("incoming", answer)
     yield told
     stop()
 

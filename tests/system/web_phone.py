@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
 
-from bellwire.agent.media.engine.engine import (
+from bellwire.agent.media.engine.interface import (
     BLOCK_FRAMES,
     Block,
     IceCandidate,
     PeerListeners,
     PeerState,
 )
-from bellwire.cli.process.client import RelayClient
+from bellwire.cli.relay_client import RelayClient
 from bellwire.signaling.identifiers import Identity
 from bellwire.signaling.wire.requests import ChannelRequest, DeviceRequest, TokenRequest
 from tests.agent.media.aiortc_peer import AiortcPeer

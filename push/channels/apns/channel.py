@@ -13,30 +13,23 @@ from uuid import UUID, uuid5
 
 import structlog
 from aioapns.common import APNS_RESPONSE_CODE
-from pydantic_core import to_json
 
 from bellwire.config.relay import ApnsApp
-from bellwire.push.alarm import Sleep
-from bellwire.push.channels.apns.connection import Answer, KeepAlive, Push
-from bellwire.push.channels.apns.connections import Pool
+from bellwire.config.waiting import Sleep
+from bellwire.push.channels.apns.connection import Answer, KeepAlive, Pool, Push
 from bellwire.push.channels.apns.credentials import ProviderToken, TlsSettings, open_key
-from bellwire.push.channels.apns.reasons import (
-    EXPIRED_TOKEN,
-    failure_of,
-    read_date,
-    read_retry_after,
-)
+from bellwire.push.channels.apns.reasons import EXPIRED_TOKEN, failure_of
 from bellwire.push.channels.channel import (
     ATTEMPT_S,
     Addressee,
     ChannelAtFault,
     DeliveryFailed,
     DeliveryRefused,
-    refuse_if_too_large,
 )
-from bellwire.push.channels.payload import PushPayload
+from bellwire.push.channels.payload import PushPayload, apns_payload
+from bellwire.push.channels.retry_after import read_http_date, read_retry_after
 from bellwire.push.metrics import Metrics
-from bellwire.push.store.rows.outbox_rows import Delivery
+from bellwire.push.store.rows.outbox import Delivery
 from bellwire.signaling.calls.events import (
     CallCancelled,
     CallEnded,
@@ -48,10 +41,8 @@ from bellwire.signaling.errors import InvalidInput
 
 log = structlog.get_logger(__name__)
 
-LIMIT_BYTES = 5120
-"""Apple's limit for a VoIP push, in bytes of the body."""
-
 _COLLAPSE_ID_BYTES = 64
+_LONGEST_RETRY_AFTER_S = 3600.0
 _PUSH_IDS = UUID("9f1c4a52-6d0e-5b7a-8c39-2e4f7d10b6a3")
 _PRODUCTION, _SANDBOX = "production", "sandbox"
 _ENVIRONMENTS = (_PRODUCTION, _SANDBOX)
@@ -127,17 +118,7 @@ class ApnsChannel:
         keys = self._payload.keys(event, to)
         if keys is None:
             return None
-        return self.body(keys, event.event, what_to_shorten(event))
-
-    def body(self, keys: Mapping[str, str], what: str, shorten: str) -> str:
-        """The body of a push with these keys.
-
-        Raises:
-            TooLarge: it is over Apple's limit.
-        """
-        body = to_json({"aps": {}, **keys})
-        refuse_if_too_large(len(body), LIMIT_BYTES, what=what, kind=self.kind, shorten=shorten)
-        return body.decode()
+        return apns_payload(keys, event.event, what_to_shorten(event))
 
     async def send(self, delivery: Delivery, left_s: float) -> str:
         """See `Channel.send`. The apns-id is the same at every attempt."""
@@ -197,8 +178,10 @@ class ApnsChannel:
             answer.status,
             answer.description or "",
             timestamp_ms=answer.timestamp,
-            retry_after_s=read_retry_after(headers.get(b"retry-after"), now),
-            server_clock=read_date(headers.get(b"date")),
+            retry_after_s=read_retry_after(
+                _text(headers, b"retry-after"), now, longest_s=_LONGEST_RETRY_AFTER_S
+            ),
+            server_clock=read_http_date(_text(headers, b"date")),
             now=now,
         )
         if isinstance(failure, ChannelAtFault):
@@ -252,6 +235,11 @@ class ApnsChannel:
 def push_id(delivery: Delivery) -> str:
     """The apns-id of a delivery, the same for life: a retry never rings twice."""
     return str(uuid5(_PUSH_IDS, f"{delivery.event_id}/{delivery.device_id}/{delivery.app}"))
+
+
+def _text(headers: Mapping[bytes, bytes], name: bytes) -> str | None:
+    value = headers.get(name)
+    return None if value is None else value.decode("latin-1")
 
 
 def _topic(bundle_id: str) -> str:

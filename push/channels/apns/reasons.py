@@ -4,7 +4,6 @@ is unknown (Apple, "Handling notification responses from APNs")."""
 import json
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from enum import Enum, auto
 
 from bellwire.push.channels.channel import (
@@ -17,7 +16,6 @@ from bellwire.push.channels.channel import (
 EXPIRED_TOKEN = "ExpiredProviderToken"  # noqa: S105 - a reason, no secret
 _CLOCK_MATTERS = frozenset({EXPIRED_TOKEN, "InvalidProviderToken"})
 _CLOCK_TOLERANCE_S = 60.0
-_LONGEST_RETRY_AFTER_S = 3600.0
 
 
 class Meaning(Enum):
@@ -95,27 +93,6 @@ def read_reason(body: bytes) -> tuple[str, int | None]:
         reason[:100] if isinstance(reason, str) else "",
         timestamp if isinstance(timestamp, int) else None,
     )
-
-
-def read_retry_after(value: bytes | None, now: datetime) -> float | None:
-    """Seconds in a Retry-After header, which holds seconds or a date (RFC 9110 section 10.2.3)."""
-    if value is None:
-        return None
-    if value.isdigit() and len(value) < 10:
-        return min(float(value), _LONGEST_RETRY_AFTER_S)
-    moment = read_date(value)
-    if moment is None:
-        return None
-    return min(max((moment - now).total_seconds(), 0.0), _LONGEST_RETRY_AFTER_S)
-
-
-def read_date(value: bytes | None) -> datetime | None:
-    """The moment in a Date header, None where there is none."""
-    with suppress(ValueError, TypeError, UnicodeDecodeError, OverflowError):
-        if value:
-            moment = parsedate_to_datetime(value.decode("ascii"))
-            return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return None
 
 
 def failure_of(

@@ -6,15 +6,18 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
+import structlog
 from firebase_admin.credentials import Base
 from google.auth import exceptions
 from google.auth.transport import Request
 
-from bellwire.push.alarm import Alarm, Sleep
+from bellwire.config.waiting import Alarm, Sleep, backoff_s
 from bellwire.push.channels.channel import ChannelAtFault, DeliveryFailed
-from bellwire.push.channels.fcm.fault import Fault
+from bellwire.push.metrics import Metrics
+
+log = structlog.get_logger(__name__)
 
 _AHEAD = timedelta(minutes=3, seconds=45)
 """Google's own margin (google.auth REFRESH_THRESHOLD): earlier its metadata server gives the old
@@ -49,7 +52,12 @@ class FreshToken:
     """
 
     def __init__(
-        self, fetch: Callable[[], Token], fault: Fault, *, now: Callable[[], datetime], sleep: Sleep
+        self,
+        fetch: Callable[[], Token],
+        fault: "AppFault",
+        *,
+        now: Callable[[], datetime],
+        sleep: Sleep,
     ) -> None:
         self._fetch = fetch
         self._fault = fault
@@ -114,7 +122,9 @@ class FreshToken:
                 self._fault.begins("token", str(trouble))
                 return _AT_FAULT_S
             self._failures += 1
-            return float(min(_RETRY_LONGEST_S, _RETRY_FIRST_S * 2 ** min(self._failures - 1, 10)))
+            return backoff_s(
+                self._failures - 1, first_s=_RETRY_FIRST_S, longest_s=_RETRY_LONGEST_S, least=1.0
+            )
         finally:
             self._is_fetching = False
         self._fault.ends("token")
@@ -176,3 +186,31 @@ def said_by(error: Exception) -> str:
     """The first words of an error, on one line, without what else it carries."""
     text = str(error.args[0]) if error.args else type(error).__name__
     return " ".join(text[:400].split())[:200]
+
+
+Cause = Literal["token", "send"]
+"""No token is given; or what is sent with one is refused."""
+
+
+class AppFault:
+    """That one app cannot push until an operator mends something: said once per change, and on a gauge."""
+
+    def __init__(self, metrics: Metrics, channel: str, app: str) -> None:
+        self._channel = channel
+        self._app = app
+        self._gauge = metrics.push_app_fault.labels(channel, app)
+        self._gauge.set(0)
+        self._reasons: dict[Cause, str] = {}
+
+    def begins(self, cause: Cause, reason: str) -> None:
+        """Something is wrong, or still is."""
+        if self._reasons.get(cause) != reason:
+            self._reasons[cause] = reason
+            self._gauge.set(1)
+            log.error("push app at fault", channel=self._channel, app=self._app, reason=reason)
+
+    def ends(self, cause: Cause) -> None:
+        """It is well, or still is."""
+        if self._reasons.pop(cause, None) is not None and not self._reasons:
+            self._gauge.set(0)
+            log.info("push app well again", channel=self._channel, app=self._app)

@@ -1,1 +1,1 @@
-"""The database: opening, migrations, transactions on SQLite and PostgreSQL. Knows no row."""
+"""Transactions on SQLite and PostgreSQL: opening, group commit, the unit of work. No rule of calls."""

@@ -3,7 +3,6 @@ piece of work is a transaction on one of a few connections, in a thread of its o
 another's is tried again."""
 
 import asyncio
-import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +12,10 @@ from typing import Any, TypeVar, cast
 from sqlalchemy import URL, Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 
-from bellwire.push.store.engine.database import Work
+from bellwire.config.waiting import backoff_s
 from bellwire.push.store.engine.group_commit import GroupCommit
-from bellwire.push.store.engine.migrate import migrate
-from bellwire.push.store.engine.unit_of_work import CallWork, carry_out_together
+from bellwire.push.store.engine.unit_of_work import CallWork, Work, carry_out_together
+from bellwire.push.store.tables import migrate
 from bellwire.signaling.errors import Unavailable
 
 T = TypeVar("T")
@@ -160,8 +159,7 @@ class _Workers:
                     raise
                 if stale:
                     continue
-            pause_s = min(_LONGEST_PAUSE_S, 0.01 * 2 ** (_ATTEMPTS - left))
-            time.sleep(random.uniform(0, pause_s))  # noqa: S311 - jitter, no secret
+            time.sleep(backoff_s(_ATTEMPTS - left, first_s=0.01, longest_s=_LONGEST_PAUSE_S))
         raise AssertionError("unreachable")
 
 

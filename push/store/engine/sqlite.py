@@ -15,10 +15,9 @@ from typing import Any, TypeVar, cast
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import OperationalError
 
-from bellwire.push.store.engine.database import Work
 from bellwire.push.store.engine.group_commit import GroupCommit
-from bellwire.push.store.engine.migrate import migrate
-from bellwire.push.store.engine.unit_of_work import CallWork, carry_out_together
+from bellwire.push.store.engine.unit_of_work import CallWork, Work, carry_out_together
+from bellwire.push.store.tables import migrate
 from bellwire.signaling.errors import Unavailable
 
 T = TypeVar("T")
@@ -35,7 +34,11 @@ _PRAGMAS = (
 
 def sqlite_engine(path: Path) -> Engine:
     """An engine on a SQLite file, whose transactions begin when SQLAlchemy says so."""
-    engine = create_engine(f"sqlite+pysqlite:///{path}", connect_args={"check_same_thread": False})
+    engine = create_engine(
+        f"sqlite+pysqlite:///{path}",
+        connect_args={"check_same_thread": False},
+        paramstyle="named",  # as `Prepared` hands values over
+    )
 
     def prepare(connection: sqlite3.Connection, _record: object) -> None:
         # The driver's own transaction handling knows no savepoints and begins too late.

@@ -10,7 +10,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 from sqlalchemy import Connection
 
 from bellwire.push.store.prepared import pipelined
-from bellwire.push.store.rows.call_rows import (
+from bellwire.push.store.rows.calls import (
     IdempotencyRow,
     find_idempotent,
     hold_calls,
@@ -20,16 +20,18 @@ from bellwire.push.store.rows.call_rows import (
     load_call,
     save_calls,
 )
-from bellwire.push.store.rows.device_rows import DeviceRow, devices_of
-from bellwire.push.store.rows.event_rows import StreamEvent, append_events, forget_stream_events
-from bellwire.push.store.rows.outbox_rows import Delivery, forget_events, owe
-from bellwire.push.store.rows.result_rows import Confirmed, put_received
+from bellwire.push.store.rows.deliveries import Confirmed, put_received
+from bellwire.push.store.rows.devices import DeviceRow, devices_of
+from bellwire.push.store.rows.events import StreamEvent, append_events, forget_stream_events
+from bellwire.push.store.rows.outbox import Delivery, forget_events, owe
 from bellwire.signaling.calls.calls import Call
 from bellwire.signaling.errors import Refusal
 from bellwire.signaling.identifiers import CallSid, Identity
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Work = Callable[[Connection], T]
+"""What is done in one transaction."""
 
 
 @dataclass(slots=True, eq=False)

@@ -22,8 +22,7 @@ from aiortc.mediastreams import MediaStreamError
 from aiortc.sdp import candidate_from_sdp
 from av import AudioFrame
 
-from bellwire.agent.media.engine.block_maker import BlockMaker
-from bellwire.agent.media.engine.engine import (
+from bellwire.agent.media.engine.interface import (
     Block,
     IceCandidate,
     IceServer,
@@ -32,6 +31,7 @@ from bellwire.agent.media.engine.engine import (
     PeerState,
 )
 from bellwire.agent.media.engine.sdp import spoken_codecs
+from bellwire.agent.media.engine.wrtc_listener import BlockMaker
 from bellwire.signaling.errors import CallError
 
 _FRAME = 960
@@ -39,7 +39,7 @@ _FRAME = 960
 
 
 class AiortcPeer:
-    """See `agent.media.engine.engine.PeerConnection`. `codecs`: what it speaks, e.g. `("audio/PCMU",)`."""
+    """See `agent.media.engine.interface.PeerConnection`. `codecs`: what it speaks, e.g. `("audio/PCMU",)`."""
 
     def __init__(
         self,

@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from bellwire.agent.media.engine.engine import PeerListeners
-from bellwire.agent.media.engine.wrtc_connection import WrtcEngine
+from bellwire.agent.media.engine.interface import PeerListeners
+from bellwire.agent.media.engine.wrtc_engine import WrtcEngine
 from tests.agent.media.aiortc_peer import AiortcPeer
 from tests.agent.media.party import Party
 

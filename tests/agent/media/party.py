@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 
-from bellwire.agent.media.engine.engine import (
+from bellwire.agent.media.engine.interface import (
     BLOCK_FRAMES,
     Block,
     IceCandidate,

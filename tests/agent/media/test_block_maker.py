@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from bellwire.agent.media.engine.block_maker import BlockMaker
-from bellwire.agent.media.engine.engine import BLOCK_FRAMES
+from bellwire.agent.media.engine.interface import BLOCK_FRAMES
+from bellwire.agent.media.engine.wrtc_listener import BlockMaker
 from tests.speech import Sound
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import wrtc
 
-from bellwire.agent.media.engine.engine import (
+from bellwire.agent.media.engine.interface import (
     Block,
     IceCandidate,
     IceServer,
@@ -19,7 +19,7 @@ from bellwire.agent.media.engine.engine import (
     PeerListeners,
     PeerState,
 )
-from bellwire.agent.media.engine.wrtc_connection import WrtcEngine
+from bellwire.agent.media.engine.wrtc_engine import WrtcEngine
 from bellwire.signaling.errors import CallError
 from bellwire.signaling.wire.media import MEDIA_SDP_MAX_LENGTH
 from tests.agent.media.aiortc_peer import AiortcPeer

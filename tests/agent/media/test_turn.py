@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from bellwire.agent.media.engine.engine import IceServer
-from bellwire.agent.media.engine.wrtc_connection import WrtcEngine
+from bellwire.agent.media.engine.interface import IceServer
+from bellwire.agent.media.engine.wrtc_engine import WrtcEngine
 from tests.agent.media.party import Party
 from tests.conftest import PATIENCE_S
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from playwright.async_api import Browser
 
-from bellwire.agent.media.engine.engine import PeerState
+from bellwire.agent.media.engine.interface import PeerState
 from tests.agent.media.party import Party, call, talk
 from tests.chromium import ChromiumPeer, chromium, chromium_peer
 from tests.conftest import PATIENCE_S

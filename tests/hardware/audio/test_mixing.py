@@ -7,19 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bellwire.hardware.audio.block import BLOCK_FRAMES, Block
-from bellwire.hardware.audio.converter import CaptureConverter, PlaybackConverter
-from bellwire.hardware.audio.level import Meter, level_db, volume
+from bellwire.hardware.audio.block import BLOCK_FRAMES, Block, Meter, level_db, volume
+from bellwire.hardware.audio.drift import SampleRing
 from bellwire.hardware.audio.mixer import Mixer
-from bellwire.hardware.audio.ring import SampleRing
+from bellwire.hardware.audio.streams import CaptureConverter, PlaybackConverter
 from bellwire.hardware.audio.tones import (
     BUSY,
     CONGESTION,
     RING_TONES,
     RINGBACK,
     BadTone,
-    Cadence,
     LoopedTone,
+    ToneCadence,
     rendered,
     ring_tone,
 )
@@ -132,7 +131,7 @@ def test_built_in_ring_tone_can_be_heard_and_does_not_clip(name: str) -> None:
 
 
 @pytest.mark.parametrize("cadence", [RINGBACK, BUSY, CONGESTION])
-def test_progress_tone_is_425_hz_in_its_rhythm_for_ever(cadence: Cadence) -> None:
+def test_progress_tone_is_425_hz_in_its_rhythm_for_ever(cadence: ToneCadence) -> None:
     tone = LoopedTone(cadence)
     on_s, off_s = cadence.steps_s
     sound = np.concatenate([tone.pull() for _ in range(round(200 * (on_s + off_s)))])

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from bellwire.config.agent.audio import ProcessingSettings
-from bellwire.hardware.audio import speex
-from bellwire.hardware.audio.block import BLOCK_FRAMES, SAMPLE_RATE_HZ, Samples
-from bellwire.hardware.audio.level import level_db
+from bellwire.hardware.audio import echo_canceller
+from bellwire.hardware.audio.block import BLOCK_FRAMES, SAMPLE_RATE_HZ, Samples, level_db
 from bellwire.hardware.audio.voice_processing import VoiceProcessing
-from bench.audio_quality import likeness
-from bench.speech_heard import speech_heard
+from bench.sound.audio_quality import likeness
+from bench.sound.speech_heard import speech_heard
 from tests.pulse import speech
 
 ECHO_DELAY_S = 0.06
@@ -126,7 +125,9 @@ def test_an_echo_that_is_not_there_until_the_microphone_opens_is_cancelled_all_t
 
 
 def test_an_echo_later_than_the_filter_reaches_is_taken_away_too(far: Samples) -> None:
-    captured, left = through(ProcessingSettings(), far, silence(far), delay_s=speex.FILTER_S + 0.05)
+    captured, left = through(
+        ProcessingSettings(), far, silence(far), delay_s=echo_canceller.FILTER_S + 0.05
+    )
     half = len(left) // 2
     assert level_db(captured[half:]) - level_db(left[half:]) >= 25
 
@@ -134,13 +135,13 @@ def test_an_echo_later_than_the_filter_reaches_is_taken_away_too(far: Samples) -
 def test_without_the_library_echo_is_cancelled_and_what_to_install_is_logged(
     far: Samples, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(speex, "_LIBRARY", "libspeexdsp-missing.so.1")
-    speex.find_speex.cache_clear()
+    monkeypatch.setattr(echo_canceller, "_LIBRARY", "libspeexdsp-missing.so.1")
+    echo_canceller.find_speex.cache_clear()
     try:
         with caplog.at_level(logging.INFO):
             captured, left = through(ProcessingSettings(), far, silence(far))
     finally:
-        speex.find_speex.cache_clear()
+        echo_canceller.find_speex.cache_clear()
     assert "apt-get install libspeexdsp1" in caplog.text
     half = len(left) // 2
     assert level_db(captured[half:]) - level_db(left[half:]) >= 35

@@ -1,0 +1,255 @@
+"""Calls as rows: the document that the rules made, what it is found by, and what users said of its
+quality.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from pydantic import TypeAdapter
+from sqlalchemy import (
+    Connection,
+    Select,
+    Text,
+    bindparam,
+    delete,
+    insert,
+    select,
+    update,
+)
+
+from bellwire.push.store.prepared import Prepared, PreparedForEach, PreparedForList, insert_each
+from bellwire.push.store.tables import call_users, calls, feedback, idempotency_keys
+from bellwire.signaling.calls.calls import Call, CallState
+from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
+from bellwire.signaling.wire.operations import FeedbackFields
+
+_DOCUMENT: TypeAdapter[Call] = TypeAdapter(Call)
+
+_SELECT = select(calls.c.document).where(calls.c.call_sid == bindparam("sid"))
+_LOAD = Prepared(_SELECT)
+_HOLD = PreparedForList(
+    lambda sids: (
+        select(calls.c.call_sid, calls.c.document)
+        .where(calls.c.call_sid.in_(sids))
+        .order_by(calls.c.call_sid)
+        .with_for_update()
+    )
+)
+_INSERT = insert_each(calls, ("call_sid", "state", "deadline_ms", "document"))
+_INSERT_USERS = PreparedForEach(
+    lambda given: insert(call_users).from_select(
+        ["identity", "call_number"],
+        select(
+            given["identity"],
+            select(calls.c.number).where(calls.c.call_sid == given["sid"]).scalar_subquery(),
+        ),
+    ),
+    {"identity": Text(), "sid": Text()},
+)
+# One after the other on PostgreSQL too: a plan that joins them was made while the table was small, and
+# would read all of a table that has grown since.
+_SAVE = Prepared(
+    update(calls)
+    .where(calls.c.call_sid == bindparam("sid"))
+    .values(
+        state=bindparam("new_state"),
+        deadline_ms=bindparam("deadline"),
+        document=bindparam("new_document"),
+    )
+)
+_FIND_KEY = Prepared(
+    select(idempotency_keys.c.fingerprint, idempotency_keys.c.call_sid).where(
+        idempotency_keys.c.actor == bindparam("actor"), idempotency_keys.c.key == bindparam("key")
+    )
+)
+_KEEP_KEYS = insert_each(
+    idempotency_keys, ("actor", "key", "fingerprint", "call_sid", "created_at_ms")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyRow:
+    """What a request under an actor's Idempotency-Key made, and when."""
+
+    actor: str
+    key: str
+    fingerprint: str
+    call_sid: CallSid
+    at_ms: int
+
+
+def to_ms(moment: datetime) -> int:
+    """A moment as Unix milliseconds."""
+    return round(moment.timestamp() * 1000)
+
+
+def from_ms(ms: int) -> datetime:
+    """Unix milliseconds as a moment in UTC."""
+    return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+def insert_calls(connection: Connection, new: Sequence[Call]) -> None:
+    """Keeps new calls, without their users."""
+    _INSERT.run(
+        connection,
+        [
+            {
+                "call_sid": call.call_sid,
+                "state": call.state,
+                "deadline_ms": _deadline(call),
+                "document": _DOCUMENT.dump_json(call).decode(),
+            }
+            for call in new
+        ],
+    )
+
+
+def insert_users(connection: Connection, users: Sequence[tuple[CallSid, Identity]]) -> None:
+    """Keeps who is in which call, so that the calls of an identity are found."""
+    _INSERT_USERS.run(connection, [{"sid": sid, "identity": identity} for sid, identity in users])
+
+
+def load_call(connection: Connection, call_sid: CallSid) -> Call | None:
+    """The call with this SID, or None."""
+    row = _LOAD.one(connection, sid=call_sid)
+    return None if row is None else _DOCUMENT.validate_json(row[0])
+
+
+def hold_calls(connection: Connection, call_sids: Sequence[CallSid]) -> dict[CallSid, Call]:
+    """Those of some calls that there are, held against other writers until the transaction ends, one
+    after the other in the order of their SIDs."""
+    return {
+        CallSid(sid): _DOCUMENT.validate_json(document)
+        for sid, document in _HOLD.rows(connection, sorted(call_sids))
+    }
+
+
+def save_calls(connection: Connection, changed: Sequence[Call]) -> None:
+    """Keeps calls that have changed."""
+    _SAVE.run_each(
+        connection,
+        [
+            {
+                "sid": call.call_sid,
+                "new_state": call.state,
+                "deadline": _deadline(call),
+                "new_document": _DOCUMENT.dump_json(call).decode(),
+            }
+            for call in changed
+        ],
+    )
+
+
+def list_calls(
+    connection: Connection, identity: Identity | None, *, count: int, before: int
+) -> tuple[list[Call], int]:
+    """Up to `count` calls, newest first, of one identity or of all, older than the cursor `before`
+    (0: from the newest); and the cursor of the next page, 0 at the end."""
+    query: Select[tuple[int, str]] = select(calls.c.number, calls.c.document)
+    if identity is not None:
+        query = query.join(call_users).where(call_users.c.identity == identity)
+    if before:
+        query = query.where(calls.c.number < before)
+    rows = connection.execute(query.order_by(calls.c.number.desc()).limit(count + 1)).all()
+    page = rows[:count]
+    following = page[-1].number if len(rows) > count else 0
+    return [_DOCUMENT.validate_json(row.document) for row in page], following
+
+
+def live_calls_of(connection: Connection, identity: Identity) -> list[Call]:
+    """The calls of an identity that time still moves, such as by an open invitation's end."""
+    rows = connection.execute(
+        select(calls.c.document)
+        .join(call_users)
+        .where(call_users.c.identity == identity, calls.c.deadline_ms.is_not(None))
+    )
+    return [_DOCUMENT.validate_json(row.document) for row in rows]
+
+
+def ringing_calls_of(connection: Connection, identity: Identity) -> list[Call]:
+    """The calls of an identity that nobody has accepted, held against other writers."""
+    rows = connection.execute(
+        select(calls.c.document)
+        .join(call_users)
+        .where(call_users.c.identity == identity, calls.c.state == CallState.RINGING)
+        .order_by(calls.c.call_sid)
+        .with_for_update(of=calls)
+    )
+    return [_DOCUMENT.validate_json(row.document) for row in rows]
+
+
+def overdue_calls(connection: Connection, before_ms: int, limit: int) -> list[CallSid]:
+    """Up to `limit` calls whose deadline came before a moment, in Unix milliseconds."""
+    rows = connection.execute(
+        select(calls.c.call_sid)
+        .where(calls.c.deadline_ms <= before_ms)
+        .order_by(calls.c.deadline_ms)
+        .limit(limit)
+    )
+    return [CallSid(sid) for sid in rows.scalars()]
+
+
+def all_deadlines(connection: Connection) -> Iterable[tuple[CallSid, int]]:
+    """Each call that time will move, and when, in Unix milliseconds."""
+    rows = connection.execute(
+        select(calls.c.call_sid, calls.c.deadline_ms).where(calls.c.deadline_ms.is_not(None))
+    )
+    return [(CallSid(row.call_sid), row.deadline_ms) for row in rows]
+
+
+def find_idempotent(connection: Connection, actor: str, key: str) -> Sequence[str] | None:
+    """The fingerprint and call SID that were kept under an actor's key, or None."""
+    return _FIND_KEY.one(connection, actor=actor, key=key)
+
+
+def keep_idempotent(connection: Connection, kept: Sequence[IdempotencyRow]) -> None:
+    """Keeps what requests under actors' keys made."""
+    _KEEP_KEYS.run(
+        connection,
+        [
+            {
+                "actor": row.actor,
+                "key": row.key,
+                "fingerprint": row.fingerprint,
+                "call_sid": row.call_sid,
+                "created_at_ms": row.at_ms,
+            }
+            for row in kept
+        ],
+    )
+
+
+def forget_idempotent(connection: Connection, before_ms: int) -> None:
+    """Forgets the keys that are older than a moment."""
+    connection.execute(delete(idempotency_keys).where(idempotency_keys.c.created_at_ms < before_ms))
+
+
+def _deadline(call: Call) -> int | None:
+    deadline = call.next_deadline
+    return None if deadline is None else to_ms(deadline)
+
+
+def put_feedback(
+    connection: Connection,
+    call_sid: CallSid,
+    identity: Identity,
+    device: DeviceId | None,
+    given: FeedbackFields,
+    at_ms: int,
+) -> None:
+    """Keeps what a device says of a call, in place of what it said before."""
+    number = connection.execute(
+        select(calls.c.number).where(calls.c.call_sid == call_sid)
+    ).scalar_one()
+    key = {"call_number": number, "identity": identity, "device_id": device or ""}
+    connection.execute(
+        delete(feedback).where(
+            feedback.c.call_number == number,
+            feedback.c.identity == identity,
+            feedback.c.device_id == key["device_id"],
+        )
+    )
+    connection.execute(
+        insert(feedback), {**key, "score": given.score, "issue": given.issue, "at_ms": at_ms}
+    )

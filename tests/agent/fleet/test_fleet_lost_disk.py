@@ -1,0 +1,69 @@
+"""A broker that comes back without its disk: the devices run on as they were, and say so."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from bellwire.cli.fleet.session import RetainedFleet
+from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import CONFIG_DEFAULT
+from tests.broker.running import raw_client
+from tests.cli.fleet_stage import FleetStage, fleet_stage
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[FleetStage]:
+    async with fleet_stage(tmp_path) as here:
+        yield here
+
+
+def _revisions(fleet: RetainedFleet) -> dict[str, int]:
+    gate = fleet.devices.get(DeviceId("gate"))
+    return gate.reported.revisions if gate and gate.reported else {}
+
+
+def _errors(fleet: RetainedFleet) -> tuple[object, ...]:
+    gate = fleet.devices.get(DeviceId("gate"))
+    return gate.reported.errors if gate and gate.reported else ()
+
+
+async def test_layers_that_vanish_with_the_brokers_disk_stay_in_force_and_are_reported(
+    stage: FleetStage,
+) -> None:
+    gate = await stage.add("gate", groups=["north"])
+    await stage.run("set", "call_timeout_s=33", "--default")
+    await stage.run("set", "log_level=error", "--group", "north")
+    await stage.until(lambda f: len(_revisions(f)) == 2)
+
+    await stage.broker.kill()
+    for store in stage.folder.rglob("mosquitto.db"):
+        store.unlink()
+    await stage.broker.start()
+
+    await stage.until(lambda f: len(_errors(f)) == 2)
+    assert (gate.live.now.call_timeout_s, gate.live.now.log_level) == (33, "error")
+    row = (await stage.statuses())["gate"]
+    assert (row["state"], row["revisions"]) == ("behind", {"default": 1, "group/north": 1})
+    assert {error["layer"] for error in row["errors"]} == {"default", "group/north"}
+    assert all("write it again" in error["reason"] for error in row["errors"])
+
+    await stage.run("set", "call_timeout_s=44", "--default")
+    (stage.folder / "north.toml").write_text("")
+    await stage.run("apply", stage.folder / "north.toml", "--group", "north")
+    await stage.until(lambda f: not _errors(f))
+    assert (gate.live.now.call_timeout_s, gate.live.now.log_level) == (44, "info")
+    assert (await stage.statuses())["gate"]["state"] == "in step"
+
+
+async def test_layer_that_somebody_removes_is_gone(
+    stage: FleetStage,
+) -> None:
+    gate = await stage.add("gate")
+    await stage.run("set", "call_timeout_s=33", "--default")
+    await stage.until(lambda f: len(_revisions(f)) == 1)
+    async with raw_client(stage.broker.address) as client:
+        await client.publish(CONFIG_DEFAULT, b"", qos=1, retain=True)
+    await stage.until(lambda f: not _revisions(f))
+    assert gate.live.now.call_timeout_s == gate.settings.call_timeout_s
+    assert (await stage.statuses())["gate"]["errors"] == []
