@@ -79,7 +79,7 @@ def full(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """A PostgreSQL of the tests' own, started once; gives the URL of a database to connect to."""
-    with postgres_cluster() as url:
+    with postgres_cluster(outlives_the_machine=False) as url:
         yield url
 
 

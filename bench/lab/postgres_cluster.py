@@ -26,15 +26,27 @@ def find_program(name: str) -> Path:
 
 
 @contextmanager
-def postgres_cluster() -> Iterator[str]:
-    """A running server with every default of its own; gives the URL of its empty database."""
+def postgres_cluster(*, outlives_the_machine: bool = True) -> Iterator[str]:
+    """A running server; gives the URL of its empty database.
+
+    Args:
+        outlives_the_machine: Whether it has every default of its own. Else it waits for no disk: what it
+            has committed outlives its processes, and not a power cut.
+    """
     with tempfile.TemporaryDirectory(prefix="bellwire-postgres-") as folder:
         as_postgres = _without_root(folder)
         data = Path(folder) / "data"
-        _run(as_postgres, "initdb", "-D", data, "-A", "trust", "-U", "bellwire", "-E", "UTF8")
+        hurried = () if outlives_the_machine else ("--no-sync",)
+        _run(
+            as_postgres,
+            *("initdb", "-D", data, "-A", "trust", "-U", "bellwire", "-E", "UTF8"),
+            *hurried,
+        )
         options = (
             f"-c listen_addresses='' -c unix_socket_directories='{folder}' -c max_connections=100"
         )
+        if not outlives_the_machine:
+            options += " -c fsync=off -c full_page_writes=off"
         _run(as_postgres, "pg_ctl", "-D", data, "-w", "-l", f"{folder}/log", "-o", options, "start")
         try:
             yield f"postgresql://bellwire@/postgres?host={folder}"

@@ -1,14 +1,5 @@
-"""How often who may be called, by whom, and over which push app: token buckets, in this process alone.
-
-Each invite takes one from the bucket of every push app for each delivery over it. And for each device
-that it rings it takes one from four buckets: the caller's own for this device, which is the smallest, so
-that who calls too often uses up a share and leaves the others theirs; the caller's for all devices, or
-for a server, which names callers as it likes, that of all servers for this device; and the device's. A
-call is refused whole, with nothing made and nothing taken, where one bucket holds too little: of many
-invitees one flooded device is enough. Its caller is told whose device, and can call the others.
-
-Buckets that are full again are forgotten, and a refused call makes none: so there are never more than
-what the devices' own buckets let through in their time, whatever names a flood comes under.
+"""Rate limits of invites: how often who may be called, by whom, and over which push app. What is too much
+is answered 429 (`TooManyRequests`), with nothing made. Token buckets, in this process alone.
 """
 
 import threading
@@ -55,6 +46,16 @@ class Caller:
 
 class RateLimits:
     """Takes invites from the buckets of callers, devices and apps. Safe to use from several threads.
+
+    Each invite takes one from the bucket of every push app for each delivery over it. And for each device
+    that it rings it takes one from four buckets: the caller's own for this device, which is the smallest,
+    so that who calls too often uses up a share and leaves the others theirs; the caller's for all devices,
+    or for a server, which names callers as it likes, that of all servers for this device; and the device's.
+    A call is refused whole, with nothing made and nothing taken, where one bucket holds too little: of many
+    invitees one flooded device is enough. Its caller is told whose device, and can call the others.
+
+    Buckets that are full again are forgotten, and a refused call makes none: so there are never more than
+    what the devices' own buckets let through in their time, whatever names a flood comes under.
 
     Args:
         app_per_s: Invites per second over one push app; five times as many at once.

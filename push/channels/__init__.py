@@ -1,1 +1,1 @@
-"""The ways to reach a device: one file each, one interface."""
+"""The ways to reach a device or a backend: MQTT, streams, APNs, FCM, webhooks; one interface."""

@@ -1,1 +1,1 @@
-"""What is owed to devices and backends, and how it gets there: deliveries, outbox, streams, dead tokens."""
+"""What is owed to devices and backends, and how it gets there: the outbox, webhooks' events, dead tokens."""

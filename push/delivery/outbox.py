@@ -1,4 +1,4 @@
-"""Carries out the deliveries that committed commands owe.
+"""Sends the deliveries that committed commands owe, and retries those that failed.
 
 The process that committed tries at once. What fails, and what a dead process left leased, comes due
 again in the table and is taken by the sweeper, with backoff and jitter, until it expires.

@@ -92,7 +92,7 @@ class PreparedForList:
     ) -> None:
         self._of = of
         self._type = type_
-        self._written: dict[int, Prepared] = {}
+        self._written: dict[int, tuple[Prepared, list[str]]] = {}
 
     def rows(
         self,
@@ -120,12 +120,15 @@ class PreparedForList:
     def _for(self, elements: Sequence[Any]) -> tuple[Prepared, dict[str, Any]]:
         filled_up = list(elements)
         missing = (1 << (len(elements) - 1).bit_length()) - len(elements)
-        filled_up += filled_up[-1:] * missing
-        statement = self._written.get(len(filled_up))
-        if statement is None:
-            named = [bindparam(f"element_{n}", type_=self._type) for n in range(len(filled_up))]
-            statement = self._written[len(filled_up)] = Prepared(self._of(named))
-        return statement, {f"element_{n}": element for n, element in enumerate(filled_up)}
+        if missing:
+            filled_up += filled_up[-1:] * missing
+        written = self._written.get(len(filled_up))
+        if written is None:
+            names = [f"element_{number}" for number in range(len(filled_up))]
+            stand_ins = [bindparam(name, type_=self._type) for name in names]
+            written = self._written[len(filled_up)] = (Prepared(self._of(stand_ins)), names)
+        statement, names = written
+        return statement, dict(zip(names, filled_up, strict=True))
 
 
 Values = Mapping[str, ColumnElement[Any]]

@@ -152,6 +152,9 @@ class Wire:
                 writer.transport.abort()
                 return
             self._open.add(far_writer)
+            if writer.transport.is_closing():  # it was cut meanwhile
+                far_writer.transport.abort()
+                return
             await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
         self._open -= {writer, far_writer}
 

@@ -15,8 +15,8 @@ import pytest
 from bellwire import CallError, Device, InvalidInput
 from bellwire.config.agent.settings import agent_file
 from docs.python_tables import ATTRIBUTES, OF_THE_AGENT
+from tests.agent.calls.test_playing import UNDERSTOOD, wav_file
 from tests.agent.talking import Talker, talker
-from tests.agent.test_playing import UNDERSTOOD, wav_file
 from tests.conftest import PATIENCE_S, register_station
 from tests.docs.documents import ROOT, blocks
 from tests.speech import Sound, fraction_heard, say

@@ -88,7 +88,14 @@ class Town:
         }
         if key is not None:
             headers["Idempotency-Key"] = f"{key}{self._suffix}"
-        answer = self._http.request(method, path, headers=headers, **more)
+        begun = time.monotonic()
+        while True:
+            answer = self._http.request(method, path, headers=headers, **more)
+            # On a busy machine PostgreSQL may be away for the relay, which asks it before it does anything.
+            is_away = answer.status_code == 503 and "cannot read who may" in answer.text
+            if not is_away or time.monotonic() - begun > PATIENCE_S:
+                break
+            time.sleep(0.1)
         assert answer.status_code < 500, f"{method} {path}: {answer.status_code} {answer.text}"
         return answer
 

@@ -1,5 +1,5 @@
-"""What each answer of APNs means for a push: Apple's table of reasons, and by status where a reason
-is unknown (Apple, "Handling notification responses from APNs")."""
+"""What each answer of APNs means for a push, "Unregistered" for one that its token is dead: Apple's table
+of reasons, and by status where a reason is unknown (Apple, "Handling notification responses from APNs")."""
 
 import json
 from contextlib import suppress

@@ -50,7 +50,6 @@ from bellwire.signaling.errors import InvalidInput
 _IDLE_S = 120.0
 """Google's front ends close a connection that is idle for four minutes: ours goes before."""
 
-
 _AT_ONCE = 100
 """As many as httpcore has streams: those that wait in its own queue cost it time each."""
 

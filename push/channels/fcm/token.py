@@ -1,5 +1,6 @@
 """The OAuth token with which an app sends: fetched in a thread of its own, ahead of its expiry, so
-that no push and no other app ever waits for one that is still good."""
+that no push and no other app ever waits for one that is still good. And the fault of an app, which a
+token or an answer to a push begins and ends."""
 
 import asyncio
 from collections.abc import Callable, Mapping

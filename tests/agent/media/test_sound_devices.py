@@ -204,7 +204,7 @@ async def test_a_named_device_that_is_busy_or_gone_is_told_of_even_while_it_ring
     name: str | int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What rings flows on the configured device all the time."""
-    monkeypatch.setattr("bellwire.agent.media.sound_card._OPENS_WITHIN_S", 0.5)
+    monkeypatch.setattr("bellwire.agent.media.sound_card._OPENS_WITHIN_S", 2.0)
     hardware, loop, rings = TwoMicrophones(), asyncio.get_running_loop(), asyncio.Event()
     hardware.listen(lambda block: loop.call_soon_threadsafe(rings.set) if block.any() else None)
     async with card_at_work(AudioSettings(), hardware.initialised) as card:

@@ -171,18 +171,23 @@ async def test_whoever_asks_too_often_is_told_so_in_words_and_served_again_later
 async def test_a_stream_that_floods_is_read_more_slowly_and_loses_nothing(scene: Scene) -> None:
     eve = fresh("eve")
     async with streaming(scene.running, eve) as stream:
-        began = time.perf_counter()
-        for number in range(280):
-            await stream.socket.send(json.dumps(KEYS | {"request_id": str(number)}))
-        slowest = await nine_of_ten_within_s(scene.neighbours)
-        for number in range(280):
-            while (answer := await stream.take()) is None:
-                pass
-            assert (answer["status"], answer["request_id"]) == (200, str(number))
-        took_s = time.perf_counter() - began
+        rounds = 0
+        async with asyncio.timeout(PATIENCE_S):
+            # Once, if the machine is not too busy to be flooded.
+            while not rounds or not await scene.refused("stream-messages-slowed"):
+                rounds += 1
+                began = time.perf_counter()
+                for number in range(280):
+                    await stream.socket.send(json.dumps(KEYS | {"request_id": str(number)}))
+                slowest = await nine_of_ten_within_s(scene.neighbours)
+                for number in range(280):
+                    while (answer := await stream.take()) is None:
+                        pass
+                    assert (answer["status"], answer["request_id"]) == (200, str(number))
+                took_s = time.perf_counter() - began
     assert took_s > 1.5  # 200 at once, and then 40 a second
     assert slowest < SLOWEST_S
-    assert 0 < await scene.refused("stream-messages-slowed") <= 80
+    assert 0 < await scene.refused("stream-messages-slowed") <= 80 * rounds
 
 
 async def test_many_devices_that_all_ask_at_once_are_all_answered(scene: Scene) -> None:
