@@ -5,7 +5,6 @@ import asyncio
 import contextlib
 import json
 import shutil
-import socket
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
+from bellwire.broker.embedded import free_port
 from tests.conftest import PATIENCE_S
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -94,9 +94,7 @@ async def ask(socket: ClientConnection, secret: str, **request: object) -> dict[
 @asynccontextmanager
 async def janus(folder: Path, secret: str | None = SECRET) -> AsyncIterator[RunningJanus]:
     """Janus with the files of `deploy/janus`, and one secret in place of theirs; None leaves theirs."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
+    port = free_port()
     _write_files(folder, port, secret)
     running = RunningJanus(folder, port)
     try:

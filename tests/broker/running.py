@@ -17,7 +17,7 @@ from typing import Self
 import aiomqtt
 from aiomqtt import Client, MqttError, ProtocolVersion
 
-from bellwire.broker.embedded import EmbeddedBroker
+from bellwire.broker.embedded import EmbeddedBroker, free_port
 from bellwire.broker.session.address import BrokerAddress
 from bellwire.broker.session.messages import Incoming
 from bellwire.broker.session.session import Session
@@ -138,7 +138,9 @@ class Wire:
             writer.transport.abort()
 
     async def mend(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
+        self._server = await asyncio.start_server(
+            self._serve, "127.0.0.1", self._port or free_port()
+        )
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:

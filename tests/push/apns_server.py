@@ -31,6 +31,7 @@ from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame
 
+from bellwire.broker.embedded import free_port
 from tests.conftest import PATIENCE_S
 
 _DAY = timedelta(days=1)
@@ -328,7 +329,8 @@ async def apns_server(
     port: int = 0,
     protocols: tuple[str, ...] = ("h2",),
 ) -> AsyncIterator[ApnsServer]:
-    """APNs on loopback; with `clients`, for those alone that show a certificate it has signed."""
+    """APNs on loopback; with `clients`, for those alone that show a certificate it has signed. Its port is
+    one that no outgoing connection is given: tests stop it, and serve there again."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(authority.certificate("apns-server"))
     context.set_alpn_protocols(list(protocols))
@@ -338,7 +340,7 @@ async def apns_server(
     apns = ApnsServer()
     loop = asyncio.get_running_loop()
     listener = await loop.create_server(
-        lambda: ServerConnection(apns), "127.0.0.1", port, ssl=context
+        lambda: ServerConnection(apns), "127.0.0.1", port or free_port(), ssl=context
     )
     apns.port = listener.sockets[0].getsockname()[1]
     try:

@@ -3,7 +3,6 @@ that knows nothing of ours."""
 
 import asyncio
 import shutil
-import socket
 from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 from aioice import stun, turn
 
+from bellwire.broker.embedded import free_port
 from tests.conftest import PATIENCE_S
 
 TURNSERVER = shutil.which("turnserver")
@@ -80,7 +80,7 @@ async def coturn(
 ) -> AsyncIterator[Coturn]:
     """A TURN server with this secret and configuration, on a port of its own."""
     assert TURNSERVER is not None
-    port = _free_port()
+    port = free_port()
     file = folder / "turnserver.conf"
     file.write_text(
         f"{base}\nstatic-auth-secret={secret}\nlistening-ip=127.0.0.1\nrelay-ip=127.0.0.1\n"
@@ -132,10 +132,3 @@ async def _answers(port: int) -> bool:
     finally:
         transport.close()
     return True
-
-
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from standardwebhooks import Webhook
 
+from bellwire.broker.embedded import free_port
 from bellwire.config.relay import WebhookTarget
 from tests.conftest import PATIENCE_S
 
@@ -149,7 +150,7 @@ async def backend(
 ) -> AsyncIterator[Backend]:
     """A backend at work. Its URL names its address."""
     here = Backend()
-    server = await asyncio.start_server(here.serve, host, port, ssl=tls)
+    server = await asyncio.start_server(here.serve, host, port or free_port(), ssl=tls)
     try:
         taken = server.sockets[0].getsockname()[1]
         here.url = f"{'http' if tls is None else 'https'}://{host}:{taken}/hook"

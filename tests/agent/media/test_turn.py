@@ -9,15 +9,14 @@ import pytest
 
 from bellwire.agent.media.engine.interface import IceServer
 from bellwire.agent.media.engine.wrtc_engine import WrtcEngine
+from bellwire.broker.embedded import free_port
 from tests.agent.media.party import Party
 from tests.conftest import PATIENCE_S
 
 
 @pytest.fixture
 async def turn_url() -> AsyncIterator[str]:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     # fmt: off
     server = await asyncio.create_subprocess_exec(
         "/usr/bin/turnserver", "-n", "--listening-ip=127.0.0.1", "--relay-ip=127.0.0.1",
