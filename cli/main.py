@@ -1,11 +1,14 @@
 """The `bellwire` command: its subcommands, each imported when it is called, and how errors reach the
 terminal."""
 
+import atexit
+import logging
+import os
 import sys
 from collections.abc import Iterator, MutableMapping
 from importlib import import_module
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -111,5 +114,21 @@ def bellwire(
 
 
 def main() -> None:
-    """The console script."""
-    sys.exit(app())
+    """The console script. Entry points call it; so does `python -m bellwire`."""
+    try:
+        code = app()
+    except SystemExit as ended:
+        code = ended.code
+    if "livekit" in sys.modules and (code is None or isinstance(code, int)):
+        _end_at_once(code or 0)
+    sys.exit(code)
+
+
+def _end_at_once(code: int) -> NoReturn:
+    """Ends the process without taking the interpreter apart. A thread of livekit's that logs in that moment
+    would be ended inside of Rust, which aborts: a command that had done all ended with SIGABRT."""
+    atexit._run_exitfuncs()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
