@@ -68,7 +68,10 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    relay = ForkedRelay(tmp_path_factory.mktemp("relay") / "data")
+    relay = ForkedRelay(
+        tmp_path_factory.mktemp("relay") / "data",
+        environment={"BELLWIRE_DEVICE_INVITES_PER_S": "1000"},  # each test calls the same device
+    )
     with asyncio.Runner() as runner:
         runner.run(relay.start())
         access = relay.access
