@@ -177,8 +177,9 @@ class HeardLayers:
 
     def _take_live(self, name: str, layer: Standing | None) -> None:
         is_newer = isinstance(layer, Layer) and layer.revision > self._highest.get(name, 0)
-        # One that appears from nowhere may have been removed again before it came.
-        self._in_doubt |= not is_newer or name not in self._standing
+        # One that appears from nowhere may have been removed again before it came; one in place of what
+        # cannot be read, and so has no revision, may be from before it.
+        self._in_doubt |= not (is_newer and isinstance(self._standing.get(name), Layer))
         if is_newer and layer is not None:
             self._standing[name] = layer
             self._highest[name] = _revision(layer)

@@ -72,6 +72,15 @@ HEARD = [
     ("deliver", 0, True),
 ]
 
+OVERTAKEN = [
+    ("connect",),
+    ("publish", "default", {}),
+    ("publish", "group/a", {}),
+    ("garbage", "group/a"),
+    ("deliver", 0, True),
+]
+"""What cannot be read is heard as retained, and the layer from before it comes only then."""
+
 
 async def _no_wait(_: float) -> None:
     await asyncio.sleep(0)
@@ -191,6 +200,7 @@ async def survive_a_restart(device: Device) -> None:
     [*HEARD, ("remove", "device"), ("deliver", 0, True), ("publish", "device", {"groups": ["b"]})]
 )
 @example([*HEARD, ("lose session",), ("remove", "device"), ("lose session",)])
+@example(OVERTAKEN)
 def test_any_history_ends_in_the_sum_of_the_final_layers(steps: list[tuple[Any, ...]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(play(steps, Path(folder)))
