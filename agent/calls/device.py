@@ -48,7 +48,8 @@ from bellwire.signaling.wire.operations import DEFAULT_TIMEOUT_S, DeviceInvite, 
 log = structlog.get_logger(__name__)
 
 _EARLY_EVENTS = 256
-_EVENTS = ("incoming", "registered", "unregistered", "caller", "change", "connection")
+_EVENTS = ("incoming", "registered", "unregistered")
+_EVENTS_OF_A_STATION = ("caller", "change", "connection")
 
 VerifyCaller = Callable[[CallReceived, timedelta], Awaitable[CallerInfo | None]]
 """What is known of an invite's caller; the time is how long it may still ring."""
@@ -111,6 +112,7 @@ class Device:
         self._calls: list[Call] = []
         self._early: deque[CallEvent] = deque(maxlen=_EARLY_EVENTS)
         self._listeners = Listeners(_EVENTS, self._spawn)
+        self._station = Listeners(_EVENTS_OF_A_STATION, self._spawn)
         self._tasks: asyncio.TaskGroup | None = None
         link.listen(self._take_event)
         link.on_connected(self._relay_is_back)
@@ -209,15 +211,15 @@ class Device:
 
     def on_caller(self, listener: Callable[[Call], object]) -> Unsubscribe:
         """Has `listener` called with an incoming call once its `caller_info` is known."""
-        return self._listeners.add("caller", listener)
+        return self._station.add("caller", listener)
 
     def on_change(self, listener: Callable[[Call], object]) -> Unsubscribe:
         """Has `listener` called with a call at each change of its status, and as it begins."""
-        return self._listeners.add("change", listener)
+        return self._station.add("change", listener)
 
     def on_connection(self, listener: Callable[[bool], object]) -> Unsubscribe:
         """Has `listener` called with whether the relay can be reached, at each change of that."""
-        return self._listeners.add("connection", listener)
+        return self._station.add("connection", listener)
 
     async def run(self) -> None:
         """Follows the relay until cancelled; then its calls' work has ended."""
@@ -349,17 +351,17 @@ class Device:
     async def _learn_caller(self, call: Call, info: Awaitable[CallerInfo | None]) -> None:
         call.caller_info = await info
         if not call.is_over:
-            self._listeners.tell("caller", call)
+            self._station.tell("caller", call)
 
     def _relay_is_lost(self) -> None:
         self._listeners.tell("unregistered")
-        self._listeners.tell("connection", False)
+        self._station.tell("connection", False)
         for call in self.calls:
             call.course.relay_lost()
 
     async def _relay_is_back(self) -> None:
         self._listeners.tell("registered")
-        self._listeners.tell("connection", True)
+        self._station.tell("connection", True)
         for call in self.calls:
             call.course.relay_back()
 
@@ -379,7 +381,7 @@ class Device:
     def _take_change(self, call: Call) -> None:
         if call.status() is CallStatus.CLOSED:
             self._calls.remove(call)
-        self._listeners.tell("change", call)
+        self._station.tell("change", call)
 
     def _catch_early(self, call: Call) -> None:
         """What was said of a call before it was known to be this one."""
