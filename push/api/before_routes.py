@@ -89,7 +89,7 @@ class Counted:
         return self._known[key]
 
 
-class FloodsFirst:
+class RateLimitFirst:
     """Refuses requests by access tokens that have asked too often. Only such as the relay has found good
     before, and that are good still: all others go on to where that is looked at.
 
