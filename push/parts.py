@@ -48,9 +48,9 @@ from bellwire.push.devices.registration import AbsentDevices, Devices
 from bellwire.push.devices.requests import DeviceRequests
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.calls import to_ms
 from bellwire.push.store.rows.devices import registered_among
 from bellwire.push.store.rows.outbox import make_all_due
+from bellwire.push.store.tables import to_ms
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import OPERATORS_ECHO
 

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from bellwire.config.waiting import Alarm, Sleep
-from bellwire.push.store.rows.calls import to_ms
+from bellwire.push.store.tables import to_ms
 from bellwire.signaling.errors import Refusal, Unavailable
 from bellwire.signaling.identifiers import CallSid
 

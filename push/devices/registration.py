@@ -25,7 +25,6 @@ from bellwire.config.waiting import backoff_s
 from bellwire.push.access.revocation import Access
 from bellwire.push.channels.websocket import StreamReaders
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.calls import to_ms
 from bellwire.push.store.rows.connections import Absent, absent_devices
 from bellwire.push.store.rows.devices import (
     ChannelRow,
@@ -35,6 +34,7 @@ from bellwire.push.store.rows.devices import (
     find_device,
     put_device,
 )
+from bellwire.push.store.tables import to_ms
 from bellwire.signaling.errors import InvalidInput, NotFound, Unavailable
 from bellwire.signaling.identifiers import DeviceId, Identity, mqtt_client_id
 from bellwire.signaling.topics import (
