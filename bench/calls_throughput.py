@@ -30,7 +30,8 @@ from sqlalchemy import Connection, make_url
 from bellwire.cli.process.relay import RelayProcess
 from bellwire.cli.relay_client import RelayClient
 from bellwire.push.store.engine.database import Database, open_database
-from bellwire.push.store.rows.calls import insert_calls, insert_users, to_ms
+from bellwire.push.store.rows.calls import insert_calls, insert_users
+from bellwire.push.store.tables import to_ms
 from bellwire.signaling.calls.commands import Invitee, NewCall
 from bellwire.signaling.calls.rules import create_call
 from bellwire.signaling.identifiers import DeviceId, Identity, new_call_sid

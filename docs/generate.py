@@ -26,7 +26,6 @@ from bellwire.push.devices.metrics import DEVICE_LABELS, DEVICE_METRICS
 from bellwire.push.metrics import Metrics
 from bellwire.push.problems import problem_of
 from bellwire.signaling import errors, topics
-from bellwire.signaling import topics as fleet_topics
 from bellwire.signaling.calls.calls import UserState
 from bellwire.signaling.calls.events import CallEvent, DeviceChannelRemoved, DoorLockedOut
 from bellwire.signaling.calls.rules import TRANSITIONS
@@ -253,8 +252,8 @@ def operator_rights() -> str:
     return table(
         ["topic", "an operator may"],
         [
-            *([f"`{topic}`", "subscribe"] for topic in fleet_topics.read_by_operators()),
-            *([f"`{topic}`", "publish"] for topic in fleet_topics.written_by_operators()),
+            *([f"`{topic}`", "subscribe"] for topic in topics.read_by_operators()),
+            *([f"`{topic}`", "publish"] for topic in topics.written_by_operators()),
         ],
     )
 

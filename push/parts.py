@@ -7,12 +7,10 @@ broker before all rooms are open, so that nothing that it says is missed: `run` 
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Protocol
-
-import structlog
 
 from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.fleet.rollout_guard import guard_rollouts
@@ -50,19 +48,13 @@ from bellwire.push.devices.registration import AbsentDevices, Devices
 from bellwire.push.devices.requests import DeviceRequests
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.calls import to_ms
 from bellwire.push.store.rows.devices import registered_among
 from bellwire.push.store.rows.outbox import make_all_due
-from bellwire.signaling.errors import Unavailable
+from bellwire.push.store.tables import to_ms
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import OPERATORS_ECHO
 
-log = structlog.get_logger(__name__)
-
 _SETTLE_AFTER_S = 0.05
-_OVERDUE_BY = timedelta(seconds=0.25)
-_OVERDUE_EVERY_S = 0.4
-_OVERDUE_AT_ONCE = 500
 
 
 class Files:
@@ -217,7 +209,7 @@ class CallParts:
             tasks.create_task(self.calls.deadlines.run())
             tasks.create_task(self.rooms.run())
             if not self.alone:
-                tasks.create_task(_take_over_deadlines(self.calls))
+                tasks.create_task(self.calls.deadlines.take_over(self.calls.overdue))
 
 
 async def open_call_parts(on: Ground, delivery: DeliveryParts) -> CallParts:
@@ -244,19 +236,6 @@ async def open_call_parts(on: Ground, delivery: DeliveryParts) -> CallParts:
         twilio,
         alone=not database.shared,
     )
-
-
-async def _take_over_deadlines(
-    calls: Calls, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-) -> None:
-    """Fires the deadlines that the relay which set them has not: it has died, or is slow."""
-    while True:
-        try:
-            overdue = await calls.overdue(_OVERDUE_BY, _OVERDUE_AT_ONCE)
-            calls.deadlines.refill((call_sid, to_ms(calls.now())) for call_sid in overdue)
-        except Unavailable as error:
-            log.warning("deadlines of other relays not seen to", error=str(error))
-        await sleep(_OVERDUE_EVERY_S)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,9 @@ from bellwire.push.devices.operations import LIMIT_BYTES
 from bellwire.push.metrics import Metrics
 from bellwire.push.parts import Files, Ground, Relay, open_relay
 from bellwire.push.store.engine.database import Database, open_database
-from bellwire.push.store.rows.calls import to_ms
 from bellwire.push.store.rows.deliveries import forget_results
 from bellwire.push.store.rows.events import forget_expired
+from bellwire.push.store.tables import to_ms
 from bellwire.signaling.errors import InvalidInput, Unavailable
 
 log = structlog.get_logger(__name__)

@@ -1,7 +1,8 @@
 """The events of a call, and who is told of them: listeners by the name of an event."""
 
 from asyncio import iscoroutine
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import structlog
@@ -69,17 +70,21 @@ class Listeners:
     def tell(self, event: str, *told: Any) -> None:  # noqa: ANN401 - each event has its own
         """Calls all listeners of an event, in the order they came."""
         for listener in tuple(self._by_event.get(event, ())):
-            try:
+            with _mistakes_logged(event):
                 work = listener(*told)
-            except Exception:  # a listener is an application's: its mistakes must not end a call
-                log.exception("a listener failed", event_name=event)
-            else:
                 if iscoroutine(work) and self._spawn(_finished(work, event)) is None:
                     work.close()
 
 
-async def _finished(work: Work, event: str) -> None:
+@contextmanager
+def _mistakes_logged(event: str) -> Iterator[None]:
+    """A listener is an application's: its mistakes must not end a call."""
     try:
-        await work
-    except Exception:  # as of a listener that is not `async`
+        yield
+    except Exception:
         log.exception("a listener failed", event_name=event)
+
+
+async def _finished(work: Work, event: str) -> None:
+    with _mistakes_logged(event):
+        await work

@@ -16,7 +16,7 @@ from bellwire.signaling.calls.calls import RejectStatus, UserState
 from bellwire.signaling.calls.events import CallMessage
 from bellwire.signaling.errors import ERROR_TABLE, CallError, InvalidInput
 from bellwire.signaling.identifiers import CallSid, Identity, parse_identity
-from bellwire.signaling.wire.answers import CallAnswer
+from bellwire.signaling.wire.answers import CallAnswer, Problem
 from bellwire.signaling.wire.media import MEDIA_MESSAGE_TYPE, MediaDocument, parse_media
 from bellwire.signaling.wire.operations import (
     DeviceCancel,
@@ -74,14 +74,14 @@ class RelayRequests:
             raise CallError(53401, refused.problem.detail, refused.problem.title) from refused
         return response.sdp or ""
 
-    async def tell_until_heard(self, operation: DeviceOperation) -> str | None:
-        """Tells the relay something that holds here whatever it answers; returns the state that it
-        refused it for."""
+    async def tell_until_heard(self, operation: DeviceOperation) -> Problem | None:
+        """Tells the relay something that holds here whatever it answers; returns why it refused it,
+        if it did."""
         try:
             await self._link.ask(operation, within=PERSISTENCE)
         except RequestRefused as error:
             log.info("relay did not take it", operation=operation.operation, error=str(error))
-            return error.problem.state or ""
+            return error.problem
         except CallError as error:
             log.warning("relay not told", operation=operation.operation, error=str(error))
         return None
@@ -93,43 +93,37 @@ class RelayRequests:
     async def turn_away(self, sid: CallSid, status: RejectStatus) -> None:
         """Rejects an invite by itself, with nobody's hand on it, and says so; to a relay that is too
         old to hear it, which refuses what it does not know, it is a rejection like any other."""
-        try:
-            await self._link.ask(
-                DeviceReject(operation="reject", call_sid=sid, status=status, automatic=True),
-                within=PERSISTENCE,
-            )
-        except RequestRefused as refused:
-            if refused.problem.status != _NOT_UNDERSTOOD:
-                log.info("relay did not take it", operation="reject", error=str(refused))
-                return
+        problem = await self.tell_until_heard(
+            DeviceReject(operation="reject", call_sid=sid, status=status, automatic=True)
+        )
+        if problem is not None and problem.status == _NOT_UNDERSTOOD:
             await self.reject(sid, status)
-        except CallError as error:
-            log.warning("relay not told", operation="reject", error=str(error))
 
     async def withdraw(self, sid: CallSid) -> None:
         """Gives up an outgoing call; where somebody has just accepted it, hangs up."""
-        if await self.tell_until_heard(DeviceCancel(operation="cancel", call_sid=sid)):
+        problem = await self.tell_until_heard(DeviceCancel(operation="cancel", call_sid=sid))
+        if problem is not None and problem.state:
             await self.leave(sid)
 
     async def leave(self, sid: CallSid) -> None:
         """Hangs up. An accept may still be on its way, so where the relay does not yet know of one
         the invite is rejected instead."""
         for _ in range(_TURNS):
-            state = await self.tell_until_heard(DeviceQuit(operation="quit", call_sid=sid))
-            if state is None or not UserState(state).pending:
+            problem = await self.tell_until_heard(DeviceQuit(operation="quit", call_sid=sid))
+            if problem is None or not UserState(problem.state or "").pending:
                 return
-            state = await self.tell_until_heard(DeviceReject(operation="reject", call_sid=sid))
-            if state is None or UserState(state) is not UserState.ACCEPTED:
+            problem = await self.tell_until_heard(DeviceReject(operation="reject", call_sid=sid))
+            if problem is None or UserState(problem.state or "") is not UserState.ACCEPTED:
                 return
 
-    async def deliver(self, message: DeviceMessage) -> None:
-        """Says a message to the others in a call.
+    async def deliver(self, said: DeviceMessage | DeviceFeedback) -> None:
+        """Says a message to the others in a call, or to the relay how good it was.
 
         Raises:
             CallError: it could not be said.
         """
         try:
-            await self.ask(message, within=_MESSAGE_WITHIN)
+            await self.ask(said, within=_MESSAGE_WITHIN)
         except RequestRefused as refused:
             raise error_of(refused) from refused
 
@@ -159,10 +153,7 @@ class RelayRequests:
             raise InvalidInput(
                 f"feedback is a score of 1 to 5 or None, and one of {issues} or None"
             ) from error
-        try:
-            await self.ask(feedback, within=_MESSAGE_WITHIN)
-        except RequestRefused as refused:
-            raise error_of(refused) from refused
+        await self.deliver(feedback)
         return known
 
 

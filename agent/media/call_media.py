@@ -12,14 +12,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import structlog
 
 from bellwire.agent.link import RequestRefused
 from bellwire.agent.media.dtmf import DtmfDetector, QuietTones, dial_steps
 from bellwire.agent.media.early_media import EarlyMedia
 from bellwire.agent.media.engine.interface import (
-    BLOCK_FRAMES,
     Block,
     IceServer,
     MediaStats,
@@ -40,7 +38,7 @@ from bellwire.agent.media.sound import AudioStream, CallCard, DeviceSound, Media
 from bellwire.agent.quality.meter import VolumeMeter
 from bellwire.agent.tasks import CallTasks
 from bellwire.config.waiting import Sleep
-from bellwire.hardware.audio.block import Samples
+from bellwire.hardware.audio.block import SILENCE, Samples
 from bellwire.signaling.errors import CallError
 from bellwire.signaling.identifiers import DeviceId, Identity
 from bellwire.signaling.wire.media import (
@@ -58,8 +56,6 @@ MAX_PEERS = MESH_USERS - 1
 """Other parties whose sound one device mixes."""
 
 _EARLY_DOCUMENTS = 64
-_SILENCE: Block = np.zeros(BLOCK_FRAMES, np.int16)
-_SILENCE.setflags(write=False)
 
 
 def _ignore() -> None:
@@ -97,7 +93,7 @@ class CallSound:
 
 
 class CallMedia(CallSound):
-    """The sound of one call.
+    """See `CallSound`: what goes over connections with the other parties.
 
     Args:
         say: Tells a party something, and returns once the relay has it.
@@ -165,7 +161,7 @@ class CallMedia(CallSound):
         if who in self._in_room and self._is_in_room:
             self._say_in_room(who)  # it may have said so before it was known to be in the call
             return
-        offers = self._me == caller or (who != caller and self._me < who)
+        offers = _offers(self._me, who, caller)
         if len(self._peers) >= MAX_PEERS:
             self._unmixed.add(who, waits=offers)
             self._go_to_room()
@@ -283,7 +279,7 @@ class CallMedia(CallSound):
         return tuple(found)
 
     def _captured(self, block: Block) -> None:
-        spoken = _SILENCE if self.muted else block
+        spoken = SILENCE if self.muted else block
         playback = self._playback
         if playback is not None:
             spoken = playback.over(spoken)
@@ -450,6 +446,11 @@ class CallMedia(CallSound):
             self._news.connected()
 
 
+def _offers(me: Identity, who: Identity, caller: Identity | None) -> bool:
+    """Whether it is this side that offers, of the two, or would if it had sound."""
+    return me == caller or (who != caller and me < who)
+
+
 class NoMedia(CallSound):
     """Stands where `CallMedia` does.
 
@@ -491,8 +492,7 @@ class NoMedia(CallSound):
 
     def add(self, who: Identity, caller: Identity | None) -> None:
         """One more party is in the call; it is told if it waits for an offer from here."""
-        waits = self._me == caller or (who != caller and self._me < who)
-        if waits and who not in self._told:
+        if _offers(self._me, who, caller) and who not in self._told:
             self._told.add(who)
             self._tell(who, new_session(), None)
 

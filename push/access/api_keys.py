@@ -28,7 +28,7 @@ from bellwire.push.store.rows.access import (
     own_key_name,
     revoke_api_key,
 )
-from bellwire.push.store.rows.calls import to_ms
+from bellwire.push.store.tables import to_ms
 from bellwire.signaling.errors import Conflict, NotFound, Unauthenticated
 from bellwire.signaling.tokens import Scope
 from bellwire.signaling.wire.answers import ApiKeyAnswer, NewApiKeyAnswer

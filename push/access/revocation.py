@@ -28,8 +28,8 @@ from bellwire.push.store.rows.access import (
     note_token_device,
     revocations_after,
 )
-from bellwire.push.store.rows.calls import to_ms
 from bellwire.push.store.rows.devices import find_device
+from bellwire.push.store.tables import to_ms
 from bellwire.signaling.errors import Forbidden, Refusal, Unauthenticated, Unavailable
 from bellwire.signaling.identifiers import DeviceId, Identity
 

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from bellwire.push.access.revocation import ShownToken
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.rows.access import SigningKeyRow, add_signing_key, signing_key_rows
-from bellwire.push.store.rows.calls import to_ms
+from bellwire.push.store.tables import to_ms
 from bellwire.signaling.calls.calls import Attestation
 from bellwire.signaling.calls.events import CallerToken, CallReceived
 from bellwire.signaling.errors import Forbidden, Unauthenticated

@@ -25,7 +25,7 @@ from bellwire.push.api import (
     twilio,
     webhooks,
 )
-from bellwire.push.api.before_routes import BodyLimit, Counted, FloodsFirst, WhoAsksFirst
+from bellwire.push.api.before_routes import BodyLimit, Counted, RateLimitFirst, WhoAsksFirst
 from bellwire.push.api.call_route import CallsFirst
 from bellwire.push.parts import Relay
 from bellwire.push.problems import (
@@ -58,7 +58,7 @@ def served_app(relay: Relay) -> ASGIApp:
     app: ASGIApp = BodyLimit(
         CallsFirst(routes), relay.ground.settings.max_body_bytes, relay.ground.metrics
     )
-    app = FloodsFirst(WhoAsksFirst(app, relay), relay)
+    app = RateLimitFirst(WhoAsksFirst(app, relay), relay)
     return ServerErrorMiddleware(Counted(app, relay.ground.metrics), handler=_failed)
 
 

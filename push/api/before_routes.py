@@ -14,16 +14,15 @@ from contextlib import suppress
 
 from prometheus_client import Counter, Histogram
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bellwire.config.waiting import Sleep
 from bellwire.push.access.tokens import Actor
 from bellwire.push.api.server.admission import let_in
-from bellwire.push.api.who_asks import identify
+from bellwire.push.api.who_asks import bearer_of, header_text, identify
 from bellwire.push.metrics import Metrics
 from bellwire.push.parts import Relay
-from bellwire.push.problems import MEDIA_TYPE, problem_of, refusal_response
+from bellwire.push.problems import problem_of, problem_response, refusal_response
 from bellwire.signaling.errors import Refusal, TooLarge, Unauthenticated, Unavailable
 
 _SIGNED = "/v1/twilio/"
@@ -89,7 +88,7 @@ class Counted:
         return self._known[key]
 
 
-class FloodsFirst:
+class RateLimitFirst:
     """Refuses requests by access tokens that have asked too often. Only such as the relay has found good
     before, and that are good still: all others go on to where that is looked at.
 
@@ -142,18 +141,11 @@ class FloodsFirst:
 
     def _known(self, scope: Scope) -> Actor | None:
         """Whom an access token in the header stands for, where that is known without looking."""
-        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+        headers = dict(scope["headers"]) if _needs_credentials(scope) else {}
+        token = bearer_of(header_text(headers, b"authorization"))
+        if token is None or b"x-api-key" in headers:
             return None
-        if scope["path"].startswith(_SIGNED):
-            return None
-        headers = dict(scope["headers"])
-        shown = headers.get(b"authorization")
-        if shown is None or b"x-api-key" in headers:
-            return None
-        scheme, _, credentials = shown.decode("latin-1").partition(" ")
-        if scheme.lower() != "bearer":
-            return None
-        return self._relay.access.tokens.verified(credentials.strip())
+        return self._relay.access.tokens.verified(token)
 
 
 class WhoAsksFirst:
@@ -176,8 +168,8 @@ class WhoAsksFirst:
             try:
                 actor = await identify(
                     self._relay,
-                    _text(headers.get(b"authorization")),
-                    _text(headers.get(b"x-api-key")),
+                    header_text(headers, b"authorization"),
+                    header_text(headers, b"x-api-key"),
                     None,
                 )
                 let_in(scope, actor.identity)
@@ -195,10 +187,6 @@ def _needs_credentials(scope: Scope) -> bool:
         return False
     path: str = scope["path"]
     return path.startswith("/v1/") and not path.startswith(_SIGNED)
-
-
-def _text(header: bytes | None) -> str | None:
-    return None if header is None else header.decode("latin-1")
 
 
 class BodyLimit:
@@ -245,13 +233,7 @@ class BodyLimit:
         problem = problem_of(
             TooLarge(f"the body is over the limit of {self._limit} bytes", limit=self._limit)
         )
-        response = JSONResponse(
-            problem.model_dump(exclude_none=True),
-            status_code=problem.status,
-            media_type=MEDIA_TYPE,
-            headers={"Connection": "close"},
-        )
-        await response(scope, receive, send)
+        await problem_response(problem, {"Connection": "close"})(scope, receive, send)
 
 
 class _Bounded:

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
-from bellwire.push.api.who_asks import CALL_SCOPE, authenticate_by, take_turn
+from bellwire.push.api.who_asks import CALL_SCOPE, authenticate_by, header_text, take_turn
 from bellwire.push.parts import Relay
 from bellwire.push.problems import problem_of_validation, problem_response, refusal_response
 from bellwire.signaling.errors import InvalidInput, Refusal
@@ -69,8 +69,8 @@ class CallRoute(APIRoute):
             relay,
             scope,
             CALL_SCOPE,
-            authorization=_text(headers.get(b"authorization")),
-            api_key=_text(headers.get(b"x-api-key")),
+            authorization=header_text(headers, b"authorization"),
+            api_key=header_text(headers, b"x-api-key"),
         )
         take_turn(relay, actor)
         given: dict[str, Any] = {"relay": relay, "actor": actor}
@@ -79,11 +79,11 @@ class CallRoute(APIRoute):
             given["call_sid"] = call_sid = parse_call_sid(scope["path_params"]["call_sid"])
         actor.may_reach(call_sid)
         if operation.takes_idempotency_key:
-            given["idempotency_key"] = _key(_text(headers.get(b"idempotency-key")))
+            given["idempotency_key"] = _key(header_text(headers, b"idempotency-key"))
         if operation.body is None:
             given["request"] = Request(scope, receive)
         else:
-            content_type = _text(headers.get(b"content-type"))
+            content_type = header_text(headers, b"content-type")
             given["body"] = _parsed(operation, operation.body, content_type, await _read(receive))
         answer: BaseModel | Response = await self.endpoint(**given)
         return answer
@@ -141,10 +141,6 @@ def _key(shown: str | None) -> str | None:
             f"Idempotency-Key must be 1 to {_IDEMPOTENCY_KEY_LIMIT} characters, not {len(shown)}"
         )
     return shown
-
-
-def _text(header: bytes | None) -> str | None:
-    return None if header is None else header.decode("latin-1")
 
 
 async def _read(receive: Receive) -> bytes:

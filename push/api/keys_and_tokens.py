@@ -14,7 +14,7 @@ from bellwire.push.api.who_asks import RelayDep, require_server
 from bellwire.push.parts import Relay
 from bellwire.push.store.rows.access import Ended, revoke_device
 from bellwire.push.store.rows.access import revoke as end_tokens
-from bellwire.push.store.rows.calls import to_ms
+from bellwire.push.store.tables import to_ms
 from bellwire.signaling.errors import Conflict, InvalidInput, Unauthenticated
 from bellwire.signaling.identifiers import DeviceId, GroupNameField, Identity
 from bellwire.signaling.tokens import Scope

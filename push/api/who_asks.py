@@ -1,5 +1,6 @@
 """Who asks over HTTP: the credentials that a request shows, what they open, and how often they may ask."""
 
+from collections.abc import Mapping
 from typing import Annotated, cast
 
 import starlette.types
@@ -127,10 +128,7 @@ async def identify(
     Raises:
         Unauthenticated: none were shown, or no good ones.
     """
-    if authorization is not None:
-        scheme, _, credentials = authorization.partition(" ")
-        bearer = credentials.strip() if scheme.lower() == "bearer" else bearer
-    shown = api_key or bearer
+    shown = api_key or bearer_of(authorization) or bearer
     if not shown:
         raise Unauthenticated(
             "show an API key or an access token: `Authorization: Bearer ...`, or `X-API-Key: ...`"
@@ -141,6 +139,18 @@ async def identify(
     if actor.token is not None and actor.identity is not None:
         await relay.access.ended.admit(actor.token, actor.identity, actor.device)
     return actor
+
+
+def bearer_of(authorization: str | None) -> str | None:
+    """The credentials of an `Authorization` header; None where there is none, or one of another scheme."""
+    scheme, _, credentials = (authorization or "").partition(" ")
+    return credentials.strip() if scheme.lower() == "bearer" else None
+
+
+def header_text(headers: Mapping[bytes, bytes], name: bytes) -> str | None:
+    """A header's value as ASGI gives it; None where it is not there."""
+    value = headers.get(name)
+    return None if value is None else value.decode("latin-1")
 
 
 async def settle_device(relay: Relay, actor: Actor, device: str | None) -> None:

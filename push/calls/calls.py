@@ -32,9 +32,9 @@ from bellwire.push.store.rows.calls import (
     load_call,
     overdue_calls,
     put_feedback,
-    to_ms,
 )
 from bellwire.push.store.rows.deliveries import Confirmed
+from bellwire.push.store.tables import to_ms
 from bellwire.signaling.calls.calls import Attestation, Call, CallState
 from bellwire.signaling.calls.commands import (
     Command,

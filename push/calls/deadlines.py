@@ -1,20 +1,24 @@
-"""Fires the deadlines of calls: a heap in the process, refilled from the rows after a restart."""
+"""Fires the deadlines of calls: a heap in the process, refilled from the rows after a restart; and those that
+another relay should have fired."""
 
 import asyncio
 import heapq
 from collections.abc import Awaitable, Callable, Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import structlog
 
 from bellwire.config.waiting import Alarm, Sleep
-from bellwire.push.store.rows.calls import to_ms
-from bellwire.signaling.errors import Refusal
+from bellwire.push.store.tables import to_ms
+from bellwire.signaling.errors import Refusal, Unavailable
 from bellwire.signaling.identifiers import CallSid
 
 log = structlog.get_logger(__name__)
 
 _RETRY_S = 1.0
+_OVERDUE_BY = timedelta(seconds=0.25)
+_OVERDUE_EVERY_S = 0.4
+_OVERDUE_AT_ONCE = 500
 
 
 class Deadlines:
@@ -35,6 +39,7 @@ class Deadlines:
     ) -> None:
         self._fire = fire
         self._now = now
+        self._sleep = sleep
         self._alarm = Alarm(sleep)
         self._heap: list[tuple[int, CallSid]] = []
         self._current: dict[CallSid, int] = {}
@@ -62,6 +67,22 @@ class Deadlines:
                 if self._heap:
                     wait_s = max(0.0, (self._heap[0][0] - to_ms(self._now())) / 1000)
                 await self._alarm.wait(wait_s)
+
+    async def take_over(
+        self, overdue: Callable[[timedelta, int], Awaitable[Iterable[CallSid]]]
+    ) -> None:
+        """Fires the deadlines that the relay which set them has not: it has died, or is slow.
+
+        Args:
+            overdue: Finds calls whose deadline came so long ago, and not more of them than the number.
+        """
+        while True:
+            try:
+                missed = await overdue(_OVERDUE_BY, _OVERDUE_AT_ONCE)
+                self.refill((call_sid, to_ms(self._now())) for call_sid in missed)
+            except Unavailable as error:
+                log.warning("deadlines of other relays not seen to", error=str(error))
+            await self._sleep(_OVERDUE_EVERY_S)
 
     def _set_ms(self, call_sid: CallSid, due_ms: int | None) -> None:
         if due_ms is None:

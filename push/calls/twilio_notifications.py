@@ -24,10 +24,9 @@ from bellwire.push.calls.rate_limits import Caller, RateLimits
 from bellwire.push.channels.payload import CANCEL, apns_payload, fcm_data
 from bellwire.push.delivery.outbox import Outbox
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.calls import to_ms
 from bellwire.push.store.rows.devices import DeviceRow, devices_of
 from bellwire.push.store.rows.outbox import Delivery, owe
-from bellwire.push.store.tables import delivery_results, outbox
+from bellwire.push.store.tables import delivery_results, outbox, to_ms
 from bellwire.signaling.errors import Forbidden, InvalidInput, NotFound, TooLarge
 from bellwire.signaling.identifiers import CallSid, Identity, parse_call_sid, parse_identity
 

@@ -20,10 +20,10 @@ from bellwire.push.delivery.owed import EVENT_LIFE
 from bellwire.push.delivery.webhook_events import OnEvent
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.calls import to_ms
 from bellwire.push.store.rows.devices import ChannelRow, DeviceRow, find_device, remove_channel
 from bellwire.push.store.rows.events import StreamEvent, append_events
 from bellwire.push.store.rows.outbox import Delivery, owe
+from bellwire.push.store.tables import to_ms
 from bellwire.signaling.calls.events import DeviceChannelRemoved, event_document
 
 log = structlog.get_logger(__name__)

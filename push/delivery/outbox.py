@@ -25,7 +25,6 @@ from bellwire.push.channels.channel import (
 )
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.calls import to_ms
 from bellwire.push.store.rows.deliveries import DeliveryResult, Result, put_results, result_of
 from bellwire.push.store.rows.outbox import (
     Delivery,
@@ -36,6 +35,7 @@ from bellwire.push.store.rows.outbox import (
     settle,
     take_due,
 )
+from bellwire.push.store.tables import to_ms
 from bellwire.signaling.errors import Unavailable
 from bellwire.signaling.identifiers import DeviceId
 

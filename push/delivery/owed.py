@@ -16,11 +16,12 @@ from bellwire.push.channels.websocket import STREAM, StreamReaders, compose_stre
 from bellwire.push.delivery.outbox import Outbox
 from bellwire.push.delivery.webhook_events import Webhooks
 from bellwire.push.store.engine.unit_of_work import UnitOfWork
-from bellwire.push.store.rows.calls import from_ms, live_calls_of, to_ms
+from bellwire.push.store.rows.calls import live_calls_of
 from bellwire.push.store.rows.deliveries import DeliveryRow, owed_of_call, results_of_call
 from bellwire.push.store.rows.devices import ChannelRow, DeviceRow, find_device
 from bellwire.push.store.rows.events import StreamEvent
 from bellwire.push.store.rows.outbox import Delivery, owed_already
+from bellwire.push.store.tables import from_ms, to_ms
 from bellwire.signaling.calls.calls import Call
 from bellwire.signaling.calls.events import CallReceived
 from bellwire.signaling.calls.rules import Notice, Recipient, invite_event

@@ -17,7 +17,6 @@ from sqlalchemy import Connection
 
 from bellwire.config.relay import WebhookTarget
 from bellwire.push.channels.webhook.channel import LIFE_S
-from bellwire.push.store.rows.calls import to_ms
 from bellwire.push.store.rows.outbox import Delivery, owe
 from bellwire.push.store.rows.webhooks import (
     KIND,
@@ -28,6 +27,7 @@ from bellwire.push.store.rows.webhooks import (
     keep_events,
     owed_to,
 )
+from bellwire.push.store.tables import to_ms
 from bellwire.signaling.calls.events import CallEvent, event_document, rfc3339
 from bellwire.signaling.calls.rules import Notice
 from bellwire.signaling.errors import InvalidInput, NotFound

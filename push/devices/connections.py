@@ -16,7 +16,7 @@ from bellwire.push.channels.websocket import STREAM
 from bellwire.push.delivery.owed import Deliveries, Owed
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.engine.unit_of_work import UnitOfWork, in_a_unit
-from bellwire.push.store.rows.calls import ringing_calls_of, to_ms
+from bellwire.push.store.rows.calls import ringing_calls_of
 from bellwire.push.store.rows.connections import (
     ConnectionRow,
     find_connection,
@@ -33,6 +33,7 @@ from bellwire.push.store.rows.events import (
     forget_read,
     last_sequence,
 )
+from bellwire.push.store.tables import to_ms
 from bellwire.signaling.calls.commands import GoOffline
 from bellwire.signaling.errors import NotFound, Unavailable
 from bellwire.signaling.identifiers import DeviceId

@@ -17,8 +17,8 @@ from bellwire.push.calls.calls import Calls
 from bellwire.push.delivery.webhook_events import OnEvent
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.calls import to_ms
 from bellwire.push.store.rows.outbox import owe
+from bellwire.push.store.tables import to_ms
 from bellwire.signaling.calls.events import DoorLockedOut
 from bellwire.signaling.errors import Forbidden, InvalidInput
 from bellwire.signaling.identifiers import CallSid, DeviceId, Identity

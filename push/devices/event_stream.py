@@ -42,7 +42,7 @@ class EventStream:
         streams: Says when a stream has grown.
         operations: Carries out what devices ask.
         access: Says when who reads may no longer.
-        floods: Says how often one may ask.
+        rate_limits: Says how often one may ask.
         now: Tells the time.
         sleep: Waits.
     """
@@ -53,7 +53,7 @@ class EventStream:
         streams: StreamReaders,
         operations: DeviceOperations,
         access: Access,
-        floods: DeviceRateLimits,
+        rate_limits: DeviceRateLimits,
         *,
         now: Callable[[], datetime],
         sleep: Sleep = asyncio.sleep,
@@ -64,7 +64,7 @@ class EventStream:
         self._access = access
         self._reading: dict[Alarm, Actor] = {}
         access.on_change(self._wake_ended)
-        self._floods = floods
+        self._rate_limits = rate_limits
         self._now = now
         self._sleep = sleep
 
@@ -141,7 +141,7 @@ class EventStream:
                 request = StreamRequest(document=text.encode(errors="replace"))
             else:
                 request = parse_stream_request(text)
-            await self._floods.take_turn(stream.device, self._sleep)
+            await self._rate_limits.take_turn(stream.device, self._sleep)
             if request.ack is not None:
                 with suppress(Unavailable):  # the next one covers it
                     await self._connections.acknowledge(stream, request.ack)

@@ -17,8 +17,7 @@ from bellwire.broker.session.messages import Incoming
 from bellwire.broker.session.session import Session
 from bellwire.config.agent.telemetry import Telemetry
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.calls import to_ms
-from bellwire.push.store.tables import connections, devices
+from bellwire.push.store.tables import connections, devices, to_ms
 from bellwire.signaling.errors import InvalidInput
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import TELEMETRY_OF_ALL, device_of

@@ -7,6 +7,7 @@ its disk.
 """
 
 import asyncio
+import itertools
 import secrets
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -18,11 +19,12 @@ import structlog
 from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.session.address import BrokerAddress
 from bellwire.broker.session.messages import Incoming
-from bellwire.broker.session.session import NotConnected, PublishRefused, Session
+from bellwire.broker.session.receiving import ReceivingSession
+from bellwire.broker.session.session import NotConnected, PublishRefused
+from bellwire.config.waiting import backoff_s
 from bellwire.push.access.revocation import Access
 from bellwire.push.channels.websocket import StreamReaders
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.calls import to_ms
 from bellwire.push.store.rows.connections import Absent, absent_devices
 from bellwire.push.store.rows.devices import (
     ChannelRow,
@@ -32,6 +34,7 @@ from bellwire.push.store.rows.devices import (
     find_device,
     put_device,
 )
+from bellwire.push.store.tables import to_ms
 from bellwire.signaling.errors import InvalidInput, NotFound, Unavailable
 from bellwire.signaling.identifiers import DeviceId, Identity, mqtt_client_id
 from bellwire.signaling.topics import (
@@ -46,7 +49,6 @@ from bellwire.signaling.wire.station import Presence, presence_document
 
 log = structlog.get_logger(__name__)
 
-_ECHO_WITHIN_S = 30.0
 _TRY_AGAIN_S = 5.0
 _TRY_AGAIN_LATEST_S = 300.0
 
@@ -222,13 +224,12 @@ class AbsentDevices:
         name = secrets.token_hex(6)
         self._database = database
         # A session of its own: what a fleet retains must not queue before the calls.
-        self._session = Session(address, f"bellwire-presence-{name}")
-        self._echo_topic = relay_echo_topic(name)
-        self._echoed = asyncio.Event()
+        self._session = ReceivingSession(
+            address, f"bellwire-presence-{name}", echo_topic=relay_echo_topic(name)
+        )
         self._heard: dict[DeviceId, bytes] = {}
         self._written: dict[DeviceId, bytes] = {}
-        self._session.subscribe(PRESENCE_OF_ALL, self._take_presence)
-        self._session.subscribe(self._echo_topic, lambda _: self._echoed.set())
+        self._session.receive(PRESENCE_OF_ALL, self._take_presence)
         self._session.on_disconnected(self._heard.clear)
 
     async def run(self) -> None:
@@ -236,8 +237,7 @@ class AbsentDevices:
         take it."""
         async with asyncio.TaskGroup() as tasks:
             holding = tasks.create_task(self._session.run())
-            pause_s = _TRY_AGAIN_S
-            while True:
+            for attempt in itertools.count():
                 await self._session.wait_connected()
                 try:
                     await self._write_missing()
@@ -245,27 +245,23 @@ class AbsentDevices:
                 except PublishRefused as error:
                     log.warning("absent devices not retained: see docs/mqtt.md", error=str(error))
                     break
-                except (NotConnected, TimeoutError, Unavailable) as error:
+                except (NotConnected, Unavailable) as error:
                     log.warning("absent devices not retained yet", error=str(error))
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, _TRY_AGAIN_LATEST_S)
+                await asyncio.sleep(
+                    backoff_s(
+                        attempt, first_s=_TRY_AGAIN_S, longest_s=_TRY_AGAIN_LATEST_S, least=1.0
+                    )
+                )
             holding.cancel()
 
     async def _write_missing(self) -> None:
-        await self._hear_all()
+        await self._session.catch_up()
         # Asked after that: who came meanwhile is there, or was heard.
         absent = await self._database.read(absent_devices)
         missing = {each.device: each for each in absent if each.device not in self._heard}
         await self._write(missing)
         if missing:
             log.info("absent devices retained", devices=len(missing))
-
-    async def _hear_all(self) -> None:
-        """Waits until all that was said before has come: the broker keeps a session's messages in order."""
-        self._echoed.clear()
-        await self._session.publish(self._echo_topic, b"")
-        async with asyncio.timeout(_ECHO_WITHIN_S):
-            await self._echoed.wait()
 
     async def _write(self, missing: Mapping[DeviceId, Absent]) -> None:
         self._written.clear()
@@ -279,7 +275,7 @@ class AbsentDevices:
         if not self._written:
             return
         # Who came, or was removed, in that very moment has its own word written over: it is given back.
-        await self._hear_all()
+        await self._session.catch_up()
         for device in self._written.keys() & self._heard.keys():
             await self._session.publish(presence_topic(device), self._heard[device], retain=True)
 

@@ -68,7 +68,7 @@ class DeviceRequests:
         operations: DeviceOperations,
         devices: Devices,
         connections: Connections,
-        floods: DeviceRateLimits,
+        rate_limits: DeviceRateLimits,
         *,
         now: Callable[[], datetime],
         sleep: Sleep = asyncio.sleep,
@@ -80,7 +80,7 @@ class DeviceRequests:
         self._devices = devices
         self._connections = connections
         self._tasks: asyncio.TaskGroup | None = None
-        self._floods = floods
+        self._rate_limits = rate_limits
         self._turns = FairTurns(
             self._serve,
             at_once=_AT_ONCE,
@@ -109,14 +109,14 @@ class DeviceRequests:
                 self._tasks = None
 
     def _is_heard(self, topic: str) -> bool:
-        return self._floods.is_heard(device_part(topic))
+        return self._rate_limits.is_heard(device_part(topic))
 
     def _take_request(self, message: Incoming) -> None:
         device = device_part(message.topic)
-        wait_s = self._floods.wait_s(device)
+        wait_s = self._rate_limits.wait_s(device)
         if not wait_s and self._turns.bring(device, message):
             return
-        refusal = self._floods.refuse(device, wait_s=wait_s or 1.0)
+        refusal = self._rate_limits.refuse(device, wait_s=wait_s or 1.0)
         if refusal is not None:
             self._spawn(self._refuse(message, refusal))
 
@@ -125,7 +125,7 @@ class DeviceRequests:
             return
         is_served = message.topic in self._presence
         if message.topic in self._unread_presence:
-            self._floods.count_presence_unread()
+            self._rate_limits.count_presence_unread()
         self._presence[message.topic] = message
         self._unread_presence.add(message.topic)
         if not is_served:

@@ -1,8 +1,9 @@
 """The tables. A call's truth is its `document`, what `signaling.calls.rules` returned; the other columns
-of its row exist to be searched. Times are Unix milliseconds. `migrate` brings a database to them, with
-Alembic.
+of its row exist to be searched. Times are Unix milliseconds (`to_ms`). `migrate` brings a database to
+them, with Alembic.
 """
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 from alembic import command
@@ -243,6 +244,17 @@ signing_keys = Table(
     Column("private_key", Text, nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
 )
+
+
+def to_ms(moment: datetime) -> int:
+    """A moment as Unix milliseconds."""
+    return round(moment.timestamp() * 1000)
+
+
+def from_ms(ms: int) -> datetime:
+    """Unix milliseconds as a moment in UTC."""
+    return datetime.fromtimestamp(ms / 1000, UTC)
+
 
 _LOCK = 0x62656C6C
 """Of PostgreSQL's advisory locks, the one that relays take to migrate one after the other."""

@@ -4,7 +4,6 @@ quality.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from pydantic import TypeAdapter
 from sqlalchemy import (
@@ -19,7 +18,7 @@ from sqlalchemy import (
 )
 
 from bellwire.push.store.prepared import Prepared, PreparedForEach, PreparedForList, insert_each
-from bellwire.push.store.tables import call_users, calls, feedback, idempotency_keys
+from bellwire.push.store.tables import call_users, calls, feedback, idempotency_keys, to_ms
 from bellwire.signaling.calls.calls import Call, CallState
 from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
 from bellwire.signaling.wire.operations import FeedbackFields
@@ -77,16 +76,6 @@ class IdempotencyRow:
     fingerprint: str
     call_sid: CallSid
     at_ms: int
-
-
-def to_ms(moment: datetime) -> int:
-    """A moment as Unix milliseconds."""
-    return round(moment.timestamp() * 1000)
-
-
-def from_ms(ms: int) -> datetime:
-    """Unix milliseconds as a moment in UTC."""
-    return datetime.fromtimestamp(ms / 1000, UTC)
 
 
 def insert_calls(connection: Connection, new: Sequence[Call]) -> None:

@@ -12,10 +12,9 @@ from bellwire.push.access.tokens import AccessTokens, Actor, open_access_tokens
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.rows.access import Ended, Revocation, revoke, revoke_device
-from bellwire.push.store.rows.calls import to_ms
 from bellwire.push.store.rows.devices import DeviceRow, delete_device, put_device
 from bellwire.push.store.tables import access as access_table
-from bellwire.push.store.tables import revocations, token_devices
+from bellwire.push.store.tables import revocations, to_ms, token_devices
 from bellwire.signaling.errors import Forbidden, Unauthenticated
 from bellwire.signaling.identifiers import DeviceId, Identity
 from bellwire.signaling.tokens import MAX_TTL_S

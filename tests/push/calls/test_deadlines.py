@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from bellwire.push.calls.deadlines import Deadlines
-from bellwire.push.store.rows.calls import to_ms
+from bellwire.push.store.tables import to_ms
 from bellwire.signaling.errors import Unavailable
 from bellwire.signaling.identifiers import CallSid
 from tests.conftest import PATIENCE_S

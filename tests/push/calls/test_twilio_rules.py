@@ -20,8 +20,8 @@ from bellwire.push.calls.twilio_notifications import (
     read_auth_token,
 )
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.calls import to_ms
 from bellwire.push.store.rows.devices import ChannelRow
+from bellwire.push.store.tables import to_ms
 from bellwire.signaling.errors import (
     Forbidden,
     InvalidInput,

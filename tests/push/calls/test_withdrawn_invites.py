@@ -9,9 +9,8 @@ from sqlalchemy import Connection, select
 from bellwire.push.access.tokens import Actor
 from bellwire.push.calls.invites import Invite
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.calls import to_ms
 from bellwire.push.store.rows.devices import ChannelRow, DeviceRow, put_device
-from bellwire.push.store.tables import outbox
+from bellwire.push.store.tables import outbox, to_ms
 from bellwire.signaling.calls.calls import Mode
 from bellwire.signaling.calls.commands import Invitee, InviteMore, NewCall, Reject
 from bellwire.signaling.errors import Forbidden, NobodyToCall, OperationRefused

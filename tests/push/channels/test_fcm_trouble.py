@@ -74,6 +74,15 @@ async def arrived(google: FcmServer, number: int) -> list[Push]:
     return [await google.next_push() for _ in range(number)]
 
 
+async def held(
+    google: FcmServer, channel: FcmChannel, number: int
+) -> tuple[list[asyncio.Task[str]], list[Push]]:
+    """So many pushes under way, which the server has and does not answer."""
+    google.hold = True
+    under_way = sending(channel, number)
+    return under_way, await arrived(google, number)
+
+
 async def goes_through(google: FcmServer, channel: FcmChannel) -> None:
     """A further push is delivered at the first attempt."""
     google.hold = False
@@ -89,9 +98,7 @@ async def test_pushes_share_one_connection(google: FcmServer, channel: FcmChanne
 async def test_goaway_in_mid_flight_fails_what_was_taken_and_the_next_push_goes_through(
     google: FcmServer, channel: FcmChannel
 ) -> None:
-    google.hold = True
-    under_way = sending(channel, 3)
-    pushes = await arrived(google, 3)
+    under_way, pushes = await held(google, channel, 3)
     pushes[0].connection.go_away()
     for answer in await asyncio.gather(*under_way, return_exceptions=True):
         assert type(answer) is DeliveryFailed
@@ -102,9 +109,7 @@ async def test_goaway_in_mid_flight_fails_what_was_taken_and_the_next_push_goes_
 async def test_what_goaway_says_was_not_taken_is_sent_again_at_once(
     google: FcmServer, channel: FcmChannel
 ) -> None:
-    google.hold = True
-    under_way = sending(channel, 3)
-    pushes = await arrived(google, 3)
+    under_way, pushes = await held(google, channel, 3)
     google.hold = False
     taken = pushes[0]
     taken.connection.go_away(last_stream_id=taken.stream_id)
@@ -115,9 +120,7 @@ async def test_what_goaway_says_was_not_taken_is_sent_again_at_once(
 
 
 async def test_reset_stream_fails_one_push_alone(google: FcmServer, channel: FcmChannel) -> None:
-    google.hold = True
-    under_way = sending(channel, 3)
-    pushes = await arrived(google, 3)
+    under_way, pushes = await held(google, channel, 3)
     pushes[1].reset()
     with pytest.raises(DeliveryFailed, match="FCM unreachable: RemoteProtocolError"):
         await under_way[1]
@@ -172,9 +175,7 @@ async def test_streams_that_are_given_up_never_use_up_what_the_server_allows(
 async def test_connection_lost_in_mid_flight_fails_its_pushes_at_once(
     google: FcmServer, channel: FcmChannel
 ) -> None:
-    google.hold = True
-    under_way = sending(channel, 3)
-    pushes = await arrived(google, 3)
+    under_way, pushes = await held(google, channel, 3)
     pushes[0].connection.drop()
     for answer in await asyncio.gather(*under_way, return_exceptions=True):
         assert type(answer) is DeliveryFailed

@@ -13,8 +13,8 @@ from bellwire.push.channels.channel import TokenDead
 from bellwire.push.delivery.outbox import LEASE_S, Outbox
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.calls import to_ms
 from bellwire.push.store.rows.outbox import Delivery, count_owed, owe
+from bellwire.push.store.tables import to_ms
 from bellwire.signaling.calls.events import parse_event, rfc3339
 from bellwire.signaling.errors import Unavailable
 from bellwire.signaling.identifiers import DeviceId

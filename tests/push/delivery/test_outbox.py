@@ -13,10 +13,9 @@ from bellwire.push.channels.channel import Addressee, DeliveryFailed
 from bellwire.push.delivery.outbox import LEASE_S, Outbox
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.calls import to_ms
 from bellwire.push.store.rows.devices import ChannelRow, DeviceRow, put_device
 from bellwire.push.store.rows.outbox import Delivery, count_owed, make_all_due, owe
-from bellwire.push.store.tables import outbox
+from bellwire.push.store.tables import outbox, to_ms
 from bellwire.signaling.calls.events import CallEvent, event_document
 from bellwire.signaling.identifiers import DeviceId, Identity
 from tests.conftest import PATIENCE_S

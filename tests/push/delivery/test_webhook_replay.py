@@ -10,8 +10,7 @@ from sqlalchemy import Connection, select
 
 from bellwire.push.delivery import webhook_events as webhooks_module
 from bellwire.push.delivery.webhook_events import KEPT, Replayed
-from bellwire.push.store.rows.calls import to_ms
-from bellwire.push.store.tables import outbox
+from bellwire.push.store.tables import outbox, to_ms
 from bellwire.signaling.errors import NotFound
 from tests.push.webhook_receiver import Backend, backend
 from tests.push.webhook_scene import (

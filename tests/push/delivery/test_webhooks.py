@@ -10,8 +10,8 @@ from sqlalchemy import Connection
 from bellwire.push.channels.webhook.channel import LIFE_S
 from bellwire.push.delivery.outbox import LEASE_S
 from bellwire.push.delivery.webhook_events import KEPT, Webhooks
-from bellwire.push.store.rows.calls import to_ms
 from bellwire.push.store.rows.outbox import make_all_due, owe
+from bellwire.push.store.tables import to_ms
 from bellwire.signaling.calls.commands import Accept, Quit, Reject
 from bellwire.signaling.calls.events import parse_event
 from bellwire.signaling.errors import InvalidInput

@@ -105,21 +105,21 @@ def counted(metrics: Metrics, reason: str) -> float:
 
 def test_a_device_asks_five_seconds_worth_at_once_and_then_its_rate() -> None:
     clock, metrics = Seconds(), Metrics()
-    floods = DeviceRateLimits(10, metrics, clock)
-    assert [floods.wait_s("eve") for _ in range(50)] == [0.0] * 50
-    assert 0.09 < floods.wait_s("eve") < 0.11
-    assert floods.wait_s("ann") == 0.0
+    limits = DeviceRateLimits(10, metrics, clock)
+    assert [limits.wait_s("eve") for _ in range(50)] == [0.0] * 50
+    assert 0.09 < limits.wait_s("eve") < 0.11
+    assert limits.wait_s("ann") == 0.0
     clock.now += 0.2
-    assert [floods.wait_s("eve") == 0.0 for _ in range(3)] == [True, True, False]
+    assert [limits.wait_s("eve") == 0.0 for _ in range(3)] == [True, True, False]
 
 
 def test_a_flood_is_told_some_times_and_then_thrown_away_unread_and_all_of_it_is_counted() -> None:
     clock, metrics = Seconds(), Metrics()
-    floods = DeviceRateLimits(10, metrics, clock)
+    limits = DeviceRateLimits(10, metrics, clock)
     told = 0
     for _ in range(1000):
-        if floods.is_heard("eve") and (wait_s := floods.wait_s("eve")):
-            refusal = floods.refuse("eve", wait_s=wait_s)
+        if limits.is_heard("eve") and (wait_s := limits.wait_s("eve")):
+            refusal = limits.refuse("eve", wait_s=wait_s)
             assert refusal is not None
             assert "at most 10 requests per second" in refusal.detail
             told += 1
@@ -127,47 +127,47 @@ def test_a_flood_is_told_some_times_and_then_thrown_away_unread_and_all_of_it_is
     assert counted(metrics, "device-requests") == 16
     assert counted(metrics, "device-requests-unread") == 1000 - 50 - 16
     clock.now += 10
-    assert floods.is_heard("eve")
-    assert floods.wait_s("eve") == 0.0
+    assert limits.is_heard("eve")
+    assert limits.wait_s("eve") == 0.0
 
 
 def test_whoever_floods_over_http_is_known_to_before_a_turn_is_taken_and_looking_takes_none() -> (
     None
 ):
     clock, metrics = Seconds(), Metrics()
-    floods = DeviceRateLimits(10, metrics, clock)
+    limits = DeviceRateLimits(10, metrics, clock)
     for identity, device in (("eve", None), ("eve", "phone")):
         for _ in range(50):
-            assert floods.refusal(identity, device) is None
-            floods.admit(identity, device)
-        refusal = floods.refusal(identity, device)
+            assert limits.refusal(identity, device) is None
+            limits.admit(identity, device)
+        refusal = limits.refusal(identity, device)
         assert refusal is not None
         assert "at most 10 requests per second" in refusal.detail
         clock.now += 0.1
-        assert floods.refusal(identity, device) is None
-        floods.admit(identity, device)
+        assert limits.refusal(identity, device) is None
+        limits.admit(identity, device)
         with pytest.raises(TooManyRequests):
-            floods.admit(identity, device)
+            limits.admit(identity, device)
     assert counted(metrics, "device-requests") == 4
 
 
 async def test_a_message_that_has_to_wait_for_its_turn_is_counted_once() -> None:
     clock, metrics = Seconds(), Metrics()
-    floods = DeviceRateLimits(10, metrics, clock)
+    limits = DeviceRateLimits(10, metrics, clock)
 
     async def sleep(seconds: float) -> None:
         clock.now += seconds / 2 + 0.001
 
     for _ in range(55):
-        await floods.take_turn("eve", sleep)
+        await limits.take_turn("eve", sleep)
     assert 0.4 < clock.now - Seconds().now < 0.7
     assert counted(metrics, "stream-messages-slowed") == 5
 
 
 def test_devices_that_are_quiet_again_are_forgotten() -> None:
     clock = Seconds()
-    floods = DeviceRateLimits(10, Metrics(), clock)
+    limits = DeviceRateLimits(10, Metrics(), clock)
     for number in range(20_000):
         clock.now += 1
-        floods.wait_s(f"device-{number}")
-    assert len(floods) < 3000
+        limits.wait_s(f"device-{number}")
+    assert len(limits) < 3000

@@ -23,9 +23,8 @@ from bellwire.push.store.rows.calls import (
     list_calls,
     live_calls_of,
     load_call,
-    to_ms,
 )
-from bellwire.push.store.tables import migrate
+from bellwire.push.store.tables import migrate, to_ms
 from bellwire.signaling.calls.calls import Call, UserState
 from bellwire.signaling.calls.commands import Accept, Cancel, Invitee, NewCall
 from bellwire.signaling.calls.rules import apply, create_call
