@@ -4,12 +4,13 @@ asks is known, and the body is bounded. All of it costs less than what it saves,
 A flood is refused before a signature is verified, a body read, a route looked for or the database asked.
 Who asks is known before a body is read: FastAPI reads and parses it before it looks at anything else, so
 that a stranger would have the relay do that work. Their answer needs no byte of it, also where they wait
-for `100 Continue`.
+for `100 Continue`. Whoever sends it slowly is asked again once it is there: they may have been shut out
+meanwhile.
 """
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from prometheus_client import Counter, Histogram
@@ -37,6 +38,9 @@ _HELD_AT_ONCE = 4096
 
 _STRANGERS_BODY = "body-of-stranger"
 """The reason of `bellwire_refused_total`."""
+
+_AT_ONCE_S = 0.1
+"""What is believed of who asks when their body begins is believed when it ends, this much later at most."""
 
 _DRAIN_BYTES = 16 * 1024 * 1024
 _DRAIN_S = 2.0
@@ -155,31 +159,73 @@ class WhoAsksFirst:
     Args:
         app: What serves the others.
         relay: Knows who asks, and how often they have.
+        clock: Tells the time, in seconds that only grow.
     """
 
-    def __init__(self, app: ASGIApp, relay: Relay) -> None:
+    def __init__(
+        self, app: ASGIApp, relay: Relay, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._app = app
         self._relay = relay
+        self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request (ASGI)."""
         headers = dict(scope["headers"]) if _needs_credentials(scope) else {}
-        if b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0":
+        if b"transfer-encoding" not in headers and headers.get(b"content-length", b"0") == b"0":
+            await self._app(scope, receive, send)
+            return
+
+        async def asks() -> Actor:
+            authorization = header_text(headers, b"authorization")
+            return await identify(
+                self._relay, authorization, header_text(headers, b"x-api-key"), None
+            )
+
+        try:
+            actor = await asks()
+            let_in(scope, actor.identity)
+        except Refusal as refusal:
+            if isinstance(refusal, Unauthenticated):
+                self._relay.ground.metrics.count_refused(_STRANGERS_BODY)
+            await refusal_response(refusal)(scope, receive, send)
+            return
+        scope["user"] = actor
+        body = _Signed(receive, asks, self._clock)
+        answer = _Held(send, body)
+        with suppress(_BodyRefused):
+            await self._app(scope, body.receive, answer.send)
+        if body.refusal is not None:
+            await refusal_response(body.refusal)(scope, receive, send)
+
+
+class _Signed:
+    """A body of somebody who is asked again where its end is late in coming: they could else begin as many
+    requests as they have connections, be shut out, and have them done after that."""
+
+    def __init__(
+        self, receive: Receive, asks: Callable[[], Awaitable[Actor]], clock: Callable[[], float]
+    ) -> None:
+        self._receive = receive
+        self._asks = asks
+        self._clock = clock
+        self._asked_at = clock()
+        self.refusal: Refusal | None = None
+
+    @property
+    def is_refused(self) -> bool:
+        return self.refusal is not None
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        is_whole = message["type"] == "http.request" and not message.get("more_body", False)
+        if is_whole and self._clock() - self._asked_at > _AT_ONCE_S:
             try:
-                actor = await identify(
-                    self._relay,
-                    header_text(headers, b"authorization"),
-                    header_text(headers, b"x-api-key"),
-                    None,
-                )
-                let_in(scope, actor.identity)
+                await self._asks()
             except Refusal as refusal:
-                if isinstance(refusal, Unauthenticated):
-                    self._relay.ground.metrics.count_refused(_STRANGERS_BODY)
-                await refusal_response(refusal)(scope, receive, send)
-                return
-            scope["user"] = actor
-        await self._app(scope, receive, send)
+                self.refusal = refusal
+                raise _BodyRefused(403) from refusal
+        return message
 
 
 def _needs_credentials(scope: Scope) -> bool:
@@ -211,8 +257,9 @@ class BodyLimit:
             return
         headers = dict(scope["headers"])
         declared = headers.get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self._limit:
-            if b"expect" not in headers and int(declared) <= _DRAIN_BYTES:
+        length = _length(declared)
+        if length > self._limit:
+            if b"expect" not in headers and length <= _DRAIN_BYTES:
                 await _drain(receive)
             await self._refuse(scope, receive, send)
             return
@@ -222,9 +269,9 @@ class BodyLimit:
             return
         body = _Bounded(receive, self._limit)
         answer = _Held(send, body)
-        with suppress(_BodyTooLarge):
+        with suppress(_BodyRefused):
             await self._app(scope, body.receive, answer.send)
-        if body.is_over:
+        if body.is_refused:
             await _drain(receive)
             await self._refuse(scope, receive, send)
 
@@ -236,32 +283,38 @@ class BodyLimit:
         await problem_response(problem, {"Connection": "close"})(scope, receive, send)
 
 
+def _length(declared: bytes) -> int:
+    """What a `Content-Length` says, 0 where it is no number. Python reads no number of thousands of
+    digits, be they zeros, which the server lets through."""
+    return int(declared.lstrip(b"0") or b"0") if declared.isdigit() else 0
+
+
 class _Bounded:
     """A body that may be read up to its limit."""
 
     def __init__(self, receive: Receive, limit_bytes: int) -> None:
         self._receive = receive
         self._left = limit_bytes
-        self.is_over = False
+        self.is_refused = False
 
     async def receive(self) -> Message:
         message = await self._receive()
         self._left -= len(message.get("body", b""))
         if self._left < 0:
-            self.is_over = True
-            raise _BodyTooLarge
+            self.is_refused = True
+            raise _BodyRefused(413)
         return message
 
 
 class _Held:
-    """Lets an answer through unless the body was too long: then the refusal is the answer."""
+    """Lets an answer through unless the body was refused: then the refusal is the answer."""
 
-    def __init__(self, send: Send, body: _Bounded) -> None:
+    def __init__(self, send: Send, body: _Bounded | _Signed) -> None:
         self._send = send
         self._body = body
 
     async def send(self, message: Message) -> None:
-        if not self._body.is_over:
+        if not self._body.is_refused:
             await self._send(message)
 
 
@@ -279,8 +332,6 @@ async def _drain(receive: Receive) -> None:
         return
 
 
-class _BodyTooLarge(HTTPException):
-    """Raised into a handler that reads past the limit. FastAPI hides what is no HTTPException."""
-
-    def __init__(self) -> None:
-        super().__init__(413)
+class _BodyRefused(HTTPException):
+    """Raised into a handler that reads a body which is not to be heard. FastAPI hides what is no
+    HTTPException."""

@@ -338,6 +338,50 @@ async def test_a_body_over_its_limit_is_refused_in_words_and_counted(target: Tar
     assert await target.refusals() == {"body-too-large": 4}
 
 
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_who_is_shut_out_while_their_body_is_half_sent_has_nothing_done(
+    target: Target, framing: str
+) -> None:
+    """They begin as many requests as they have connections, and end them once they are shut out."""
+    async with serving(target.relay) as running:
+        eve = fresh("eve")
+        await running.register(eve)
+        token = (await running.token(eve, eve))["Authorization"]
+        leaked = (
+            await running.http.post("/v1/keys", json={"name": "leaked", "scopes": ["tokens"]})
+        ).json()
+        half_sent = []
+        for shown, path, body in (
+            (token, "/v1/calls", {"to": [eve]}),
+            (f"Bearer {leaked['key']}", "/v1/tokens", {"identity": "victim"}),
+        ):
+            said = json.dumps(body).encode()
+            length = b"Content-Length: %d\r\n\r\n" % len(said)
+            if framing == "chunked":
+                length = b"Transfer-Encoding: chunked\r\n\r\n"
+                said = b"%x\r\n%s\r\n0\r\n\r\n" % (len(said), said)
+            raw = await target.open()
+            raw.send(f"POST {path} HTTP/1.1\r\nHost: relay\r\nAuthorization: {shown}\r\n".encode())
+            raw.send(b"Content-Type: application/json\r\n" + length + said[:-1])
+            half_sent.append((raw, said[-1:]))
+        await asyncio.sleep(0.5)  # it is known by now who they are
+        assert (await running.http.delete(f"/v1/devices/{eve}")).is_success
+        assert (await running.http.delete("/v1/keys/leaked")).is_success
+        await asyncio.sleep(1)
+        for raw, last in half_sent:
+            raw.send(last)
+            assert_problem(await raw.answer(), 401, "unauthenticated")
+        assert (await target.refusals()) == {"token-ended": 1, "api-key-unknown": 1}
+
+
+async def test_a_length_with_thousands_of_zeros_is_read_as_the_number_it_is(target: Target) -> None:
+    raw = await target.open()
+    raw.send(
+        b"POST /healthz HTTP/1.1\r\nHost: relay\r\nContent-Length: " + b"0" * 5000 + b"2\r\n\r\n{}"
+    )
+    assert_problem(await raw.answer(), 405)
+
+
 async def test_what_is_pipelined_without_end_is_refused_in_its_turn(target: Target) -> None:
     before = target.resident_mb()
     raw = await target.open()
