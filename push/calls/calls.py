@@ -25,6 +25,8 @@ from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.engine.unit_of_work import CallWork, Kept, UnitOfWork
 from bellwire.push.store.rows.calls import (
+    ALL_CALLS,
+    CallFilter,
     IdempotencyRow,
     all_deadlines,
     forget_idempotent,
@@ -45,7 +47,7 @@ from bellwire.signaling.calls.commands import (
     Say,
 )
 from bellwire.signaling.calls.rules import apply, check_inviter, create_call
-from bellwire.signaling.errors import CallNotFound, Conflict, Forbidden
+from bellwire.signaling.errors import CallNotFound, Conflict, Forbidden, InvalidInput
 from bellwire.signaling.identifiers import CallSid, ChannelKind, DeviceId, Identity, new_call_sid
 from bellwire.signaling.wire.operations import FeedbackFields
 
@@ -111,7 +113,7 @@ class Calls:
 
     def new_sid(self) -> CallSid:
         """A SID for a new call."""
-        return new_call_sid(to_ms(self._now()), secrets.token_bytes(10))
+        return new_call_sid(to_ms(self.now()), secrets.token_bytes(10))
 
     async def load_deadlines(self) -> None:
         """Takes up the deadlines of calls that an earlier process left."""
@@ -183,12 +185,23 @@ class Calls:
         return await self._database.read(lambda c: _visible(c, call_sid, actor.identity))
 
     async def list_of(
-        self, identity: Identity | None, *, count: int, before: int
+        self,
+        identity: Identity | None,
+        *,
+        count: int,
+        before: int,
+        only: CallFilter = ALL_CALLS,
     ) -> tuple[list[Call], int]:
-        """Calls of an identity, or of all for None, newest first, and the next cursor."""
+        """Calls of an identity, or of all for None, newest first, and the next cursor.
+
+        Raises:
+            InvalidInput: what is looked for ends before it begins.
+        """
+        if only.since is not None and only.until is not None and only.until < only.since:
+            raise InvalidInput("until is before since: no call was made in that time")
         limit = min(count, LIST_LIMIT)
         return await self._database.read(
-            lambda c: list_calls(c, identity, count=limit, before=before)
+            lambda c: list_calls(c, identity, count=limit, before=before, only=only)
         )
 
     async def rate(

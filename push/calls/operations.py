@@ -138,7 +138,8 @@ def _ignore(_: Request, by: Asker) -> Ignore:
 
 
 def _cancel(asked: DataFields, by: Asker) -> Cancel:
-    return Cancel(by.named, by.at, asked.extended_data)
+    itself = None if by.named is None else by.attestation
+    return Cancel(by.named, by.at, asked.extended_data, attestation=itself)
 
 
 def _invite_more(asked: InviteMoreFields, by: Asker) -> InviteMore:

@@ -120,7 +120,7 @@ class Deliveries:
                         )
                     )
         if kinds is None and self._webhooks is not None:
-            deliveries += self._webhooks.deliveries(unit.connection, notices)
+            deliveries += self._webhooks.deliveries(unit.connection, call, notices)
         unit.owe(deliveries, self._outbox.leased_until_ms)
         unit.append(events)
         return Owed(tuple(deliveries), frozenset(event.device_id for event in events))

@@ -28,10 +28,12 @@ from bellwire.push.store.rows.webhooks import (
     owed_to,
 )
 from bellwire.push.store.tables import to_ms
+from bellwire.signaling.calls.calls import Call
 from bellwire.signaling.calls.events import CallEvent, event_document, rfc3339
 from bellwire.signaling.calls.rules import Notice
 from bellwire.signaling.errors import InvalidInput, NotFound
 from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.wire.answers import CallAnswer
 
 KEPT = timedelta(days=7)
 """How long an event can be replayed."""
@@ -80,11 +82,15 @@ class Webhooks:
         self.targets = targets
         self._now = now
 
-    def deliveries(self, connection: Connection, notices: Iterable[Notice]) -> list[Delivery]:
-        """Keeps the events of notices that a target wants, and were not kept before; returns the
-        deliveries to be owed for them."""
-        if not self.targets:
+    def deliveries(
+        self, connection: Connection, call: Call, notices: Iterable[Notice]
+    ) -> list[Delivery]:
+        """Keeps the events of a call's notices that a target wants, and were not kept before; returns
+        the deliveries to be owed for them. Each tells the call too, as it stands then."""
+        wanted = [notice for notice in notices if self._wanting(notice.event.event)]
+        if not wanted:
             return []
+        told = CallAnswer.of(call).told()
         return self._keep(
             connection,
             [
@@ -93,10 +99,9 @@ class Webhooks:
                     notice.event.event,
                     notice.event.call_sid,
                     to_ms(notice.event.at),
-                    _call_body(notice),
+                    _call_body(notice, told),
                 )
-                for notice in notices
-                if self._wanting(notice.event.event)
+                for notice in wanted
             ],
         )
 
@@ -202,11 +207,12 @@ class Webhooks:
         return target
 
 
-def _call_body(notice: Notice) -> str:
-    """The event's own document, and whose devices it goes to."""
+def _call_body(notice: Notice, call: JsonValue) -> str:
+    """The event's own document, whose devices it goes to, and the call."""
     recipients = dict.fromkeys(str(recipient.identity) for recipient in notice.recipients)
     document: dict[str, JsonValue] = json.loads(event_document(notice.event))
-    return _body(notice.event.event, notice.event.at, {**document, "recipients": list(recipients)})
+    data = {**document, "recipients": list(recipients), "call": call}
+    return _body(notice.event.event, notice.event.at, data)
 
 
 def _body(name: str, at: datetime, data: Mapping[str, JsonValue]) -> str:

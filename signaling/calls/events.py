@@ -22,6 +22,7 @@ from pydantic import (
 from bellwire.signaling.calls.calls import (
     Attestation,
     CallType,
+    EndReason,
     Mode,
     RejectStatus,
     Unreachable,
@@ -159,9 +160,12 @@ class CallTimeout(_Event):
 
 
 class CallEnded(_Event):
-    """To all who are invited or in the call: it is over."""
+    """To all who are invited or in the call: it is over. `reason` says what made an end of it, and
+    `ended_by` who: absent where time did, or a server."""
 
     event: Literal["call.ended"] = "call.ended"
+    reason: EndReason | None = None
+    ended_by: str | None = None
 
 
 class CallMessage(_Event):
