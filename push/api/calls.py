@@ -18,6 +18,7 @@ from bellwire.push.delivery.owed import report_deliveries
 from bellwire.push.parts import Relay
 from bellwire.push.problems import REFUSALS
 from bellwire.push.store.rows.calls import CallFilter
+from bellwire.push.store.tables import from_ms
 from bellwire.signaling.calls.calls import CallState
 from bellwire.signaling.errors import Forbidden, InvalidInput
 from bellwire.signaling.identifiers import CallSid, CallSidField, Identity, IdentityField
@@ -25,10 +26,15 @@ from bellwire.signaling.twiml import parse_twiml
 from bellwire.signaling.wire.answers import (
     CallAnswer,
     CallDeliveriesAnswer,
+    CallFeedbackAnswer,
+    CallInsightsAnswer,
     CallListAnswer,
+    FeedbackAnswer,
     IceServersAnswer,
+    InsightAnswer,
     RoomAnswer,
 )
+from bellwire.signaling.wire.insights import ToldInsight
 from bellwire.signaling.wire.operations import (
     OPERATIONS,
     AsWhom,
@@ -229,6 +235,44 @@ async def deliveries(call_sid: SidPath, relay: RelayDep, actor: ActorDep) -> Cal
     call = await relay.calls.calls.show(CallSid(call_sid), actor)
     return await relay.ground.database.read(
         partial(report_deliveries, call=call, whose=actor.identity, now=relay.calls.calls.now())
+    )
+
+
+@router.get("/v1/calls/{call_sid}/feedback", tags=_TAGS)
+async def feedback(call_sid: SidPath, relay: RelayDep, actor: ActorDep) -> CallFeedbackAnswer:
+    """What was said of a call's quality. A token sees its identity's."""
+    rows = await relay.calls.calls.feedback_of(CallSid(call_sid), actor)
+    return CallFeedbackAnswer(
+        call_sid=call_sid,
+        feedback=tuple(
+            FeedbackAnswer(
+                identity=row.identity,
+                device_id=row.device_id or None,
+                score=row.score,
+                issue=row.issue,
+                at=from_ms(row.at_ms),
+            )
+            for row in rows
+        ),
+    )
+
+
+@router.get("/v1/calls/{call_sid}/insights", tags=_TAGS)
+async def insights(call_sid: SidPath, relay: RelayDep, actor: ActorDep) -> CallInsightsAnswer:
+    """What devices told of a call: codec, quality warnings, errors, what was pressed. A token sees its
+    identity's devices."""
+    rows = await relay.calls.calls.insights_of(CallSid(call_sid), actor)
+    return CallInsightsAnswer(
+        call_sid=call_sid,
+        insights=tuple(
+            InsightAnswer(
+                identity=row.identity,
+                device_id=row.device_id,
+                at=from_ms(row.at_ms),
+                **dict(ToldInsight.model_validate_json(row.document)),
+            )
+            for row in rows
+        ),
     )
 
 

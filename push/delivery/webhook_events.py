@@ -40,6 +40,7 @@ KEPT = timedelta(days=7)
 
 EVENT_NAMES = frozenset(
     {model.model_fields["event"].default for model in get_args(CallEvent)}
+    | {"call.feedback", "call.insight", "delivery.failed"}
     | {"device.channel_removed", "door.locked_out"}
 )
 """The events that a target may ask for."""
@@ -113,10 +114,12 @@ class Webhooks:
         at: datetime,
         data: Mapping[str, JsonValue],
     ) -> list[Delivery]:
-        """The same for an event that is no call's. `event_id` is its own, of at most 80 characters."""
+        """The same for an event that no rule of calls makes. `event_id` is its own, of at most 80
+        characters."""
         if not self._wanting(name):
             return []
-        event = WebhookEvent(event_id, name, "", to_ms(at), _body(name, at, data))
+        call_sid = str(data.get("call_sid", ""))
+        event = WebhookEvent(event_id, name, call_sid, to_ms(at), _body(name, at, data))
         return self._keep(connection, [event])
 
     def replay(
@@ -211,7 +214,7 @@ def _call_body(notice: Notice, call: JsonValue) -> str:
     """The event's own document, whose devices it goes to, and the call."""
     recipients = dict.fromkeys(str(recipient.identity) for recipient in notice.recipients)
     document: dict[str, JsonValue] = json.loads(event_document(notice.event))
-    data = {**document, "recipients": list(recipients), "call": call}
+    data: dict[str, JsonValue] = {**document, "recipients": [*recipients], "call": call}
     return _body(notice.event.event, notice.event.at, data)
 
 

@@ -6,6 +6,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     SerializerFunctionWrapHandler,
     model_serializer,
 )
@@ -20,7 +21,7 @@ from bellwire.signaling.calls.calls import (
     RejectStatus,
     UserState,
 )
-from bellwire.signaling.calls.events import ErrorInvitee, Moment
+from bellwire.signaling.calls.events import ErrorInvitee, Moment, Try
 from bellwire.signaling.identifiers import ChannelKind
 from bellwire.signaling.tokens import Jwk, Scope
 
@@ -243,14 +244,16 @@ class DeviceListAnswer(_Answer):
     broker_url: str | None = None
 
 
-DeliveryState = Literal["owed", "sent", "refused", "expired", "received"]
+DeliveryState = Literal["owed", "sent", "refused", "expired", "failed", "received"]
 
 
 class DeliveryAnswer(_Answer):
     """What became of one event on its way to one device over one of its channels. `owed`: it is tried
     again until it expires; `detail` is why the last attempt failed, `attempts` how many have.
-    `sent`: the channel took it over, and calls it `detail`. `refused`, `expired`: `detail` is why.
-    `received`: the device has confirmed it, `latency_ms` after it was invited."""
+    `sent`: the channel took it over, and calls it `detail`. `refused`, `expired`, `failed`: `detail` is
+    why; its time ran out, or the call was over before an attempt succeeded.
+    `received`: the device has confirmed it, `latency_ms` after it was invited. `event` is `call.received`
+    where it is an invite. `tries` are the attempts in their order, of many the first and the last."""
 
     device_id: str
     identity: str | None = None
@@ -263,6 +266,8 @@ class DeliveryAnswer(_Answer):
     at: Moment | None = None
     received_at: Moment | None = None
     latency_ms: int | None = None
+    event: str | None = None
+    tries: tuple[Try, ...] = ()
 
 
 class CallDeliveriesAnswer(_Answer):
@@ -272,6 +277,45 @@ class CallDeliveriesAnswer(_Answer):
 
     call_sid: str
     deliveries: tuple[DeliveryAnswer, ...]
+
+
+class FeedbackAnswer(_Answer):
+    """What one user said of a call, on one device: `device_id` is null where a server said it."""
+
+    identity: str
+    device_id: str | None = None
+    score: int | None = None
+    issue: str | None = None
+    at: Moment
+
+
+class CallFeedbackAnswer(_Answer):
+    """What was said of a call's quality, oldest first."""
+
+    call_sid: str
+    feedback: tuple[FeedbackAnswer, ...]
+
+
+class InsightAnswer(_Answer):
+    """What a device told of a call. `at` is when the relay heard it, `timestamp` the device's own time;
+    `payload` is the device's own word."""
+
+    identity: str
+    device_id: str
+    at: Moment
+    level: Literal["debug", "info", "warning", "error"]
+    group: str
+    name: str
+    timestamp: Moment
+    payload: dict[str, JsonValue]
+
+
+class CallInsightsAnswer(_Answer):
+    """What devices told of a call, in the order in which it was heard: of the last 30 days, at most 200 of
+    one device."""
+
+    call_sid: str
+    insights: tuple[InsightAnswer, ...]
 
 
 class GroupAnswer(_Answer):

@@ -1,6 +1,4 @@
-"""Calls as rows: the document that the rules made, what it is found by, and what users said of its
-quality.
-"""
+"""Calls as rows: the document that the rules made, and what it is found by."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,10 +21,9 @@ from sqlalchemy import (
 )
 
 from bellwire.push.store.prepared import Prepared, PreparedForEach, PreparedForList, insert_each
-from bellwire.push.store.tables import call_users, calls, feedback, idempotency_keys, to_ms
+from bellwire.push.store.tables import call_users, calls, idempotency_keys, to_ms
 from bellwire.signaling.calls.calls import Call, CallState
-from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
-from bellwire.signaling.wire.operations import FeedbackFields
+from bellwire.signaling.identifiers import CallSid, Identity
 
 _DOCUMENT: TypeAdapter[Call] = TypeAdapter(Call)
 
@@ -301,28 +298,3 @@ def forget_idempotent(connection: Connection, before_ms: int) -> None:
 def _deadline(call: Call) -> int | None:
     deadline = call.next_deadline
     return None if deadline is None else to_ms(deadline)
-
-
-def put_feedback(
-    connection: Connection,
-    call_sid: CallSid,
-    identity: Identity,
-    device: DeviceId | None,
-    given: FeedbackFields,
-    at_ms: int,
-) -> None:
-    """Keeps what a device says of a call, in place of what it said before."""
-    number = connection.execute(
-        select(calls.c.number).where(calls.c.call_sid == call_sid)
-    ).scalar_one()
-    key = {"call_number": number, "identity": identity, "device_id": device or ""}
-    connection.execute(
-        delete(feedback).where(
-            feedback.c.call_number == number,
-            feedback.c.identity == identity,
-            feedback.c.device_id == key["device_id"],
-        )
-    )
-    connection.execute(
-        insert(feedback), {**key, "score": given.score, "issue": given.issue, "at_ms": at_ms}
-    )
