@@ -60,6 +60,10 @@ _WHAT_TO_DO = {
     "operation-refused": "Nothing was changed. Read `state`, or the call, and stop trying.",
     "too-many-requests": "Wait `Retry-After` seconds. Nothing was made.",
     "unavailable": "Try again after `Retry-After` seconds.",
+    "call-rejected": "Nobody was rung. `reason` says whether it was rejected or busy.",
+    "hung-up": "Nobody was rung: the backend wants no call.",
+    "bad-gateway": "Look at the relay's log and mend the backend; try again then.",
+    "gateway-timeout": "Try again; have the backend answer sooner, or raise `voice_url_timeout_s`.",
 }
 _WHAT_IT_MEANS = {"invalid-input": "A value is not what the field takes."}
 

@@ -366,3 +366,36 @@ class Unavailable(Refusal):
     slug = "unavailable"
     title = "Service unavailable"
     code = 31503
+
+
+class CallRejected(Refusal):
+    """The backend, asked whom to ring, has refused the call; `reason` is `rejected` or `busy`."""
+
+    slug = "call-rejected"
+    title = "The backend has refused the call"
+    code = 31600
+
+
+class HungUp(Refusal):
+    """The backend, asked whom to ring, has ended the call instead."""
+
+    slug = "hung-up"
+    title = "The backend has ended the call"
+    code = 31487
+
+
+class BadGateway(Refusal):
+    """The backend, asked whom to ring, could not be reached, or its answer is no TwiML that can be carried
+    out. Nobody was rung."""
+
+    slug = "bad-gateway"
+    title = "The backend's answer is not good"
+    code = 31502
+
+
+class GatewayTimeout(Refusal):
+    """The backend, asked whom to ring, has not answered in time. Nobody was rung."""
+
+    slug = "gateway-timeout"
+    title = "The backend has not answered in time"
+    code = 31504

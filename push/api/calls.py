@@ -15,7 +15,7 @@ from bellwire.push.calls.invites import Invite, invite_from_json, invite_from_tw
 from bellwire.push.calls.operations import carry_out
 from bellwire.push.delivery.owed import report_deliveries
 from bellwire.push.parts import Relay
-from bellwire.push.problems import REFUSALS
+from bellwire.push.problems import REFUSALS, REFUSALS_BY_BACKEND
 from bellwire.signaling.errors import Forbidden, InvalidInput
 from bellwire.signaling.identifiers import CallSid, CallSidField, Identity, IdentityField
 from bellwire.signaling.twiml import parse_twiml
@@ -70,7 +70,7 @@ async def create(
     """Makes a call and rings every device of the invitees. The body is JSON or TwiML."""
     body = await request.body()
     invite = _invite(relay, actor, request.headers.get("content-type"), body, idempotency_key)
-    created = await relay.calls.calls.create(invite)
+    created = await relay.calls.routing.create(invite)
     answer = CallAnswer.of(created.call)
     if not created.repeated:
         return answer
@@ -87,7 +87,12 @@ def _invite(
 ) -> Invite:
     calls, shown = relay.calls.calls, media_type(content_type)
     if shown in _XML:
-        dial = parse_twiml(body)
+        settings = relay.ground.settings
+        dial = parse_twiml(body, settings.voice_url)
+        if dial.asks_backend and settings.twilio_auth_token_file is None:
+            raise InvalidInput(
+                "`action` and `statusCallback` need a relay that can sign: set twilio_auth_token_file"
+            )
         return invite_from_twiml(
             dial, actor, new_sid=calls.new_sid, at=calls.now(), idempotency_key=key
         )
@@ -113,6 +118,7 @@ router.add_api_route(
     status_code=201,
     response_model=CallAnswer,
     openapi_extra=_INVITE_BODY,
+    responses=REFUSALS_BY_BACKEND,
     route_class_override=CallRoute,
 )
 

@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 
 from bellwire.config.call_policy import PolicySettings
 from bellwire.push.access.tokens import Actor
+from bellwire.push.backend.callbacks import Callbacks, DialledCall
 from bellwire.push.calls.deadlines import Deadlines
 from bellwire.push.calls.invites import Denied, Invite, find_reach, nobody, with_reach
 from bellwire.push.calls.policy import CallPolicy
@@ -44,8 +45,8 @@ from bellwire.signaling.calls.commands import (
     Received,
     Say,
 )
-from bellwire.signaling.calls.rules import apply, check_inviter, create_call
-from bellwire.signaling.errors import CallNotFound, Conflict, Forbidden
+from bellwire.signaling.calls.rules import BACKEND, Outcome, apply, check_inviter, create_call
+from bellwire.signaling.errors import CallNotFound, Conflict, Forbidden, NotFound
 from bellwire.signaling.identifiers import CallSid, ChannelKind, DeviceId, Identity, new_call_sid
 from bellwire.signaling.wire.operations import FeedbackFields
 
@@ -91,6 +92,7 @@ class Calls:
         metrics: Metrics,
         rate_limits: RateLimits,
         policy: CallPolicy = CallPolicy(PolicySettings()),  # noqa: B008 - it never changes
+        callbacks: Callbacks | None = None,
         *,
         now: Callable[[], datetime],
     ) -> None:
@@ -98,6 +100,7 @@ class Calls:
         self._rate_limits = rate_limits
         self._policy = policy
         self._deliveries = deliveries
+        self._callbacks = callbacks
         self._metrics = metrics
         self._user_states = cache(metrics.user_states.labels)
         self._now = now
@@ -149,6 +152,14 @@ class Calls:
                 error_invitees=[identity for identity, _ in created.call.unreachable],
             )
         return created
+
+    async def made_before(self, invite: Invite) -> Created | None:
+        """The call that was made under an invite's Idempotency-Key, or None.
+
+        Raises:
+            Conflict: the key was used with another request.
+        """
+        return await self._database.read(lambda c: _made_before(UnitOfWork(c), invite))
 
     async def carry_out(self, call_sid: CallSid, command: Command) -> Call:
         """Moves a call by a command of the rules.
@@ -236,6 +247,7 @@ class Calls:
         """
         outcome = apply(call, command)
         owed = self._deliveries.owe(unit, outcome.call, outcome.notices)
+        owed = self._with_callbacks(unit, outcome, owed)
         if outcome.call != call:
             known = {user.identity for user in call.users}
             joined = [u.identity for u in outcome.call.users if u.identity not in known]
@@ -259,7 +271,7 @@ class Calls:
             return repeated, Owed()
         new = invite.request
         itself = new.attestation is Attestation.FULL
-        denied = self._denied(unit, new.caller, itself=itself)
+        denied = nobody if invite.routed else self._denied(unit, new.caller, itself=itself)
         reach = find_reach(unit, invite.to, new.caller, invite.parameters, denied)
         reach.must_reach_somebody(new.caller)
         outcome = create_call(replace(new, invitees=reach.invitees, unreachable=reach.unreachable))
@@ -267,6 +279,7 @@ class Calls:
         rung = [device for device in reach.devices if device.identity != new.caller]
         unit.if_not_kept(self._rate_limits.take(rung, Caller(new.caller, itself=itself)))
         owed = self._deliveries.owe(unit, call, outcome.notices, reach.devices)
+        owed = self._with_callbacks(unit, outcome, owed)
         unit.add_call(call)
         if invite.idempotency_key is not None:
             unit.keep_idempotent(
@@ -279,6 +292,16 @@ class Calls:
                 )
             )
         return Created(call), owed
+
+    def _with_callbacks(self, unit: UnitOfWork, outcome: Outcome, owed: Owed) -> Owed:
+        """Owes a backend what has come of its dial, beside what devices are owed."""
+        call = outcome.call
+        if not outcome.dial_news or call.dial is None or self._callbacks is None:
+            return owed
+        of = DialledCall(call.call_sid, call.caller, call.dial)
+        deliveries = self._callbacks.deliveries(of, outcome.dial_news)
+        unit.owe(deliveries, self._callbacks.leased_until_ms)
+        return replace(owed, deliveries=(*owed.deliveries, *deliveries))
 
     def _carry_out(
         self, unit: UnitOfWork, call_sid: CallSid, command: Command
@@ -313,6 +336,7 @@ class Calls:
 
         Raises:
             Conflict: another was said under this one's.
+            NotFound: it is for the backend alone, and no webhook is told of messages.
         """
         sid, fingerprint = said.voice_event_sid, _fingerprint(said)
         kept = unit.find_idempotent(call.call_sid, sid)
@@ -322,6 +346,12 @@ class Calls:
             )
         if kept is not None:
             return Moved(call, call, Owed())
+        if (
+            said.to == (BACKEND,)
+            and call.user(BACKEND) is None
+            and not self._deliveries.backend_hears
+        ):
+            raise NotFound("the relay has no webhook that is told of call.message")
         moved = self.move(unit, call, said)
         unit.keep_idempotent(
             IdempotencyRow(call.call_sid, sid, fingerprint, call.call_sid, to_ms(said.at))

@@ -73,6 +73,11 @@ class Deliveries:
         self._streams = streams
         self._now = now
 
+    @property
+    def backend_hears(self) -> bool:
+        """Whether a message to the backend reaches a webhook."""
+        return self._webhooks is not None and self._webhooks.wants("call.message")
+
     def owe(
         self,
         unit: UnitOfWork,

@@ -5,6 +5,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
 
+from bellwire.signaling.calls.dials import Dial
 from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
 
 if TYPE_CHECKING:
@@ -152,6 +153,8 @@ class Call:
     """Whether it ended because its caller withdrew it, or went offline."""
     abandoned_until: datetime | None = None
     """An advanced call that nobody is in, or invited to, ends then unless somebody joins."""
+    dial: Dial | None = None
+    """The `<Dial>` of a backend that it was made by, where it asks for more than ringing."""
 
     def user(self, identity: Identity) -> User | None:
         """The user with this identity, or None."""
@@ -190,6 +193,8 @@ class Call:
         ]
         if self.abandoned_until is not None:
             moments.append(self.abandoned_until)
+        if self.dial is not None and self.dial.ends_at is not None:
+            moments.append(self.dial.ends_at)
         return min(moments, default=None)
 
     @property

@@ -19,6 +19,7 @@ from bellwire.signaling.calls.calls import (
     RejectStatus,
     Unreachable,
 )
+from bellwire.signaling.calls.dials import Dial
 from bellwire.signaling.identifiers import CallSid, ChannelKind, DeviceId, Identity
 
 
@@ -50,6 +51,7 @@ class NewCall:
     unreachable: tuple[tuple[Identity, Unreachable], ...] = ()
     check_after_s: float | None = None
     attestation: Attestation | None = None
+    dial: Dial | None = None
 
 
 @dataclass(frozen=True, slots=True)

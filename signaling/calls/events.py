@@ -168,7 +168,8 @@ class CallMessage(_Event):
     """To the other parties: what one of them says to them through the relay (seed 003, "Call
     Message Events"). `from` is absent where a server says it for itself; `attestation` says how sure the
     relay is of `from`: `A`, its own token or connection said it, `B`, a server did in its name.
-    `voice_event_sid` names the message."""
+    `voice_event_sid` names the message. `to_backend` is there, and true, where the sender has named
+    `backend` in `to`: it is for the backend, and for those in `recipients`, where there are any."""
 
     event: Literal["call.message"] = "call.message"
     from_: str | None = Field(default=None, alias="from")
@@ -177,6 +178,7 @@ class CallMessage(_Event):
     content: JsonValue
     voice_event_sid: str
     attestation: Attestation | None = None
+    to_backend: Literal[True] | None = None
 
 
 class DeviceChannelRemoved(_Document):
@@ -208,6 +210,18 @@ class DoorLockedOut(_Document):
     doors: tuple[str, ...]
     wrong_codes: int
     until: Moment
+
+
+class BackendAnswerRefused(_Document):
+    """To webhooks: a backend has answered the `action` of a call's `<Dial>` with something that the relay
+    does not do, which `reason` names. The call is over all the same. `url` is without its query."""
+
+    event: Literal["backend.answer_refused"] = "backend.answer_refused"
+    id: str
+    at: Moment
+    call_sid: CallSidField
+    url: str
+    reason: str
 
 
 CallEvent = (

@@ -22,7 +22,7 @@ What ends a call. After each command `_settle` looks at the whole of it. A commo
 nobody is pending and fewer than two parties are left; when the last party has gone, who is pending
 is cancelled first. An advanced call lives until somebody in it, or a server, ends it, and at most an
 hour (`ABANDONED_AFTER`) after everybody has left. A cancel, or the caller's going offline while it
-rings, ends either.
+rings, ends either. A call by TwiML may have a time limit, and be the first one's to answer (`dial_course`).
 
 Who wins a race. Two devices of a user accept at once, or an accept meets a cancel or a time-out: the
 first command wins. It has moved the state, from which the table holds no way for the second: that one
@@ -75,6 +75,7 @@ from bellwire.signaling.calls.commands import (
     Reject,
     Say,
 )
+from bellwire.signaling.calls.dial_course import DialNews, follow, takes_from_others
 from bellwire.signaling.calls.events import (
     CallCancelled,
     CallCreated,
@@ -126,6 +127,10 @@ TRANSITIONS: dict[tuple[Move, UserState], UserState] = {
 }
 """Move and state of the user it is done to -> the user's new state. What is not here is refused."""
 
+BACKEND = Identity("backend")
+"""Whom a message names that is for the backend alone: it goes to webhooks, and to no device. Where a user of
+the call has this name, it is that user who is meant."""
+
 ABANDONED_AFTER = timedelta(hours=1)
 """How long an advanced call that everybody has left waits for somebody to join it again."""
 
@@ -154,10 +159,11 @@ class Notice:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """A call after a command, and what is to be told. An unchanged call without notices: nothing
-    was done."""
+    was done. `dial_news` is for the backend that had the call made by TwiML."""
 
     call: Call
     notices: tuple[Notice, ...] = ()
+    dial_news: tuple[DialNews, ...] = ()
 
 
 def apply(call: Call, command: Command) -> Outcome:
@@ -171,7 +177,7 @@ def apply(call: Call, command: Command) -> Outcome:
     change = _Change(call, command.at)
     _RULES[type(command)](change, command)
     _settle(change)
-    return change.outcome()
+    return _with_dial(call, change)
 
 
 def create_call(new: NewCall) -> Outcome:
@@ -197,11 +203,15 @@ def create_call(new: NewCall) -> Outcome:
             push=new.push,
             unreachable=new.unreachable,
             check_after_s=new.check_after_s,
+            dial=new.dial,
         ),
         new.at,
     )
+    attestation = new.attestation
+    if new.dial is not None and new.dial.caller_id not in (None, new.caller):
+        attestation = Attestation.PARTIAL  # who is shown as the caller, only the backend says
     for invitee in new.invitees:
-        change.invite(_invited(change.call, invitee, new.attestation), timeout)
+        change.invite(_invited(change.call, invitee, attestation), timeout)
     change.tell(
         [_devices_of(user) for user in change.call.accepted],
         lambda id_: CallCreated(
@@ -217,7 +227,15 @@ def create_call(new: NewCall) -> Outcome:
             ),
         ),
     )
-    return change.outcome()
+    return _with_dial(None, change)
+
+
+def _with_dial(before: Call | None, change: _Change) -> Outcome:
+    outcome = change.outcome()
+    if outcome.call.dial is None:
+        return outcome
+    call, news = follow(before, outcome.call, change.at)
+    return Outcome(call, outcome.notices, news)
 
 
 def check_inviter(call: Call, command: InviteMore) -> None:
@@ -236,7 +254,8 @@ def check_inviter(call: Call, command: InviteMore) -> None:
 def invite_event(call: Call, user: User) -> CallReceived:
     """The invite of one user, the same each time it is sent."""
     own = user.custom_parameters
-    inviter = user.invited_by or call.caller
+    shown = None if call.dial is None else call.dial.caller_id
+    inviter = user.invited_by or shown or call.caller
     return CallReceived(
         id=user.invite_id,
         call_sid=call.call_sid,
@@ -357,7 +376,8 @@ def _expire(change: _Change, command: Expire) -> None:
             change.move(user, Move.TIMEOUT)
         elif user.state is UserState.INVITING and user.check_at and user.check_at <= command.at:
             change.move(user, Move.NOT_RECEIVED)
-    if call.abandoned_until is not None and call.abandoned_until <= command.at:
+    limits = (call.abandoned_until, None if call.dial is None else call.dial.ends_at)
+    if any(limit is not None and limit <= command.at for limit in limits):
         change.end()
 
 
@@ -469,8 +489,11 @@ def _end(change: _Change, command: End) -> None:
 def _say(change: _Change, command: Say) -> None:
     call = change.call
     sender = None if command.identity is None else _member(change.call, command.identity)
+    to_backend = BACKEND in (command.to or ()) and call.user(BACKEND) is None
     meant = (
-        None if command.to is None else [_member(change.call, identity) for identity in command.to]
+        None
+        if command.to is None
+        else [_member(call, one) for one in command.to if not (to_backend and one == BACKEND)]
     )
     if call.state is CallState.ENDED:
         raise OperationRefused(Move.MESSAGE, CallState.ENDED, "the call has ended")
@@ -480,7 +503,7 @@ def _say(change: _Change, command: Say) -> None:
             Move.MESSAGE, sender.state, f"{sender.identity} is {sender.state}, not in the call"
         )
     listeners = [u for u in (parties if meant is None else meant) if u in parties and u != sender]
-    if not listeners:
+    if not listeners and not to_backend:
         raise OperationRefused(Move.MESSAGE, call.state, "nobody is there to hear it")
     change.tell_as_it_is(
         tuple(_devices_of(user) for user in listeners),
@@ -494,6 +517,7 @@ def _say(change: _Change, command: Say) -> None:
             content=command.content,
             voice_event_sid=command.voice_event_sid,
             attestation=None if sender is None else command.attestation,
+            to_backend=to_backend or None,
         ),
     )
 
@@ -518,6 +542,8 @@ def _settle(change: _Change) -> None:
     call = change.call
     if call.state is CallState.ENDED:
         return
+    for user in takes_from_others(call):
+        change.move(user, Move.CANCEL)
     if call.mode is Mode.ADVANCED:
         _watch_over(change)
         return
