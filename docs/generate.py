@@ -27,7 +27,12 @@ from bellwire.push.metrics import Metrics
 from bellwire.push.problems import problem_of
 from bellwire.signaling import errors, topics
 from bellwire.signaling.calls.calls import UserState
-from bellwire.signaling.calls.events import CallEvent, DeviceChannelRemoved, DoorLockedOut
+from bellwire.signaling.calls.events import (
+    BackendAnswerRefused,
+    CallEvent,
+    DeviceChannelRemoved,
+    DoorLockedOut,
+)
 from bellwire.signaling.calls.rules import TRANSITIONS
 from bellwire.signaling.errors import OperationRefused, Refusal
 from bellwire.signaling.identifiers import DeviceId
@@ -353,7 +358,7 @@ def device_events() -> str:
 def webhook_events() -> str:
     """The events that go to webhooks alone."""
     common = {"event", "id", "call_sid", "at"}
-    models = (DoorLockedOut,)
+    models = (DoorLockedOut, BackendAnswerRefused)
     return sections(
         (_tag(model, "event"), model, sent(model, common, missing="may be absent"))
         for model in models
