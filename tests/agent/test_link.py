@@ -101,7 +101,18 @@ async def test_asking_without_a_broker_waits_for_it_no_longer_than_it_may() -> N
         await link.ask(
             DeviceShow(operation="show", call_sid=fresh_sid()), within=timedelta(seconds=0.1)
         )
-    assert raised.value.code == 31408
+    assert raised.value.code == 31009
+
+
+@pytest.mark.parametrize(("host", "code"), [("127.0.0.1", 31005), ("nowhere.invalid", 31530)])
+async def test_who_cannot_reach_the_broker_is_told_why_each_time(host: str, code: int) -> None:
+    link = Link(BrokerAddress(host, 1), DeviceId("nobody"), sleep=soon)
+    errors: asyncio.Queue[CallError] = asyncio.Queue()
+    link.on_unreached(errors.put_nowait)
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(link.run())
+        assert [(await errors.get()).code for _ in range(2)] == [code, code]
+        running.cancel()
 
 
 async def test_each_event_is_heard_once_however_often_it_is_delivered(ends: Ends) -> None:
