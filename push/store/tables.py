@@ -261,15 +261,15 @@ _LOCK = 0x62656C6C
 
 
 def migrate(engine: Engine) -> None:
-    """Runs the migrations that the database lacks."""
+    """Runs the migrations that the database lacks. In PostgreSQL that is one transaction, which holds the
+    lock: a session's own would be left behind, or be another's, where a pooler hands sessions around."""
     configuration = Config()
     configuration.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     with engine.connect() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
-            connection.commit()
         configuration.attributes["connection"] = connection
-        command.upgrade(configuration, "head")
-        if engine.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _LOCK})
-            connection.commit()
+        if engine.dialect.name != "postgresql":
+            command.upgrade(configuration, "head")
+            return
+        with connection.begin():
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+            command.upgrade(configuration, "head")
