@@ -44,8 +44,9 @@ from bellwire.push.devices.event_stream import EventStream
 from bellwire.push.devices.insights import Insights
 from bellwire.push.devices.metrics import DeviceMetrics
 from bellwire.push.devices.operations import DeviceOperations
+from bellwire.push.devices.presence_watch import PresenceWatch
 from bellwire.push.devices.rate_limits import DeviceRateLimits
-from bellwire.push.devices.registration import AbsentDevices, Devices
+from bellwire.push.devices.registration import Devices
 from bellwire.push.devices.requests import DeviceRequests
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
@@ -248,6 +249,7 @@ class DeviceParts:
     connections: Connections
     rate_limits: DeviceRateLimits
     requests: DeviceRequests
+    watch: PresenceWatch
     event_stream: EventStream
     metrics: DeviceMetrics
     insights: Insights
@@ -260,7 +262,7 @@ class DeviceParts:
             tasks.create_task(self.metrics.run())
             tasks.create_task(self.insights.run())
             tasks.create_task(_guard_rollouts(on))
-            tasks.create_task(AbsentDevices(on.session.address, on.database).run())
+            tasks.create_task(self.watch.run())
 
 
 def open_device_parts(
@@ -291,11 +293,13 @@ def open_device_parts(
         check_after_s=settings.not_received_after_s,
     )
     limits = DeviceRateLimits(settings.device_requests_per_s, on.metrics)
+    requests = DeviceRequests(session, operations, registered, connections, limits, now=now)
     return DeviceParts(
         registered,
         connections,
         limits,
-        DeviceRequests(session, operations, registered, connections, limits, now=now),
+        requests,
+        PresenceWatch(session.address, database, requests, now=now),
         EventStream(connections, delivery.streams, operations, access.ended, limits, now=now),
         DeviceMetrics(database, on.another_session("metrics"), now=now),
         _insights(on, on_event),
