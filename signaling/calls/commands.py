@@ -106,6 +106,7 @@ class Cancel:
     identity: Identity | None
     at: datetime
     extended_data: str = ""
+    attestation: Attestation | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from bellwire.signaling.calls.calls import Attestation, Call, CallState, RejectStatus, UserState
+from bellwire.signaling.calls.calls import (
+    Attestation,
+    Call,
+    CallState,
+    EndReason,
+    RejectStatus,
+    UserState,
+)
 from bellwire.signaling.calls.commands import (
     Accept,
     Cancel,
@@ -264,3 +271,11 @@ def test_nobody_outside_the_call_speaks_to_the_backend() -> None:
     )
     with pytest.raises(Forbidden):
         Played().do(stranger)
+
+
+def test_call_that_its_time_limit_ends_says_so() -> None:
+    played = Played(time_limit_s=90)
+    played.accept(seconds=5)
+    played.do(Expire(at(95)))
+    assert played.call.end_reason is EndReason.TIME_LIMIT
+    assert played.call.ended_by is None
