@@ -311,8 +311,8 @@ def _depth(content: JsonValue) -> int:
 
 
 class MessageFields(Request):
-    """Something to tell the other parties of a call, or those of them in `to`. Repeated under one
-    `voice_event_sid`, it is heard once."""
+    """Something to tell the other parties of a call, or those of them in `to`; `backend` in `to` is the
+    backend, which webhooks tell. Repeated under one `voice_event_sid`, it is heard once."""
 
     message_type: Annotated[str, Field(min_length=1, max_length=64)] = "user-defined-message"
     content_type: Literal["application/json"] = "application/json"
