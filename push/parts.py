@@ -29,6 +29,7 @@ from bellwire.push.calls.rate_limits import RateLimits
 from bellwire.push.calls.rooms import Rooms, open_rooms
 from bellwire.push.calls.twilio_notifications import TwilioNotifications, read_auth_token
 from bellwire.push.channels.channel import Channel
+from bellwire.push.channels.live_invite import LiveInvites
 from bellwire.push.channels.mqtt import MqttChannel
 from bellwire.push.channels.payload import PushPayload
 from bellwire.push.channels.webhook.channel import WebhookChannel
@@ -148,8 +149,12 @@ async def open_delivery_parts(on: Ground, tokens: AccessTokens) -> DeliveryParts
         InvalidInput: a push service's credentials are missing, cannot be read, or are none.
     """
     database, now = on.database, on.now
+    # The same for all relays of one issuer, where none is set.
+    account = f"AC{hashlib.sha256(on.settings.issuer.encode()).hexdigest()[:32]}"
+    account = on.settings.account_sid or account
     # Key files are read, and what is not needed is not even imported: firebase-admin takes long.
-    pushes = await asyncio.to_thread(_push_channels, on, tokens)
+    payload = PushPayload(account, tokens.connect_token)
+    pushes = await asyncio.to_thread(_push_channels, on, payload)
     channels: dict[str, Channel] = {"mqtt": MqttChannel(on.session), **pushes}
     streams = StreamReaders(on.session, alone=not database.shared)
     webhooks = Webhooks(on.settings.webhooks, now=now)
@@ -165,7 +170,13 @@ async def open_delivery_parts(on: Ground, tokens: AccessTokens) -> DeliveryParts
         on_dead_token=dead_tokens.report,
     )
     owed = Deliveries(
-        outbox, channels, streams, now=now, webhooks=webhooks, sign_invite=tokens.signed_invite
+        outbox,
+        channels,
+        streams,
+        now=now,
+        webhooks=webhooks,
+        sign_invite=tokens.signed_invite,
+        for_device=LiveInvites(account, tokens.connect_token).document,
     )
     on.session.on_connected(lambda: outbox.retry_now("mqtt"))
     if not database.shared:
@@ -174,11 +185,8 @@ async def open_delivery_parts(on: Ground, tokens: AccessTokens) -> DeliveryParts
     return DeliveryParts(channels, pushes, streams, outbox, owed, webhooks, webhook_channel)
 
 
-def _push_channels(on: Ground, tokens: AccessTokens) -> dict[str, PushChannel]:
+def _push_channels(on: Ground, payload: PushPayload) -> dict[str, PushChannel]:
     settings, metrics = on.settings, on.metrics
-    # The same for all relays of one issuer, where none is set.
-    account = f"AC{hashlib.sha256(settings.issuer.encode()).hexdigest()[:32]}"
-    payload = PushPayload(settings.account_sid or account, tokens.connect_token)
     channels: dict[str, PushChannel] = {}
     if settings.apns:
         from bellwire.push.channels.apns.channel import ApnsChannel
@@ -222,7 +230,15 @@ async def open_call_parts(on: Ground, delivery: DeliveryParts) -> CallParts:
         on_refused=on.metrics.count_refused,
     )
     policy = CallPolicy(settings.policy, on.metrics.count_refused)
-    calls = Calls(database, delivery.owed, on.metrics, limits, policy, now=now)
+    calls = Calls(
+        database,
+        delivery.owed,
+        on.metrics,
+        limits,
+        policy,
+        now=now,
+        max_invitees=settings.max_invitees,
+    )
     twilio = TwilioNotifications(
         database, delivery.outbox, delivery.channels, on.files.auth_token, limits, now=now
     )

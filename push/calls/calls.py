@@ -35,7 +35,13 @@ from bellwire.push.store.rows.calls import (
 )
 from bellwire.push.store.rows.deliveries import Confirmed
 from bellwire.push.store.tables import to_ms
-from bellwire.signaling.calls.calls import Attestation, Call, CallState
+from bellwire.signaling.calls.calls import (
+    DEFAULT_MAX_INVITEES,
+    Attestation,
+    Call,
+    CallState,
+    NotCancelled,
+)
 from bellwire.signaling.calls.commands import (
     Command,
     Expire,
@@ -64,11 +70,12 @@ class Created:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A call before and after a command, and what is owed for it."""
+    """A call before and after a command, what is owed for it, and whom a cancel has left as they were."""
 
     before: Call
     call: Call
     owed: Owed
+    not_cancelled: tuple[tuple[Identity, NotCancelled], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +100,9 @@ class Calls:
         policy: CallPolicy = CallPolicy(PolicySettings()),  # noqa: B008 - it never changes
         *,
         now: Callable[[], datetime],
+        max_invitees: int = DEFAULT_MAX_INVITEES,
     ) -> None:
+        self._max_invitees = max_invitees
         self._database = database
         self._rate_limits = rate_limits
         self._policy = policy
@@ -151,6 +160,10 @@ class Calls:
         return created
 
     async def carry_out(self, call_sid: CallSid, command: Command) -> Call:
+        """Moves a call by a command of the rules, as `moved` does, and returns it."""
+        return (await self.moved(call_sid, command)).call
+
+    async def moved(self, call_sid: CallSid, command: Command) -> Moved:
         """Moves a call by a command of the rules.
 
         Raises:
@@ -167,7 +180,7 @@ class Calls:
         self.settle([moved])
         if receipt is not None and receipt.kept.is_new:
             self._metrics.invite_received_seconds.labels(receipt.kind).observe(receipt.latency_s)
-        return moved.call
+        return moved
 
     async def expire(self, call_sid: CallSid) -> None:
         """Carries out a deadline that has come."""
@@ -241,7 +254,7 @@ class Calls:
             joined = [u.identity for u in outcome.call.users if u.identity not in known]
             unit.save_call(outcome.call, joined)
             unit.forget_events(_invites_over(call, outcome.call))
-        return Moved(call, outcome.call, owed)
+        return Moved(call, outcome.call, owed, outcome.not_cancelled)
 
     def settle(self, moves: Iterable[Moved]) -> None:
         """Sends what moves have owed, once they are committed, and sets the calls' deadlines."""
@@ -262,7 +275,14 @@ class Calls:
         denied = self._denied(unit, new.caller, itself=itself)
         reach = find_reach(unit, invite.to, new.caller, invite.parameters, denied)
         reach.must_reach_somebody(new.caller)
-        outcome = create_call(replace(new, invitees=reach.invitees, unreachable=reach.unreachable))
+        outcome = create_call(
+            replace(
+                new,
+                invitees=reach.invitees,
+                unreachable=reach.unreachable,
+                max_invitees=self._max_invitees,
+            )
+        )
         call = outcome.call
         rung = [device for device in reach.devices if device.identity != new.caller]
         unit.if_not_kept(self._rate_limits.take(rung, Caller(new.caller, itself=itself)))
