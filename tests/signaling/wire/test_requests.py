@@ -22,6 +22,7 @@ from bellwire.signaling.wire.operations import (
     InviteRequest,
     MessageRequest,
     OperationRequest,
+    RejectionStatus,
     RejectRequest,
 )
 from bellwire.signaling.wire.requests import (
@@ -138,7 +139,7 @@ def test_shortest_and_longest_timeout_are_taken(timeout: int) -> None:
         (OperationRequest, {"device_id": "+"}, "device_id"),
         (OperationRequest, {"extended_data": TOO_LONG}, "extended_data"),
         (OperationRequest, {"status": "busy"}, "status"),
-        (RejectRequest, {"status": "cancelled"}, "status"),
+        (RejectRequest, {"status": "canceled"}, "status"),
         (InviteMoreRequest, {}, "to"),
         (InviteMoreRequest, {"to": []}, "to"),
         (InviteMoreRequest, {"to": "bob"}, "to"),
@@ -217,8 +218,13 @@ def test_bad_parameter_name_is_shown_in_the_refusal() -> None:
 
 
 def test_rejection_without_a_status_is_a_plain_one() -> None:
-    assert read(RejectRequest, {}).status is RejectStatus.REJECTED
-    assert read(RejectRequest, {"status": "busy"}).status is RejectStatus.BUSY
+    assert read(RejectRequest, {}).status is RejectionStatus.REJECTED
+
+
+def test_rejection_may_say_cancelled_as_the_caller_does_to_cancel() -> None:
+    assert read(RejectRequest, {"status": "cancelled"}).status is RejectionStatus.CANCELLED
+    assert {*RejectStatus} < {*RejectionStatus}
+    assert read(RejectRequest, {"status": "busy"}).status is RejectionStatus.BUSY
 
 
 def test_same_kind_of_channel_may_stand_once_for_each_app() -> None:
