@@ -26,6 +26,7 @@ from pydantic_settings import (
 
 from bellwire.config.call_policy import PolicySettings
 from bellwire.config.media_servers import JanusUrl, StunUrl, TurnUrl
+from bellwire.signaling.calls.calls import DEFAULT_MAX_INVITEES, MAX_INVITEES
 from bellwire.signaling.errors import InvalidInput
 from bellwire.signaling.identifiers import IdentityField
 
@@ -136,6 +137,9 @@ class RelaySettings(BaseSettings):
         float,
         Field(ge=3, le=5, description="seconds until a checked invite counts as NotYetReceived"),
     ] = 5.0
+    max_invitees: Annotated[
+        int, Field(ge=1, le=MAX_INVITEES, description="who may be invited to a call in common mode")
+    ] = DEFAULT_MAX_INVITEES
     issuer: str = "bellwire"
     apns: Annotated[dict[str, ApnsApp], Field(description="iOS apps by bundle id")] = Field(
         default_factory=dict

@@ -62,7 +62,8 @@ _WHAT_TO_DO = {
     "nobody-to-call": "Register a device for the identity; `error_invitees` says what is missing.",
     "not-found": "Check the path, and the id in it.",
     "conflict": "Use a new `Idempotency-Key` for a new request.",
-    "operation-refused": "Nothing was changed. Read `state`, or the call, and stop trying.",
+    "operation-refused": "Nothing was changed. Read `reason` and `state`, or the call, and stop trying; where"
+    " `reason` is `not-main-device`, `join` first.",
     "too-many-requests": "Wait `Retry-After` seconds. Nothing was made.",
     "unavailable": "Try again after `Retry-After` seconds.",
     "call-rejected": "Nobody was rung. `reason` says whether it was rejected or busy.",
@@ -244,6 +245,28 @@ def _problem(kind: type[Refusal]) -> Any:  # noqa: ANN401 - a problem document
     return problem_of(example)
 
 
+def error_codes() -> str:
+    """Every code of a call's errors, and when it happens."""
+    return table(
+        ["code", "name", "when it happens in Bellwire"],
+        (
+            [f"[{kind.code}](#{kind.code})", f"`{kind.name}`", kind.happens]
+            for kind in errors.ERROR_TABLE.values()
+        ),
+    )
+
+
+def errors_in_full() -> str:
+    """All that the error table says, under a heading for each code."""
+    return "\n".join(
+        f"### {kind.code}\n\n`{kind.name}`: {kind.description}\n\n{kind.explanation}.\n\n"
+        f"- **When:** {kind.happens}\n"
+        f"- **Causes:** {'; '.join(kind.causes)}.\n"
+        f"- **What helps:** {'; '.join(kind.solutions)}.\n"
+        for kind in errors.ERROR_TABLE.values()
+    )
+
+
 def rights() -> str:
     """What a device may do on which topic."""
     device = DeviceId("ID")
@@ -274,6 +297,7 @@ def bodies() -> str:
         wire.OperationRequest,
         wire.ReceivedRequest,
         wire.RejectRequest,
+        wire.CancelRequest,
         wire.InviteMoreRequest,
         wire.MessageRequest,
         wire.FeedbackRequest,
@@ -456,6 +480,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "bodies": bodies,
     "replies": replies,
     "problems": problems,
+    "error-codes": error_codes,
+    "errors": errors_in_full,
     "rights": rights,
     "operator-rights": operator_rights,
     "operations": operations,

@@ -33,6 +33,7 @@ from bellwire.push.calls.rooms import Rooms, open_rooms
 from bellwire.push.calls.routing import Routing
 from bellwire.push.calls.twilio_notifications import TwilioNotifications, read_auth_token
 from bellwire.push.channels.channel import Channel
+from bellwire.push.channels.live_invite import LiveInvites
 from bellwire.push.channels.mqtt import MqttChannel
 from bellwire.push.channels.payload import PushPayload
 from bellwire.push.channels.webhook.channel import WebhookChannel
@@ -175,8 +176,10 @@ async def open_delivery_parts(on: Ground, tokens: AccessTokens) -> DeliveryParts
         InvalidInput: a push service's credentials are missing, cannot be read, or are none.
     """
     database, now = on.database, on.now
+    account = account_sid(on.settings)
     # Key files are read, and what is not needed is not even imported: firebase-admin takes long.
-    pushes = await asyncio.to_thread(_push_channels, on, tokens)
+    payload = PushPayload(account, tokens.connect_token)
+    pushes = await asyncio.to_thread(_push_channels, on, payload)
     channels: dict[str, Channel] = {"mqtt": MqttChannel(on.session), **pushes}
     streams = StreamReaders(on.session, alone=not database.shared)
     webhooks = Webhooks(on.settings.webhooks, now=now)
@@ -200,7 +203,13 @@ async def open_delivery_parts(on: Ground, tokens: AccessTokens) -> DeliveryParts
         on_event=webhooks.event,
     )
     owed = Deliveries(
-        outbox, channels, streams, now=now, webhooks=webhooks, sign_invite=tokens.signed_invite
+        outbox,
+        channels,
+        streams,
+        now=now,
+        webhooks=webhooks,
+        sign_invite=tokens.signed_invite,
+        for_device=LiveInvites(account, tokens.connect_token).document,
     )
     on.session.on_connected(lambda: outbox.retry_now("mqtt"))
     if not database.shared:
@@ -209,9 +218,8 @@ async def open_delivery_parts(on: Ground, tokens: AccessTokens) -> DeliveryParts
     return DeliveryParts(channels, pushes, streams, outbox, owed, webhooks, webhook_channel)
 
 
-def _push_channels(on: Ground, tokens: AccessTokens) -> dict[str, PushChannel]:
+def _push_channels(on: Ground, payload: PushPayload) -> dict[str, PushChannel]:
     settings, metrics = on.settings, on.metrics
-    payload = PushPayload(account_sid(settings), tokens.connect_token)
     channels: dict[str, PushChannel] = {}
     if settings.apns:
         from bellwire.push.channels.apns.channel import ApnsChannel
@@ -257,7 +265,16 @@ async def open_call_parts(on: Ground, delivery: DeliveryParts) -> CallParts:
     )
     policy = CallPolicy(settings.policy, on.metrics.count_refused)
     callbacks = Callbacks(delivery.outbox, account_sid(settings), now=now)
-    calls = Calls(database, delivery.owed, on.metrics, limits, policy, callbacks, now=now)
+    calls = Calls(
+        database,
+        delivery.owed,
+        on.metrics,
+        limits,
+        policy,
+        callbacks,
+        now=now,
+        max_invitees=settings.max_invitees,
+    )
     routing = Routing(calls, database, callbacks, _voice_url(on))
     twilio = TwilioNotifications(
         database, delivery.outbox, delivery.channels, on.files.auth_token, limits, now=now

@@ -56,13 +56,17 @@ _STATUS: dict[type[Refusal], HTTPStatus] = {
 
 
 def problem_of(refusal: Refusal) -> Problem:
-    """The problem document of a refusal."""
+    """The problem document of a refusal; where it has a code, with what the error table says of that."""
+    kind = None if refusal.code is None else ERROR_TABLE[refusal.code]
     return Problem(
         type=problem_type(refusal.slug),
         title=refusal.title,
         status=_STATUS[type(refusal)],
         detail=refusal.detail,
         code=refusal.code,
+        explanation=None if kind is None else kind.explanation,
+        causes=None if kind is None else kind.causes,
+        solutions=None if kind is None else kind.solutions,
         **refusal.fields,
     )
 
@@ -103,6 +107,9 @@ def problem_of_defect() -> Problem:
         status=HTTPStatus.INTERNAL_SERVER_ERROR,
         detail="the relay failed; its log says more",
         code=kind.code,
+        explanation=kind.explanation,
+        causes=kind.causes,
+        solutions=kind.solutions,
     )
 
 

@@ -6,11 +6,12 @@ from functools import partial
 from inspect import Parameter, Signature
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from pydantic import AwareDatetime
 
 from bellwire.push.access.tokens import Actor
 from bellwire.push.api.call_route import CallRoute, media_type
+from bellwire.push.api.query import refuse_unknown_query
 from bellwire.push.api.who_asks import ActorDep, AnyActorDep, RelayDep, settle_device
 from bellwire.push.calls.invites import Invite, invite_from_json, invite_from_twiml
 from bellwire.push.calls.operations import carry_out
@@ -64,7 +65,7 @@ _INVITE_BODY: dict[str, Any] = {
 }
 
 
-router = APIRouter(responses=REFUSALS)
+router = APIRouter(responses=REFUSALS, dependencies=[Depends(refuse_unknown_query)])
 ice = APIRouter(tags=["media"], responses=REFUSALS)
 
 _TAGS: list[str | Enum] = ["calls"]
@@ -292,7 +293,9 @@ async def room(
     await settle_device(relay, actor, body.device_id)
     identity, device = actor.acting_as(body.identity, body.device_id)
     sid = CallSid(call_sid)
-    sdp = await relay.calls.rooms.enter(sid, identity, device, body.sdp, actor.attestation)
+    sdp = await relay.calls.rooms.enter(
+        sid, identity, device, body.sdp, actor.attestation, by_server=actor.is_server
+    )
     return RoomAnswer(sdp=sdp)
 
 

@@ -44,7 +44,14 @@ from bellwire.push.store.rows.quality import (
     put_feedback,
 )
 from bellwire.push.store.tables import to_ms
-from bellwire.signaling.calls.calls import Attestation, Call, CallState, User
+from bellwire.signaling.calls.calls import (
+    DEFAULT_MAX_INVITEES,
+    Attestation,
+    Call,
+    CallState,
+    NotCancelled,
+    User,
+)
 from bellwire.signaling.calls.commands import (
     Command,
     Expire,
@@ -75,11 +82,12 @@ class Created:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A call before and after a command, and what is owed for it."""
+    """A call before and after a command, what is owed for it, and whom a cancel has left as they were."""
 
     before: Call
     call: Call
     owed: Owed
+    not_cancelled: tuple[tuple[Identity, NotCancelled], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +113,9 @@ class Calls:
         callbacks: Callbacks | None = None,
         *,
         now: Callable[[], datetime],
+        max_invitees: int = DEFAULT_MAX_INVITEES,
     ) -> None:
+        self._max_invitees = max_invitees
         self._database = database
         self._rate_limits = rate_limits
         self._policy = policy
@@ -172,6 +182,10 @@ class Calls:
         return await self._database.read(lambda c: _made_before(UnitOfWork(c), invite))
 
     async def carry_out(self, call_sid: CallSid, command: Command) -> Call:
+        """Moves a call by a command of the rules, as `moved` does, and returns it."""
+        return (await self.moved(call_sid, command)).call
+
+    async def moved(self, call_sid: CallSid, command: Command) -> Moved:
         """Moves a call by a command of the rules.
 
         Raises:
@@ -188,7 +202,7 @@ class Calls:
         self.settle([moved])
         if receipt is not None and receipt.kept.is_new:
             self._metrics.invite_received_seconds.labels(receipt.kind).observe(receipt.latency_s)
-        return moved.call
+        return moved
 
     async def expire(self, call_sid: CallSid) -> None:
         """Carries out a deadline that has come."""
@@ -315,7 +329,7 @@ class Calls:
             for user in _invites_over(call, outcome.call):
                 told = partial(self._deliveries.note_forgotten, user=user, at=command.at)
                 unit.forget_events([user.invite_id], told)
-        return Moved(call, outcome.call, owed)
+        return Moved(call, outcome.call, owed, outcome.not_cancelled)
 
     def settle(self, moves: Iterable[Moved]) -> None:
         """Sends what moves have owed, once they are committed, and sets the calls' deadlines."""
@@ -336,7 +350,14 @@ class Calls:
         denied = nobody if invite.routed else self._denied(unit, new.caller, itself=itself)
         reach = find_reach(unit, invite.to, new.caller, invite.parameters, denied)
         reach.must_reach_somebody(new.caller)
-        outcome = create_call(replace(new, invitees=reach.invitees, unreachable=reach.unreachable))
+        outcome = create_call(
+            replace(
+                new,
+                invitees=reach.invitees,
+                unreachable=reach.unreachable,
+                max_invitees=self._max_invitees,
+            )
+        )
         call = outcome.call
         rung = [device for device in reach.devices if device.identity != new.caller]
         unit.if_not_kept(self._rate_limits.take(rung, Caller(new.caller, itself=itself)))

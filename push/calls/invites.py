@@ -206,6 +206,7 @@ def invite_more_command(
         at,
         fields.timeout,
         attestation=actor.attestation,
+        by_server=actor.is_server,
     )
 
 
@@ -234,6 +235,7 @@ def message_command(
         fields.content_type,
         None if fields.to is None else tuple(Identity(identity) for identity in fields.to),
         actor.attestation,
+        actor.is_server,
     )
 
 

@@ -22,7 +22,14 @@ else:
 
 
 MAX_USERS = 10
-"""Users of one call, the caller included (seed 001: "a maximum of 10 users")."""
+"""Who is in an advanced call or invited to it at once, the caller included (seed 001: "a maximum of 10
+users"). A common call that has had more is a large one: most of its users hear of themselves alone."""
+
+DEFAULT_MAX_INVITEES, MAX_INVITEES = 30, 100
+"""How many may be invited to a common call, as a relay is told, and at most."""
+
+MAX_KNOWN = MAX_INVITEES + 1
+"""How many users a call remembers, those who have left it among them: it is kept as one document."""
 
 
 class Mode(StrEnum):
@@ -115,6 +122,11 @@ Unreachable = Literal["unknown", "no_device", "forbidden"]
 policy does not let the caller ring it."""
 
 
+NotCancelled = Literal["answered", "not_invited", "not_yours"]
+"""Why somebody's invitation could not be cancelled: it was answered, there is none (any more), or others
+have made it."""
+
+
 class RejectStatus(StrEnum):
     """Why an invite was rejected (seed 002)."""
 
@@ -139,7 +151,8 @@ class User:
     """The id of the event that carries the invite, empty for who was not invited."""
     invited_at: datetime | None = None
     invited_by: Identity | None = None
-    """Who invited the user into a call under way; None where the call's own caller did."""
+    """Who invited the user into a call under way, and so may cancel it; None where the call's own caller did,
+    or a server."""
     attestation: Attestation | None = None
     """How sure the relay is of who invited the user; None where nobody in particular did."""
     check_at: datetime | None = None
@@ -213,6 +226,16 @@ class Call:
     def accepted(self) -> tuple[User, ...]:
         """The users who are in the call."""
         return tuple(user for user in self.users if user.state is UserState.ACCEPTED)
+
+    @property
+    def here(self) -> tuple[User, ...]:
+        """The users who are in the call, or invited to it."""
+        return tuple(u for u in self.users if u.state.pending or u.state is UserState.ACCEPTED)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it has so many users that not all of them hear of each other."""
+        return self.mode is Mode.COMMON and len(self.users) > MAX_USERS
 
     def with_joined(self, user: User) -> "Call":
         """The call with one more user."""
