@@ -265,7 +265,7 @@ class BackendRequests:
                 return answer
             if answer.status in (301, 302, 303):
                 method = CallbackMethod.GET
-            url = urljoin(url, location)
+            url = _redirected(url, location)
         raise BackendAtFault(f"it redirects more than {_MOST_REDIRECTS} times")
 
     async def _ask_once(
@@ -320,6 +320,13 @@ class BackendRequests:
                 f"{shown_url(str(url.parsed))}: http:// is for the voice URL's own host only"
             )
         return self._others
+
+
+def _redirected(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise BackendAtFault(f"it redirects to {location[:80]!r}, which is no URL") from error
 
 
 def _with_query(url: str, query: str) -> str:

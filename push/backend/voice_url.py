@@ -39,6 +39,39 @@ AT_ONCE = 64
 AT_ONCE_OF_ONE = 4
 """Of one identity's."""
 
+_RESERVED = frozenset(
+    name.lower()
+    for name in (
+        *("AccountSid", "ApiVersion", "ApplicationSid", "CallSid", "CallStatus", "CallToken"),
+        *(
+            "Called",
+            "Caller",
+            "CallerName",
+            "CallbackSource",
+            "CallDuration",
+            "Digits",
+            "Direction",
+        ),
+        *(
+            "DialBridged",
+            "DialCallDuration",
+            "DialCallSid",
+            "DialCallStatus",
+            "ErrorCode",
+            "ErrorUrl",
+        ),
+        *(
+            "ForwardedFrom",
+            "From",
+            "ParentCallSid",
+            "SequenceNumber",
+            "StirVerstat",
+            "Timestamp",
+            "To",
+        ),
+    )
+)
+
 _RESULTS: Mapping[type[TwimlAnswer], str] = {
     TwimlDial: "dial",
     TwimlReject: "reject",
@@ -82,7 +115,8 @@ class VoiceUrl:
             call_sid: The call's, if there is to be one.
             caller: Who calls.
             to: Whom the app has asked for.
-            own: The app's own parameters; one that bears a name of the relay's is left out.
+            own: The app's own parameters. One that bears a name of Twilio's, in whatever case, is left out:
+                a backend believes it to be the relay's.
 
         Raises:
             GatewayTimeout: it has not answered in time.
@@ -115,7 +149,7 @@ class VoiceUrl:
     ) -> TwimlAnswer:
         address = wire_address(caller)
         parameters = {
-            **own,
+            **{name: value for name, value in own.items() if name.lower() not in _RESERVED},
             "CallSid": call_sid,
             "AccountSid": self._account_sid,
             "From": address,

@@ -15,7 +15,15 @@ import pytest_asyncio
 from twilio.twiml.voice_response import VoiceResponse
 
 from tests.push.streams import reading, register_for_stream
-from tests.push.support import Device, Running, assert_problem, fresh, listening, states
+from tests.push.support import (
+    Device,
+    Running,
+    assert_problem,
+    fresh,
+    listening,
+    on_both_stores_in_full,
+    states,
+)
 from tests.push.twiml_backend import AUTH_TOKEN, TwimlBackend, twiml, twiml_backend
 from tests.push.ways import OverConnection, OverHttp, Way
 from tests.push.webhook_receiver import (
@@ -29,7 +37,7 @@ from tests.push.webhook_receiver import (
     target,
 )
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores_in_full]
 
 TIMEOUT_S = 1.0
 ACCOUNT = "AC" + "5" * 32
@@ -106,7 +114,13 @@ async def test_call_of_an_app_rings_whom_the_backends_twiml_names(
         code, call = await caller.ask(
             "invite",
             to=[asked_for],
-            custom_parameters={"room": "Küche 2", "CallSid": "CAforged", "empty": ""},
+            custom_parameters={
+                "room": "Küche 2",
+                "CallSid": "CAforged",
+                "from": "client:eve",
+                "DialCallStatus": "completed",
+                "empty": "",
+            },
         )
         assert code == 201, call
         invite = await at_bob.until("call.received", call["call_sid"])
@@ -182,6 +196,7 @@ BROKEN: dict[str, Answer] = {
     "in a circle": status(307, "Location: /voice"),
     "to a file": status(302, "Location: file:///etc/passwd"),
     "to the cloud's metadata": status(302, "Location: https://169.254.169.254/latest/meta-data"),
+    "to what is no URL": status(302, "Location: http://[::1"),
     "to plain HTTP elsewhere": status(302, "Location: http://backend.example/voice"),
 }
 
