@@ -273,6 +273,11 @@ class RelaySettings(BaseSettings):
         return self
 
     @property
+    def all_may_ring_all(self) -> bool:
+        """Whether any app or device may ring anybody: neither a backend nor a policy is asked."""
+        return self.voice_url is None and self.policy.lets_all_ring_all
+
+    @property
     def host(self) -> str:
         """The host part of `listen`."""
         return self.listen.rpartition(":")[0].strip("[]")
