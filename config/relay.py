@@ -159,7 +159,31 @@ class RelaySettings(BaseSettings):
         Field(pattern=r"^https?://", description="the relay's URL as Twilio and backends see it"),
     ] = None
     twilio_auth_token_file: Annotated[
-        Path | None, Field(description="holds the auth token that Twilio signs its webhooks with")
+        Path | None,
+        Field(
+            description="holds the auth token that Twilio signs its webhooks with, and the relay its"
+            " requests for TwiML"
+        ),
+    ] = None
+    voice_url: Annotated[
+        str | None,
+        Field(
+            pattern=r"^https?://",
+            max_length=2048,
+            description="asked whom to ring for calls of apps and devices, as a TwiML App's; none: they say",
+        ),
+    ] = None
+    voice_method: Annotated[
+        Literal["POST", "GET"], Field(description="how `voice_url` is asked")
+    ] = "POST"
+    voice_url_timeout_s: Annotated[
+        float, Field(ge=0.5, le=15, description="seconds in which `voice_url` must have answered")
+    ] = 4.0
+    voice_url_allow_private_network: Annotated[
+        bool, Field(description="`voice_url` may be on this machine or a private network")
+    ] = False
+    voice_url_ca_file: Annotated[
+        Path | None, Field(description="certificates to trust there, in place of the public ones")
     ] = None
     stun_urls: Annotated[
         tuple[StunUrl, ...], Field(max_length=8, description="STUN servers, `stun:HOST:PORT`")
@@ -228,6 +252,12 @@ class RelaySettings(BaseSettings):
     idempotency_keep_s: Annotated[int, Field(ge=60)] = 24 * 3600
     log_level: LogLevel = "info"
     log_format: LogFormat = "auto"
+
+    @model_validator(mode="after")
+    def _voice_url_is_signed_for(self) -> Self:
+        if self.voice_url is not None and self.twilio_auth_token_file is None:
+            raise ValueError("voice_url needs twilio_auth_token_file: requests to it are signed")
+        return self
 
     @model_validator(mode="after")
     def _turn_has_one_secret(self) -> Self:

@@ -27,7 +27,12 @@ from bellwire.push.metrics import Metrics
 from bellwire.push.problems import problem_of
 from bellwire.signaling import errors, topics
 from bellwire.signaling.calls.calls import UserState
-from bellwire.signaling.calls.events import CallEvent, DeviceChannelRemoved, DoorLockedOut
+from bellwire.signaling.calls.events import (
+    BackendAnswerRefused,
+    CallEvent,
+    DeviceChannelRemoved,
+    DoorLockedOut,
+)
 from bellwire.signaling.calls.rules import TRANSITIONS
 from bellwire.signaling.errors import OperationRefused, Refusal
 from bellwire.signaling.identifiers import DeviceId
@@ -61,6 +66,10 @@ _WHAT_TO_DO = {
     " `reason` is `not-main-device`, `join` first.",
     "too-many-requests": "Wait `Retry-After` seconds. Nothing was made.",
     "unavailable": "Try again after `Retry-After` seconds.",
+    "call-rejected": "Nobody was rung. `reason` says whether it was rejected or busy.",
+    "hung-up": "Nobody was rung: the backend wants no call.",
+    "bad-gateway": "Look at the relay's log and mend the backend; try again then.",
+    "gateway-timeout": "Try again; have the backend answer sooner, or raise `voice_url_timeout_s`.",
 }
 _WHAT_IT_MEANS = {"invalid-input": "A value is not what the field takes."}
 
@@ -373,7 +382,7 @@ def device_events() -> str:
 def webhook_events() -> str:
     """The events that go to webhooks alone."""
     common = {"event", "id", "call_sid", "at"}
-    models = (DoorLockedOut,)
+    models = (DoorLockedOut, BackendAnswerRefused)
     return sections(
         (_tag(model, "event"), model, sent(model, common, missing="may be absent"))
         for model in models

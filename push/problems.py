@@ -11,10 +11,14 @@ from pydantic import ValidationError
 
 from bellwire.signaling.errors import (
     ERROR_TABLE,
+    BadGateway,
     CallNotFound,
+    CallRejected,
     Conflict,
     Forbidden,
+    GatewayTimeout,
     HeadTooLarge,
+    HungUp,
     InvalidInput,
     NobodyToCall,
     NotFound,
@@ -44,6 +48,10 @@ _STATUS: dict[type[Refusal], HTTPStatus] = {
     OperationRefused: HTTPStatus.CONFLICT,
     TooManyRequests: HTTPStatus.TOO_MANY_REQUESTS,
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    CallRejected: HTTPStatus.FORBIDDEN,
+    HungUp: HTTPStatus.CONFLICT,
+    BadGateway: HTTPStatus.BAD_GATEWAY,
+    GatewayTimeout: HTTPStatus.GATEWAY_TIMEOUT,
 }
 
 
@@ -145,3 +153,9 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 """The refusals that a route may give, as its OpenAPI description has them."""
+
+REFUSALS_BY_BACKEND: dict[int | str, dict[str, Any]] = {
+    502: {"model": Problem, "description": "The backend, asked whom to ring, gave no good answer"},
+    504: {"model": Problem, "description": "The backend, asked whom to ring, was silent"},
+}
+"""The same, of the route that asks a backend."""

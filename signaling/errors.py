@@ -120,7 +120,7 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             ("None needed",),
             "From the relay: 409, where an operation comes to a call that has ended, or to an"
             " invitation that has run out. On a device: a call ended before a sound had been"
-            " played to its end.",
+            " played to its end. In a call that a backend is asked about: its TwiML hangs up.",
         ),
         ErrorKind(
             31500,
@@ -136,7 +136,7 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "BadGatewayError",
             "Bad gateway",
             "A server behind the relay answered with nonsense",
-            ("A proxy or push service is misconfigured",),
+            ("A proxy or push service is misconfigured", "The backend at `voice_url` is broken"),
             _RELAY_LOG,
             "On a device: the relay's answer is not understood. In a call that a backend is asked"
             " about: it answers with what is no TwiML.",
@@ -156,7 +156,7 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "GatewayTimeoutError",
             "Gateway timeout",
             "A server behind the relay did not answer in time",
-            ("A push service or the broker is slow or away",),
+            ("A push service, the broker or the backend at `voice_url` is slow or away",),
             _RELAY_LOG,
             "In a call that a backend is asked about: it does not answer in time.",
         ),
@@ -428,3 +428,36 @@ class Unavailable(Refusal):
     slug = "unavailable"
     title = "Service unavailable"
     code = 31503
+
+
+class CallRejected(Refusal):
+    """The backend, asked whom to ring, has refused the call; `reason` is `rejected` or `busy`."""
+
+    slug = "call-rejected"
+    title = "The backend has refused the call"
+    code = 31600
+
+
+class HungUp(Refusal):
+    """The backend, asked whom to ring, has ended the call instead."""
+
+    slug = "hung-up"
+    title = "The backend has ended the call"
+    code = 31487
+
+
+class BadGateway(Refusal):
+    """The backend, asked whom to ring, could not be reached, or its answer is no TwiML that can be carried
+    out. Nobody was rung."""
+
+    slug = "bad-gateway"
+    title = "The backend's answer is not good"
+    code = 31502
+
+
+class GatewayTimeout(Refusal):
+    """The backend, asked whom to ring, has not answered in time. Nobody was rung."""
+
+    slug = "gateway-timeout"
+    title = "The backend has not answered in time"
+    code = 31504

@@ -32,6 +32,7 @@ from bellwire.push.parts import Relay
 from bellwire.push.problems import (
     MEDIA_TYPE,
     REFUSALS,
+    REFUSALS_BY_BACKEND,
     invalid_body,
     problem_of_defect,
     problem_of_validation,
@@ -133,7 +134,7 @@ def _serve_the_description_made_once(app: FastAPI) -> None:
 
 def _describe_refusals(responses: dict[str, Any]) -> None:
     for status, response in responses.items():
-        if status in map(str, REFUSALS):
+        if status in map(str, (*REFUSALS, *REFUSALS_BY_BACKEND)):
             response["content"] = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 
 

@@ -7,6 +7,7 @@ from inspect import Parameter, Signature
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from pydantic import AwareDatetime
 
 from bellwire.push.access.tokens import Actor
 from bellwire.push.api.call_route import CallRoute, media_type
@@ -16,17 +17,25 @@ from bellwire.push.calls.invites import Invite, invite_from_json, invite_from_tw
 from bellwire.push.calls.operations import carry_out
 from bellwire.push.delivery.owed import report_deliveries
 from bellwire.push.parts import Relay
-from bellwire.push.problems import REFUSALS
+from bellwire.push.problems import REFUSALS, REFUSALS_BY_BACKEND
+from bellwire.push.store.rows.calls import CallFilter
+from bellwire.push.store.tables import from_ms
+from bellwire.signaling.calls.calls import CallState
 from bellwire.signaling.errors import Forbidden, InvalidInput
 from bellwire.signaling.identifiers import CallSid, CallSidField, Identity, IdentityField
 from bellwire.signaling.twiml import parse_twiml
 from bellwire.signaling.wire.answers import (
     CallAnswer,
     CallDeliveriesAnswer,
+    CallFeedbackAnswer,
+    CallInsightsAnswer,
     CallListAnswer,
+    FeedbackAnswer,
     IceServersAnswer,
+    InsightAnswer,
     RoomAnswer,
 )
+from bellwire.signaling.wire.insights import ToldInsight
 from bellwire.signaling.wire.operations import (
     OPERATIONS,
     AsWhom,
@@ -71,7 +80,7 @@ async def create(
     """Makes a call and rings every device of the invitees. The body is JSON or TwiML."""
     body = await request.body()
     invite = _invite(relay, actor, request.headers.get("content-type"), body, idempotency_key)
-    created = await relay.calls.calls.create(invite)
+    created = await relay.calls.routing.create(invite)
     answer = CallAnswer.of(created.call)
     if not created.repeated:
         return answer
@@ -88,7 +97,12 @@ def _invite(
 ) -> Invite:
     calls, shown = relay.calls.calls, media_type(content_type)
     if shown in _XML:
-        dial = parse_twiml(body)
+        settings = relay.ground.settings
+        dial = parse_twiml(body, settings.voice_url)
+        if dial.asks_backend and settings.twilio_auth_token_file is None:
+            raise InvalidInput(
+                "`action` and `statusCallback` need a relay that can sign: set twilio_auth_token_file"
+            )
         return invite_from_twiml(
             dial, actor, new_sid=calls.new_sid, at=calls.now(), idempotency_key=key
         )
@@ -114,6 +128,7 @@ router.add_api_route(
     status_code=201,
     response_model=CallAnswer,
     openapi_extra=_INVITE_BODY,
+    responses=REFUSALS_BY_BACKEND,
     route_class_override=CallRoute,
 )
 
@@ -123,16 +138,23 @@ async def list_calls(
     relay: RelayDep,
     actor: ActorDep,
     identity: Annotated[IdentityField | None, Query(description="Whose calls")] = None,
+    state: Annotated[CallState | None, Query(description="Those in this state")] = None,
+    since: Annotated[
+        AwareDatetime | None, Query(description="Those made then or later (RFC 3339)")
+    ] = None,
+    until: Annotated[AwareDatetime | None, Query(description="Those made before then")] = None,
     count: Annotated[int, Query(ge=1, description="Over 100 counts as 100")] = 20,
     next_: Annotated[
         int, Query(alias="next", ge=0, le=2**63 - 1, description="0 from the newest")
     ] = 0,
 ) -> CallListAnswer:
-    """Calls, newest first. A token sees its identity's; an API key sees all, or one identity's."""
+    """Calls, newest first. A token sees its identity's; an API key sees all, or one identity's. A cursor
+    goes on with the same filters."""
     if actor.identity is not None and identity not in (None, actor.identity):
         raise Forbidden("a token lists the calls of its own identity only")
     whose = actor.identity or (None if identity is None else Identity(identity))
-    calls, following = await relay.calls.calls.list_of(whose, count=count, before=next_)
+    only = CallFilter(state, since, until)
+    calls, following = await relay.calls.calls.list_of(whose, count=count, before=next_, only=only)
     return CallListAnswer(calls=tuple(map(CallAnswer.of, calls)), next=following)
 
 
@@ -220,6 +242,44 @@ async def deliveries(call_sid: SidPath, relay: RelayDep, actor: ActorDep) -> Cal
     call = await relay.calls.calls.show(CallSid(call_sid), actor)
     return await relay.ground.database.read(
         partial(report_deliveries, call=call, whose=actor.identity, now=relay.calls.calls.now())
+    )
+
+
+@router.get("/v1/calls/{call_sid}/feedback", tags=_TAGS)
+async def feedback(call_sid: SidPath, relay: RelayDep, actor: ActorDep) -> CallFeedbackAnswer:
+    """What was said of a call's quality. A token sees its identity's."""
+    rows = await relay.calls.calls.feedback_of(CallSid(call_sid), actor)
+    return CallFeedbackAnswer(
+        call_sid=call_sid,
+        feedback=tuple(
+            FeedbackAnswer(
+                identity=row.identity,
+                device_id=row.device_id or None,
+                score=row.score,
+                issue=row.issue,
+                at=from_ms(row.at_ms),
+            )
+            for row in rows
+        ),
+    )
+
+
+@router.get("/v1/calls/{call_sid}/insights", tags=_TAGS)
+async def insights(call_sid: SidPath, relay: RelayDep, actor: ActorDep) -> CallInsightsAnswer:
+    """What devices told of a call: codec, quality warnings, errors, what was pressed. A token sees its
+    identity's devices."""
+    rows = await relay.calls.calls.insights_of(CallSid(call_sid), actor)
+    return CallInsightsAnswer(
+        call_sid=call_sid,
+        insights=tuple(
+            InsightAnswer(
+                identity=row.identity,
+                device_id=row.device_id,
+                at=from_ms(row.at_ms),
+                **dict(ToldInsight.model_validate_json(row.document)),
+            )
+            for row in rows
+        ),
     )
 
 

@@ -6,7 +6,7 @@ call's row, so the first of two commands wins (`signaling.calls.rules`, "Who win
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache, partial
@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 
 from bellwire.config.call_policy import PolicySettings
 from bellwire.push.access.tokens import Actor
+from bellwire.push.backend.callbacks import Callbacks, DialledCall
 from bellwire.push.calls.deadlines import Deadlines
 from bellwire.push.calls.invites import Denied, Invite, find_reach, nobody, with_reach
 from bellwire.push.calls.policy import CallPolicy
@@ -25,15 +26,23 @@ from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.engine.unit_of_work import CallWork, Kept, UnitOfWork
 from bellwire.push.store.rows.calls import (
+    ALL_CALLS,
+    CallFilter,
     IdempotencyRow,
     all_deadlines,
     forget_idempotent,
     list_calls,
     load_call,
     overdue_calls,
-    put_feedback,
 )
 from bellwire.push.store.rows.deliveries import Confirmed
+from bellwire.push.store.rows.quality import (
+    FeedbackRow,
+    InsightRow,
+    feedback_of,
+    insights_of,
+    put_feedback,
+)
 from bellwire.push.store.tables import to_ms
 from bellwire.signaling.calls.calls import (
     DEFAULT_MAX_INVITEES,
@@ -41,6 +50,7 @@ from bellwire.signaling.calls.calls import (
     Call,
     CallState,
     NotCancelled,
+    User,
 )
 from bellwire.signaling.calls.commands import (
     Command,
@@ -50,14 +60,16 @@ from bellwire.signaling.calls.commands import (
     Received,
     Say,
 )
-from bellwire.signaling.calls.rules import apply, check_inviter, create_call
-from bellwire.signaling.errors import CallNotFound, Conflict, Forbidden
+from bellwire.signaling.calls.events import CallFeedback
+from bellwire.signaling.calls.rules import BACKEND, Outcome, apply, check_inviter, create_call
+from bellwire.signaling.errors import CallNotFound, Conflict, Forbidden, InvalidInput, NotFound
 from bellwire.signaling.identifiers import CallSid, ChannelKind, DeviceId, Identity, new_call_sid
 from bellwire.signaling.wire.operations import FeedbackFields
 
 log = structlog.get_logger(__name__)
 
 LIST_LIMIT = 100
+_INSIGHTS_SHOWN = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +110,7 @@ class Calls:
         metrics: Metrics,
         rate_limits: RateLimits,
         policy: CallPolicy = CallPolicy(PolicySettings()),  # noqa: B008 - it never changes
+        callbacks: Callbacks | None = None,
         *,
         now: Callable[[], datetime],
         max_invitees: int = DEFAULT_MAX_INVITEES,
@@ -107,6 +120,7 @@ class Calls:
         self._rate_limits = rate_limits
         self._policy = policy
         self._deliveries = deliveries
+        self._callbacks = callbacks
         self._metrics = metrics
         self._user_states = cache(metrics.user_states.labels)
         self._now = now
@@ -120,7 +134,7 @@ class Calls:
 
     def new_sid(self) -> CallSid:
         """A SID for a new call."""
-        return new_call_sid(to_ms(self._now()), secrets.token_bytes(10))
+        return new_call_sid(to_ms(self.now()), secrets.token_bytes(10))
 
     async def load_deadlines(self) -> None:
         """Takes up the deadlines of calls that an earlier process left."""
@@ -159,6 +173,14 @@ class Calls:
             )
         return created
 
+    async def made_before(self, invite: Invite) -> Created | None:
+        """The call that was made under an invite's Idempotency-Key, or None.
+
+        Raises:
+            Conflict: the key was used with another request.
+        """
+        return await self._database.read(lambda c: _made_before(UnitOfWork(c), invite))
+
     async def carry_out(self, call_sid: CallSid, command: Command) -> Call:
         """Moves a call by a command of the rules, as `moved` does, and returns it."""
         return (await self.moved(call_sid, command)).call
@@ -196,12 +218,23 @@ class Calls:
         return await self._database.read(lambda c: _visible(c, call_sid, actor.identity))
 
     async def list_of(
-        self, identity: Identity | None, *, count: int, before: int
+        self,
+        identity: Identity | None,
+        *,
+        count: int,
+        before: int,
+        only: CallFilter = ALL_CALLS,
     ) -> tuple[list[Call], int]:
-        """Calls of an identity, or of all for None, newest first, and the next cursor."""
+        """Calls of an identity, or of all for None, newest first, and the next cursor.
+
+        Raises:
+            InvalidInput: what is looked for ends before it begins.
+        """
+        if only.since is not None and only.until is not None and only.until < only.since:
+            raise InvalidInput("until is before since: no call was made in that time")
         limit = min(count, LIST_LIMIT)
         return await self._database.read(
-            lambda c: list_calls(c, identity, count=limit, before=before)
+            lambda c: list_calls(c, identity, count=limit, before=before, only=only)
         )
 
     async def rate(
@@ -210,8 +243,9 @@ class Calls:
         identity: Identity,
         device: DeviceId | None,
         given: FeedbackFields,
+        attestation: Attestation | None = None,
     ) -> Call:
-        """Keeps what a user says of a call's quality.
+        """Keeps what a user says of a call's quality, and has webhooks told.
 
         Raises:
             CallNotFound: there is no such call.
@@ -220,7 +254,19 @@ class Calls:
 
         def work(connection: Connection) -> Call:
             call = _visible(connection, call_sid, identity)
-            put_feedback(connection, call_sid, identity, device, given, to_ms(self._now()))
+            at = self.now()
+            put_feedback(connection, call_sid, identity, device, given, to_ms(at))
+            event = CallFeedback(
+                id=f"FB{secrets.token_hex(16)}",
+                call_sid=call_sid,
+                at=at,
+                identity=identity,
+                device_id=device,
+                score=given.score,
+                issue=given.issue,
+                attestation=attestation,
+            )
+            self._deliveries.tell_backends(connection, event)
             return call
 
         call = await self._database.write(work)
@@ -232,6 +278,32 @@ class Calls:
             issue=given.issue,
         )
         return call
+
+    async def feedback_of(self, call_sid: CallSid, actor: Actor) -> list[FeedbackRow]:
+        """What was said of a call's quality: to a server all, to a user its own.
+
+        Raises:
+            CallNotFound, Forbidden: as `show`.
+        """
+
+        def work(connection: Connection) -> list[FeedbackRow]:
+            _visible(connection, call_sid, actor.identity)
+            return feedback_of(connection, call_sid, actor.identity)
+
+        return await self._database.read(work)
+
+    async def insights_of(self, call_sid: CallSid, actor: Actor) -> Sequence[InsightRow]:
+        """What devices told of a call: to a server all, to a user its own devices'.
+
+        Raises:
+            CallNotFound, Forbidden: as `show`.
+        """
+
+        def work(connection: Connection) -> Sequence[InsightRow]:
+            _visible(connection, call_sid, actor.identity)
+            return insights_of(connection, call_sid, actor.identity, _INSIGHTS_SHOWN)
+
+        return await self._database.read(work)
 
     async def forget_old(self, keep_idempotency: timedelta) -> None:
         """Forgets Idempotency-Keys that are older than `keep_idempotency`."""
@@ -249,11 +321,14 @@ class Calls:
         """
         outcome = apply(call, command)
         owed = self._deliveries.owe(unit, outcome.call, outcome.notices)
+        owed = self._with_callbacks(unit, outcome, owed)
         if outcome.call != call:
             known = {user.identity for user in call.users}
             joined = [u.identity for u in outcome.call.users if u.identity not in known]
             unit.save_call(outcome.call, joined)
-            unit.forget_events(_invites_over(call, outcome.call))
+            for user in _invites_over(call, outcome.call):
+                told = partial(self._deliveries.note_forgotten, user=user, at=command.at)
+                unit.forget_events([user.invite_id], told)
         return Moved(call, outcome.call, owed, outcome.not_cancelled)
 
     def settle(self, moves: Iterable[Moved]) -> None:
@@ -272,7 +347,7 @@ class Calls:
             return repeated, Owed()
         new = invite.request
         itself = new.attestation is Attestation.FULL
-        denied = self._denied(unit, new.caller, itself=itself)
+        denied = nobody if invite.routed else self._denied(unit, new.caller, itself=itself)
         reach = find_reach(unit, invite.to, new.caller, invite.parameters, denied)
         reach.must_reach_somebody(new.caller)
         outcome = create_call(
@@ -287,6 +362,7 @@ class Calls:
         rung = [device for device in reach.devices if device.identity != new.caller]
         unit.if_not_kept(self._rate_limits.take(rung, Caller(new.caller, itself=itself)))
         owed = self._deliveries.owe(unit, call, outcome.notices, reach.devices)
+        owed = self._with_callbacks(unit, outcome, owed)
         unit.add_call(call)
         if invite.idempotency_key is not None:
             unit.keep_idempotent(
@@ -299,6 +375,16 @@ class Calls:
                 )
             )
         return Created(call), owed
+
+    def _with_callbacks(self, unit: UnitOfWork, outcome: Outcome, owed: Owed) -> Owed:
+        """Owes a backend what has come of its dial, beside what devices are owed."""
+        call = outcome.call
+        if not outcome.dial_news or call.dial is None or self._callbacks is None:
+            return owed
+        of = DialledCall(call.call_sid, call.caller, call.dial)
+        deliveries = self._callbacks.deliveries(of, outcome.dial_news)
+        unit.owe(deliveries, self._callbacks.leased_until_ms)
+        return replace(owed, deliveries=(*owed.deliveries, *deliveries))
 
     def _carry_out(
         self, unit: UnitOfWork, call_sid: CallSid, command: Command
@@ -333,6 +419,7 @@ class Calls:
 
         Raises:
             Conflict: another was said under this one's.
+            NotFound: it is for the backend alone, and no webhook is told of messages.
         """
         sid, fingerprint = said.voice_event_sid, _fingerprint(said)
         kept = unit.find_idempotent(call.call_sid, sid)
@@ -342,6 +429,12 @@ class Calls:
             )
         if kept is not None:
             return Moved(call, call, Owed())
+        if (
+            said.to == (BACKEND,)
+            and call.user(BACKEND) is None
+            and not self._deliveries.backend_hears
+        ):
+            raise NotFound("the relay has no webhook that is told of call.message")
         moved = self.move(unit, call, said)
         unit.keep_idempotent(
             IdempotencyRow(call.call_sid, sid, fingerprint, call.call_sid, to_ms(said.at))
@@ -417,10 +510,10 @@ def _fingerprint(said: Say) -> str:
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
-def _invites_over(before: Call, after: Call) -> list[str]:
-    """The ids of the invites that a change has made an end of."""
+def _invites_over(before: Call, after: Call) -> list[User]:
+    """Whose invites a change has made an end of."""
     pending = set() if after.state is CallState.ENDED else {u.invite_id for u in after.pending}
-    return [user.invite_id for user in before.pending if user.invite_id not in pending]
+    return [user for user in before.pending if user.invite_id not in pending]
 
 
 def _visible(connection: Connection, call_sid: CallSid, identity: Identity | None) -> Call:

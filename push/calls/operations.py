@@ -95,7 +95,8 @@ async def carry_out(
     named, device = _as_whom(operation, asked, actor)
     asker = Asker(actor, named, device, calls.now(), over, idempotency_key)
     if isinstance(asked, FeedbackFields):
-        return CallAnswer.of(await calls.rate(call_sid, asker.identity, device, asked))
+        rated = await calls.rate(call_sid, asker.identity, device, asked, asker.attestation)
+        return CallAnswer.of(rated)
     command = COMMANDS[operation.command](asked, asker)
     moved = await calls.moved(call_sid, command)
     if isinstance(command, Say):
@@ -144,8 +145,9 @@ def _ignore(_: Request, by: Asker) -> Ignore:
 
 
 def _cancel(asked: CancelFields, by: Asker) -> Cancel:
+    itself = None if by.named is None else by.attestation
     to = None if asked.to is None else tuple(Identity(identity) for identity in asked.to)
-    return Cancel(by.named, by.at, asked.extended_data, to)
+    return Cancel(by.named, by.at, asked.extended_data, to, attestation=itself)
 
 
 def _invite_more(asked: InviteMoreFields, by: Asker) -> InviteMore:

@@ -13,9 +13,11 @@ from bellwire.push.calls.ice_servers import IceServers
 from bellwire.push.calls.invites import invite_from_json
 from bellwire.push.calls.operations import carry_out
 from bellwire.push.calls.rooms import Rooms
+from bellwire.push.calls.routing import Routing
 from bellwire.push.devices.door_reports import DoorReports
 from bellwire.push.metrics import Metrics
 from bellwire.push.problems import problem_of, problem_of_defect, problem_of_validation
+from bellwire.push.store.rows.calls import CallFilter
 from bellwire.signaling.errors import Refusal, TooLarge
 from bellwire.signaling.identifiers import CallSid, ChannelKind
 from bellwire.signaling.wire.answers import CallAnswer, DeviceResponse, MessageAnswer, Problem
@@ -45,6 +47,7 @@ class DeviceOperations:
 
     Args:
         calls: The relay's calls.
+        routing: Makes new ones.
         metrics: Counts the operations.
         tokens: Holds the relay's public keys.
         ice_servers: Tells the servers to connect calls by.
@@ -56,6 +59,7 @@ class DeviceOperations:
     def __init__(
         self,
         calls: Calls,
+        routing: Routing,
         metrics: Metrics,
         tokens: AccessTokens,
         ice_servers: IceServers,
@@ -65,6 +69,7 @@ class DeviceOperations:
         check_after_s: float,
     ) -> None:
         self._calls = calls
+        self._routing = routing
         self._metrics = metrics
         self._tokens = tokens
         self._ice_servers = ice_servers
@@ -121,7 +126,7 @@ class DeviceOperations:
         return DeviceResponse(status=200, call=call, voice_event_sid=said)
 
     async def _invite(self, asked: DeviceInvite, actor: Actor) -> DeviceResponse:
-        created = await self._calls.create(
+        created = await self._routing.create(
             invite_from_json(
                 asked,
                 actor,
@@ -139,7 +144,10 @@ class DeviceOperations:
 
     async def _list(self, asked: DeviceList, actor: Actor) -> DeviceResponse:
         found, following = await self._calls.list_of(
-            actor.identity, count=asked.count, before=asked.next
+            actor.identity,
+            count=asked.count,
+            before=asked.next,
+            only=CallFilter(asked.state, asked.since, asked.until),
         )
         return DeviceResponse(status=200, calls=tuple(map(CallAnswer.of, found)), next=following)
 

@@ -5,6 +5,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
 
+from bellwire.signaling.calls.dials import Dial
 from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
 
 if TYPE_CHECKING:
@@ -59,6 +60,35 @@ class CallState(StrEnum):
     RINGING = "ringing"
     OPEN = "open"
     ENDED = "ended"
+
+
+class EndReason(StrEnum):
+    """How a call has ended: what the last thing was that left nothing of it. That somebody answered
+    before stands in `answered_at`, and what each invitee did in their states."""
+
+    HUNG_UP = "hung-up"
+    """A party left, and fewer than two were left."""
+    CANCELLED = "cancelled"
+    """The caller withdrew it before an answer, or hung up; or a server did."""
+    CALLER_OFFLINE = "caller-offline"
+    """The caller's device went offline before an answer."""
+    REJECTED = "rejected"
+    BUSY = "busy"
+    """The last who was invited rejected it; with the status `busy`."""
+    TIMEOUT = "timeout"
+    """The last who was invited did not answer in time."""
+    ENDED = "ended"
+    """A user of an advanced call, or a server, ended it for all."""
+    ABANDONED = "abandoned"
+    """All had left an advanced call, and nobody came back."""
+    TIME_LIMIT = "time-limit"
+    """The time was over that the backend's TwiML gives it (`timeLimit`)."""
+    UNKNOWN = "unknown"
+    """What a newer relay says."""
+
+    @classmethod
+    def _missing_(cls, _value: object) -> "EndReason":
+        return cls.UNKNOWN
 
 
 class UserState(StrEnum):
@@ -165,6 +195,18 @@ class Call:
     """Whether it ended because its caller withdrew it, or went offline."""
     abandoned_until: datetime | None = None
     """An advanced call that nobody is in, or invited to, ends then unless somebody joins."""
+    dial: Dial | None = None
+    """The `<Dial>` of a backend that it was made by, where it asks for more than ringing."""
+    answered_at: datetime | None = None
+    """When the first other than the caller came into it. A relay of the version before kept neither
+    this nor what follows."""
+    answered_by: Identity | None = None
+    ended_at: datetime | None = None
+    end_reason: EndReason | None = None
+    ended_by: Identity | None = None
+    """Who ended it; None where time did, or a server in nobody's name."""
+    ended_attestation: Attestation | None = None
+    """How sure the relay is of `ended_by`."""
 
     def user(self, identity: Identity) -> User | None:
         """The user with this identity, or None."""
@@ -200,6 +242,26 @@ class Call:
         return replace(self, users=(*self.users, user))
 
     @property
+    def invited(self) -> tuple[Identity, ...]:
+        """Who was invited, so far."""
+        return tuple(user.identity for user in self.users if user.invite_id)
+
+    @property
+    def attestation(self) -> Attestation | None:
+        """How sure the relay is that `caller` calls; None where nobody in particular does."""
+        if self.caller is None:
+            return None
+        first = (u.attestation for u in self.users if u.invite_id and u.invited_by is None)
+        return next(first, None)
+
+    @property
+    def duration_s(self) -> float | None:
+        """Seconds from the first answer to the end; None before the end, and where nobody answered."""
+        if self.answered_at is None or self.ended_at is None:
+            return None
+        return max(0.0, (self.ended_at - self.answered_at).total_seconds())
+
+    @property
     def next_deadline(self) -> datetime | None:
         """When time itself next moves this call: an invitation runs out, a delivery check is due,
         or it has been abandoned for too long. None where nothing is waited for."""
@@ -213,6 +275,8 @@ class Call:
         ]
         if self.abandoned_until is not None:
             moments.append(self.abandoned_until)
+        if self.dial is not None and self.dial.ends_at is not None:
+            moments.append(self.dial.ends_at)
         return min(moments, default=None)
 
     @property

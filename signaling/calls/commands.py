@@ -21,6 +21,7 @@ from bellwire.signaling.calls.calls import (
     RejectStatus,
     Unreachable,
 )
+from bellwire.signaling.calls.dials import Dial
 from bellwire.signaling.identifiers import CallSid, ChannelKind, DeviceId, Identity
 
 
@@ -52,6 +53,7 @@ class NewCall:
     unreachable: tuple[tuple[Identity, Unreachable], ...] = ()
     check_after_s: float | None = None
     attestation: Attestation | None = None
+    dial: Dial | None = None
     max_invitees: int = DEFAULT_MAX_INVITEES
 
 
@@ -109,6 +111,7 @@ class Cancel:
     at: datetime
     extended_data: str = ""
     to: tuple[Identity, ...] | None = None
+    attestation: Attestation | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,13 +22,14 @@ from pydantic import (
 from bellwire.signaling.calls.calls import (
     Attestation,
     CallType,
+    EndReason,
     Mode,
     NotCancelled,
     RejectStatus,
     Unreachable,
     UserState,
 )
-from bellwire.signaling.identifiers import CallSidField
+from bellwire.signaling.identifiers import CallSidField, ChannelKind
 
 
 def rfc3339(moment: datetime) -> str:
@@ -179,10 +180,13 @@ class CallTimeout(_Event):
 
 
 class CallEnded(_Event):
-    """To all who are invited or in the call: it is over. `extended_data` is what whoever ended it said to
-    it; absent where that is nothing, or time ended it."""
+    """To all who are invited or in the call: it is over. `reason` says what made an end of it, and
+    `ended_by` who: absent where time did, or a server. `extended_data` is what whoever ended it said to it;
+    absent where that is nothing, or time ended it."""
 
     event: Literal["call.ended"] = "call.ended"
+    reason: EndReason | None = None
+    ended_by: str | None = None
     extended_data: str | None = None
 
 
@@ -190,7 +194,8 @@ class CallMessage(_Event):
     """To the other parties: what one of them says to them through the relay (seed 003, "Call
     Message Events"). `from` is absent where a server says it for itself; `attestation` says how sure the
     relay is of `from`: `A`, its own token or connection said it, `B`, a server did in its name.
-    `voice_event_sid` names the message."""
+    `voice_event_sid` names the message. `to_backend` is there, and true, where the sender has named
+    `backend` in `to`: it is for the backend, and for those in `recipients`, where there are any."""
 
     event: Literal["call.message"] = "call.message"
     from_: str | None = Field(default=None, alias="from")
@@ -199,6 +204,7 @@ class CallMessage(_Event):
     content: JsonValue
     voice_event_sid: str
     attestation: Attestation | None = None
+    to_backend: Literal[True] | None = None
 
 
 class DeviceChannelRemoved(_Document):
@@ -213,6 +219,70 @@ class DeviceChannelRemoved(_Document):
     kind: Literal["apns", "fcm"]
     app: str
     reason: str
+
+
+class Try(BaseModel):
+    """One attempt to deliver an event: when it ended, how, and what the other side said."""
+
+    model_config = ConfigDict(frozen=True)
+
+    at: Moment
+    result: Literal["sent", "refused", "failed"]
+    answer: str
+
+
+class InviteNotDelivered(_Document):
+    """To webhooks: an invite never reached a device over one of its channels. `expired`: its time ran out.
+    `failed`: the call was answered or withdrawn before an attempt succeeded. `refused`: the push service
+    does not take it. `detail` is the reason of the last attempt, `tries` are those that failed before,
+    the first and the last twenty. The device may have got the invite over another channel.
+    `identity` is absent where the device is gone."""
+
+    event: Literal["delivery.failed"] = "delivery.failed"
+    id: str
+    at: Moment
+    call_sid: str
+    event_id: str
+    device_id: str
+    identity: str | None = None
+    channel: ChannelKind
+    app: str | None = None
+    state: Literal["expired", "failed", "refused"]
+    detail: str
+    tries: tuple[Try, ...] = ()
+
+
+class CallFeedback(_Document):
+    """To webhooks: what a user said of a call's quality, in place of what the same device said before.
+    `device_id` is absent where a server said it in the user's name; `score` and `issue` where the user
+    named none."""
+
+    event: Literal["call.feedback"] = "call.feedback"
+    id: str
+    call_sid: CallSidField
+    at: Moment
+    identity: str
+    device_id: str | None = None
+    score: int | None = None
+    issue: str | None = None
+    attestation: Attestation | None = None
+
+
+class CallInsight(_Document):
+    """To webhooks: what a device told of a call, such as the codec, a quality warning or an error:
+    `payload` is the device's own word. `at` is when the relay heard it, `timestamp` the device's time."""
+
+    event: Literal["call.insight"] = "call.insight"
+    id: str
+    call_sid: CallSidField
+    at: Moment
+    identity: str
+    device_id: str
+    level: Literal["debug", "info", "warning", "error"]
+    group: str
+    name: str
+    timestamp: Moment
+    payload: dict[str, JsonValue]
 
 
 class DoorLockedOut(_Document):
@@ -230,6 +300,18 @@ class DoorLockedOut(_Document):
     doors: tuple[str, ...]
     wrong_codes: int
     until: Moment
+
+
+class BackendAnswerRefused(_Document):
+    """To webhooks: a backend has answered the `action` of a call's `<Dial>` with something that the relay
+    does not do, which `reason` names. The call is over all the same. `url` is without its query."""
+
+    event: Literal["backend.answer_refused"] = "backend.answer_refused"
+    id: str
+    at: Moment
+    call_sid: CallSidField
+    url: str
+    reason: str
 
 
 CallEvent = (

@@ -34,6 +34,7 @@ nobody is pending and fewer than two parties are left; when the last party has g
 is cancelled first. An advanced call lives until somebody in it, or a server, ends it, and at most an
 hour (`ABANDONED_AFTER`) after everybody has left. A cancel that leaves nobody invited and nobody but the
 caller in the call ends either, and so does the caller's going offline while it rings: it is *cancelled*.
+A call by TwiML may have a time limit, and be the first one's to answer (`dial_course`).
 
 Who wins a race. Two devices of a user accept at once, or an accept meets a cancel or a time-out: the
 first command wins. It has moved the state, from which the table holds no way for the second: that one
@@ -88,6 +89,8 @@ from bellwire.signaling.calls.commands import (
     Reject,
     Say,
 )
+from bellwire.signaling.calls.dial_course import DialNews, follow, takes_from_others
+from bellwire.signaling.calls.endings import ending_of
 from bellwire.signaling.calls.events import (
     CallCancelled,
     CallCreated,
@@ -140,6 +143,10 @@ TRANSITIONS: dict[tuple[Move, UserState], UserState] = {
 }
 """Move and state of the user it is done to -> the user's new state. What is not here is refused."""
 
+BACKEND = Identity("backend")
+"""Whom a message names that is for the backend alone: it goes to webhooks, and to no device. Where a user of
+the call has this name, it is that user who is meant."""
+
 ABANDONED_AFTER = timedelta(hours=1)
 """How long an advanced call that everybody has left waits for somebody to join it again."""
 
@@ -168,11 +175,13 @@ class Notice:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """A call after a command, what is to be told, and whose invitations a cancel that named them has left
-    as they were. An unchanged call without notices: nothing was done."""
+    as they were. An unchanged call without notices: nothing was done. `dial_news` is for the backend that
+    had the call made by TwiML."""
 
     call: Call
     notices: tuple[Notice, ...] = ()
     not_cancelled: tuple[tuple[Identity, NotCancelled], ...] = ()
+    dial_news: tuple[DialNews, ...] = ()
 
 
 def apply(call: Call, command: Command) -> Outcome:
@@ -185,10 +194,10 @@ def apply(call: Call, command: Command) -> Outcome:
         InvalidInput: it asks for what no call can have, such as an eleventh user.
     """
     said = command.extended_data if isinstance(command, _SAYING) else ""
-    change = _Change(call, command.at, said)
+    change = _Change(call, command.at, command, said)
     _RULES[type(command)](change, command)
     _settle(change)
-    return change.outcome()
+    return _with_dial(call, change)
 
 
 def create_call(new: NewCall) -> Outcome:
@@ -214,11 +223,15 @@ def create_call(new: NewCall) -> Outcome:
             push=new.push,
             unreachable=new.unreachable,
             check_after_s=new.check_after_s,
+            dial=new.dial,
         ),
         new.at,
     )
+    attestation = new.attestation
+    if new.dial is not None and new.dial.caller_id not in (None, new.caller):
+        attestation = Attestation.PARTIAL  # who is shown as the caller, only the backend says
     for invitee in new.invitees:
-        change.invite(_invited(change.call, invitee, new.attestation), timeout)
+        change.invite(_invited(change.call, invitee, attestation), timeout)
     change.tell(
         [_devices_of(user) for user in change.call.accepted],
         lambda id_: CallCreated(
@@ -234,7 +247,15 @@ def create_call(new: NewCall) -> Outcome:
             ),
         ),
     )
-    return change.outcome()
+    return _with_dial(None, change)
+
+
+def _with_dial(before: Call | None, change: _Change) -> Outcome:
+    outcome = change.outcome()
+    if outcome.call.dial is None:
+        return outcome
+    call, news = follow(before, outcome.call, change.at)
+    return Outcome(call, outcome.notices, outcome.not_cancelled, news)
 
 
 def check_inviter(call: Call, command: InviteMore) -> None:
@@ -275,7 +296,8 @@ def check_main_device(
 def invite_event(call: Call, user: User) -> CallReceived:
     """The invite of one user, the same each time it is sent."""
     own = user.custom_parameters
-    inviter = user.invited_by or call.caller
+    shown = None if call.dial is None else call.dial.caller_id
+    inviter = user.invited_by or shown or call.caller
     return CallReceived(
         id=user.invite_id,
         call_sid=call.call_sid,
@@ -431,7 +453,8 @@ def _expire(change: _Change, command: Expire) -> None:
             change.move(user, Move.TIMEOUT)
         elif user.state is UserState.INVITING and user.check_at and user.check_at <= command.at:
             change.move(user, Move.NOT_RECEIVED)
-    if call.abandoned_until is not None and call.abandoned_until <= command.at:
+    limits = (call.abandoned_until, None if call.dial is None else call.dial.ends_at)
+    if any(limit is not None and limit <= command.at for limit in limits):
         change.end()
 
 
@@ -550,8 +573,11 @@ def _end(change: _Change, command: End) -> None:
 def _say(change: _Change, command: Say) -> None:
     call = change.call
     sender = None if command.identity is None else _member(change.call, command.identity)
+    to_backend = BACKEND in (command.to or ()) and call.user(BACKEND) is None
     meant = (
-        None if command.to is None else [_member(change.call, identity) for identity in command.to]
+        None
+        if command.to is None
+        else [_member(call, one) for one in command.to if not (to_backend and one == BACKEND)]
     )
     if call.state is CallState.ENDED:
         raise _too_late(Move.MESSAGE, call, sender)
@@ -563,7 +589,7 @@ def _say(change: _Change, command: Say) -> None:
     if sender is not None and sender.state is UserState.ACCEPTED:
         check_main_device(sender, Move.MESSAGE, command.device, by_server=command.by_server)
     listeners = [u for u in (parties if meant is None else meant) if u in parties and u != sender]
-    if not listeners:
+    if not listeners and not to_backend:
         raise OperationRefused(Move.MESSAGE, call.state, "nobody is there to hear it")
     change.tell_as_it_is(
         tuple(_devices_of(user) for user in listeners),
@@ -577,6 +603,7 @@ def _say(change: _Change, command: Say) -> None:
             content=command.content,
             voice_event_sid=command.voice_event_sid,
             attestation=None if sender is None else command.attestation,
+            to_backend=to_backend or None,
         ),
     )
 
@@ -604,6 +631,8 @@ def _settle(change: _Change) -> None:
     call = change.call
     if call.state is CallState.ENDED:
         return
+    for user in takes_from_others(call):
+        change.move(user, Move.CANCEL)
     if call.mode is Mode.ADVANCED:
         _watch_over(change)
         return
@@ -751,9 +780,12 @@ class _Change:
     """A call on its way from one state to the next, and the notices owed for it: who hears of each
     move, on which devices, under which event id."""
 
-    def __init__(self, call: Call, at: datetime, said: str = "") -> None:
+    def __init__(
+        self, call: Call, at: datetime, command: Command | None = None, said: str = ""
+    ) -> None:
         self.call = call
         self.at = at
+        self._command = command
         self.said = said
         """What whoever changes it says to it (`extended_data`)."""
         self.not_cancelled: tuple[tuple[Identity, NotCancelled], ...] = ()
@@ -824,7 +856,7 @@ class _Change:
             own_attestation=attestation,
         )
         self.call = self.call.with_user(moved)
-        self._open_by(move)
+        self._open_by(moved, move)
         self._tell_devices(moved, move, extended_data)
         self.tell_state_of(moved, extended_data, automatic=automatic)
 
@@ -849,7 +881,7 @@ class _Change:
     def add(self, user: User, move: Move) -> None:
         """Takes in a user who was not in the call, and tells all."""
         self.call = self.call.with_joined(user)
-        self._open_by(move)
+        self._open_by(user, move)
         self.tell_state_of(user, user.extended_data)
 
     def hand_over(self, user: User, command: Join) -> None:
@@ -895,13 +927,24 @@ class _Change:
 
     def end(self) -> None:
         """Ends the call; the states of its users stay."""
-        self.call = replace(self.call, state=CallState.ENDED, abandoned_until=None)
+        ending = ending_of(self.call, self._command)
+        self.call = replace(
+            self.call,
+            state=CallState.ENDED,
+            abandoned_until=None,
+            ended_at=self.at,
+            end_reason=ending.reason,
+            ended_by=ending.by,
+            ended_attestation=ending.attestation,
+        )
         self.tell(
             [_devices_of(user) for user in self.call.here],
             lambda id_: CallEnded(
                 id=id_,
                 call_sid=self.call.call_sid,
                 at=self.at,
+                reason=ending.reason,
+                ended_by=ending.by,
                 extended_data=self.said or None,
             ),
         )
@@ -915,9 +958,23 @@ class _Change:
         self._events += 1
         return f"{self.call.call_sid}-{self._events}"
 
-    def _open_by(self, move: Move) -> None:
-        if move in (Move.ACCEPT, Move.JOIN):
+    def _open_by(self, user: User, move: Move) -> None:
+        if move not in (Move.ACCEPT, Move.JOIN):
+            return
+        if self._is_first_answer(user):
+            self.call = replace(
+                self.call, state=CallState.OPEN, answered_at=self.at, answered_by=user.identity
+            )
+        else:
             self.call = replace(self.call, state=CallState.OPEN)
+
+    def _is_first_answer(self, by: User) -> bool:
+        """Whether nobody else has been in the call with its caller."""
+        return by.identity != self.call.caller and not any(
+            user.state in (UserState.ACCEPTED, UserState.QUIT)
+            for user in self.call.users
+            if user.identity not in (by.identity, self.call.caller)
+        )
 
     def _tell_devices(self, user: User, move: Move, extended_data: str) -> None:
         """Tells a user's own devices that they need not ring any more."""

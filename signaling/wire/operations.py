@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
+    AwareDatetime,
     BaseModel,
     Discriminator,
     Field,
@@ -30,6 +31,7 @@ from bellwire.signaling.calls.calls import (
     MAX_INVITEES,
     MAX_KNOWN,
     MAX_USERS,
+    CallState,
     CallType,
     Mode,
     RejectStatus,
@@ -342,8 +344,8 @@ def _depth(content: JsonValue) -> int:
 
 
 class MessageFields(Request):
-    """Something to tell the other parties of a call, or those of them in `to`. Repeated under one
-    `voice_event_sid`, it is heard once."""
+    """Something to tell the other parties of a call, or those of them in `to`; `backend` in `to` is the
+    backend, which webhooks tell. Repeated under one `voice_event_sid`, it is heard once."""
 
     message_type: Annotated[str, Field(min_length=1, max_length=64)] = "user-defined-message"
     content_type: Literal["application/json"] = "application/json"
@@ -516,6 +518,9 @@ class DeviceList(DeviceOperation):
     operation: Literal["list"]
     count: Annotated[int, Field(ge=1)] = 20
     next: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    state: CallState | None = None
+    since: Annotated[AwareDatetime | None, Field(description="those made then or later")] = None
+    until: Annotated[AwareDatetime | None, Field(description="those made before then")] = None
 
 
 @_operation("/v1/ice-servers", method="GET", answer=IceServersAnswer, who=Who.TOKEN_OR_KEY)
