@@ -144,10 +144,12 @@ class HeardLayers:
     def end_gathering(self) -> None:
         """What was gathered stands now, what has vanished, and nothing else."""
         arrived, self._arriving = self._arriving or {}, None
+        # In place of what cannot be read, and is gone now too, what is in force.
+        known = {**self._in_force, **_readable(self._standing)}
         self._vanished = {
             name: layer
-            for name, layer in self._standing.items()
-            if isinstance(layer, Layer) and name not in arrived
+            for name, layer in known.items()
+            if name not in arrived and name in self._wanted
         }
         self._standing = {**self._vanished, **arrived}
         for name, layer in self._standing.items():
@@ -213,6 +215,10 @@ class HeardLayers:
                 if isinstance(layer := layers.get(name), Layer):
                     groups += groups_said(patch_for(self._device, name, layer))
         return frozenset(["default", "device", *(f"group/{group}" for group in groups)])
+
+
+def _readable(standing: Mapping[str, Standing]) -> dict[str, Layer]:
+    return {name: layer for name, layer in standing.items() if isinstance(layer, Layer)}
 
 
 def _revision(layer: Standing | None) -> int:

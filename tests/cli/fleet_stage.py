@@ -136,7 +136,7 @@ def invoke(words: list[str]) -> Ended:
 @asynccontextmanager
 async def keeping(broker: RunningBroker, folder: Path) -> AsyncIterator[None]:
     """What of a relay keeps the layers, at work, on the database in a folder."""
-    folder.mkdir(exist_ok=True)
+    await asyncio.to_thread(folder.mkdir, exist_ok=True)
     database = await asyncio.to_thread(open_database, None, folder)
     keeper = asyncio.create_task(
         keep_fleet(broker.address, database, now=lambda: datetime.now(UTC))
