@@ -178,6 +178,7 @@ class HeardLayers:
         if is_newer and layer is not None:
             self._standing[name] = layer
             self._highest[name] = _revision(layer)
+            self._vanished.pop(name, None)
 
     def _take_gathered(
         self, arriving: dict[str, Standing], name: str, layer: Standing | None, *, retained: bool

@@ -102,8 +102,7 @@ async def test_a_layer_takes_effect_is_reported_and_goes_by_a_revision_without_s
     await operator.until(desk, lambda r: "group/upstairs" in r.revisions, "its group's layer")
     assert desk.station.agent.live.now.call_timeout_s == 7
     await operator.clear()
-    lost = await operator.until(desk, lambda r: bool(r.errors), "that the broker has lost them")
-    assert (lost.hash, lost.on_disk) == (operator.reports.noted[-1].hash, True)
+    await operator.until(desk, lambda r: len(r.errors) == 2, "that the broker has lost them")
     assert desk.station.agent.live.now.call_timeout_s == 7, "what is lost stays in force"
     await operator.retain(CONFIG_GROUPS.replace("+", "upstairs"), document({}, 2))
     await operator.configure(desk, {}, 5)

@@ -10,6 +10,7 @@ from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import CONFIG_DEFAULT
 from tests.broker.running import raw_client
 from tests.cli.fleet_stage import FleetStage, fleet_stage
+from tests.config.fleet_parts import document
 
 
 @pytest.fixture
@@ -60,14 +61,13 @@ async def test_empty_message_is_a_loss_and_a_layer_goes_only_by_a_revision_witho
     stage: FleetStage,
 ) -> None:
     gate = await stage.add("gate")
-    await stage.run("set", "call_timeout_s=33", "--default")
-    await stage.until(lambda f: len(_revisions(f)) == 1)
     async with raw_client(stage.broker.address) as client:
+        written = document({"call_timeout_s": 33})
+        await client.publish(CONFIG_DEFAULT, written, qos=1, retain=True)
+        await stage.until(lambda f: len(_revisions(f)) == 1)
         await client.publish(CONFIG_DEFAULT, b"", qos=1, retain=True)
     await stage.until(lambda f: len(_errors(f)) == 1)
     assert gate.live.now.call_timeout_s == 33
-    await stage.run("unset", "call_timeout_s", "--default")
-    assert (await stage.run("unset", "call_timeout_s", "--default")).code == 1, "it is lost"
     (stage.folder / "default.toml").write_text("")
     assert (await stage.run("apply", stage.folder / "default.toml")).code == 0
     await stage.until(lambda f: not _errors(f) and _revisions(f) == {"default": 2})
