@@ -30,9 +30,9 @@ from bellwire.signaling.topics import (
 
 _ANSWER_S = 10.0
 """How long a relay that listens has to answer: it may be putting much back."""
-_ABSENT_S = 10.0
-"""How long one is waited for that has kept these layers and is not there: the broker may have just come
-back, and the relay looks for it with backoff."""
+_ABSENT_S = 5.0
+"""How long one is waited for where one has kept these layers, or the broker has lost one, and none is
+there: the broker may have just come back, and the relay looks for it with backoff."""
 _LOOK_S = 0.2
 _ONE_BY_ONE = 16
 _REMEMBERED_AT_MOST = 10_000
@@ -50,6 +50,7 @@ class Keepers:
     def __init__(
         self, session: Session, names: Collection[LayerName], *, sleep: Sleep = asyncio.sleep
     ) -> None:
+        self.names = tuple(names)
         self._session = session
         self._sleep = sleep
         self._newest: dict[LayerName, StoredRevision] = {}
@@ -78,9 +79,9 @@ class Keepers:
         hashed = held(document_of(layer)).fingerprint
         return (name, layer.revision, hashed) in self._stored
 
-    async def sync(self) -> bool:
+    async def sync(self, *, has_lost: bool = False) -> bool:
         """Returns once the broker holds whatever a relay had stored and the broker had lost, or no relay is
-        found; whether one was."""
+        found; whether one was. `has_lost` says that the broker has lost a layer, by what devices say."""
         began = asyncio.get_running_loop().time()
         while True:
             try:
@@ -93,7 +94,7 @@ class Keepers:
             except NotConnected:
                 return False
             waited_s = asyncio.get_running_loop().time() - began
-            if self.present or not self._newest or waited_s > _ABSENT_S:
+            if self.present or not (self._newest or has_lost) or waited_s > _ABSENT_S:
                 return self.present
             await self._sleep(_LOOK_S)
 

@@ -104,16 +104,19 @@ class LayerKeeper:
         self._said: dict[LayerName, bytes] = {}
         self._heard: list[tuple[LayerName, Held]] = []
         self._ring: list[tuple[LayerName, Held]] = []
+        self._ring_news: list[tuple[LayerName, Held]] = []
+        self._ring_own: dict[str, bytes] = {}
         self._touched: set[LayerName] = set()
         self._asks: list[bytes] = []
         self._contested: set[tuple[LayerName, str]] = set()
+        self._mended: set[tuple[LayerName, str]] = set()
         self._connection = 0
         self._is_gathered = False
         self._news = asyncio.Event()
         session.receive(LAYERS, self._take_layer)
         session.receive(STORED, self._take_stored)
         session.receive(KEEPERS, self._take_ask, retained=False)
-        session.hear(HISTORIES, self._take_history)
+        session.receive(HISTORIES, self._take_history, retained=False)
         session.on_connected(self._begin)
         session.on_disconnected(self._lose)
 
@@ -148,6 +151,7 @@ class LayerKeeper:
         self._here.clear()
         self._said.clear()
         self._asks.clear()
+        self._ring_own.clear()
 
     def _take_layer(self, message: Incoming) -> None:
         try:
@@ -172,8 +176,14 @@ class LayerKeeper:
             name = layer_of(message.topic)
         except InvalidInput:
             return
-        if (revision := held(message.payload)).layer is not None:
+        revision = held(message.payload)
+        if message.retained:
             self._ring.append((name, revision))
+        elif self._ring_own.get(message.topic) == message.payload:
+            del self._ring_own[message.topic]
+        else:
+            self._ring_news.append((name, revision))
+            self._news.set()
 
     def _take_ask(self, message: Incoming) -> None:
         if len(message.payload) <= _ASK_LIMIT_BYTES and len(self._asks) < _ASKS_AT_MOST:
@@ -191,6 +201,7 @@ class LayerKeeper:
         touched, self._touched = self._touched, set()
         await self._store_heard()
         await _each(sorted(touched), self._settle)
+        await self._mend_history()
         for ask in asks:
             await self._session.publish(KEEPER_ANSWERS, ask)
 
@@ -235,8 +246,7 @@ class LayerKeeper:
     async def _say_stored(self, name: LayerName, stored: Held) -> None:
         """Says that a revision is durable, and has the broker's history hold it: whoever has written it
         with another client has not."""
-        topic = history_topic(name, slot_of(_number(stored)))
-        await self._session.publish(topic, stored.payload, retain=True)
+        await self._keep_in_history(name, stored)
         said = StoredRevision(revision=_number(stored), hash=stored.fingerprint)
         payload = said.model_dump_json().encode()
         self._said[name] = payload
@@ -273,8 +283,26 @@ class LayerKeeper:
         )
         await self._session.publish(layer_topic(name), newest.payload, retain=True)
         for revision in await self._store.history(name):
-            topic = history_topic(name, slot_of(_number(revision)))
-            await self._session.publish(topic, revision.payload, retain=True)
+            await self._keep_in_history(name, revision)
+
+    async def _mend_history(self) -> None:
+        """Has the broker's history hold what is stored, where somebody who knew of no relay has written on
+        what the broker had lost, and put that in its place."""
+        news, self._ring_news = self._ring_news, []
+        for name, revision in news:
+            key = (name, revision.fingerprint)
+            if key in self._mended or not 0 < _number(revision) <= self._known(name):
+                continue
+            for stored in await self._store.history(name):
+                is_another = stored.fingerprint != revision.fingerprint
+                if _number(stored) == _number(revision) and is_another:
+                    self._mended.add(key)
+                    await self._keep_in_history(name, stored)
+
+    async def _keep_in_history(self, name: LayerName, revision: Held) -> None:
+        topic = history_topic(name, slot_of(_number(revision)))
+        self._ring_own[topic] = revision.payload
+        await self._session.publish(topic, revision.payload, retain=True)
 
     def _known(self, name: LayerName) -> int:
         return _number(self._newest.get(name, NOTHING))

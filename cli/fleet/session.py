@@ -116,7 +116,8 @@ class RetainedFleet:
         Raises:
             Unavailable: the broker is not there.
         """
-        self.register.keeps_own_history = not await self.keepers.sync()
+        has_lost = any(self.highest(n) > _revision(self.register, n) for n in self.keepers.names)
+        self.register.keeps_own_history = not await self.keepers.sync(has_lost=has_lost)
         await self.register.read()
 
     def highest(self, name: LayerName) -> int:
@@ -192,6 +193,11 @@ class RetainedFleet:
             return
 
 
+def _revision(register: LayerRegister, name: LayerName) -> int:
+    layer = register.held(name).layer
+    return 0 if layer is None else layer.revision
+
+
 @asynccontextmanager
 async def open_fleet(
     operator: Path | None, *, histories: Collection[LayerName] = (), to_write: bool = False
@@ -219,9 +225,9 @@ async def open_fleet(
     fleet = RetainedFleet(session, register, keepers)
     async with running(session):
         await register.read()
+        await fleet.wait_read()
         if to_write:
             await fleet.settle()
-        await fleet.wait_read()
         yield fleet
 
 
