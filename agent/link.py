@@ -4,7 +4,7 @@ import asyncio
 import socket
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 
 import structlog
@@ -39,7 +39,12 @@ from bellwire.signaling.wire.answers import (
     Problem,
 )
 from bellwire.signaling.wire.operations import DeviceIceServers, DeviceKeys, DeviceOperation
-from bellwire.signaling.wire.station import Presence, presence_document
+from bellwire.signaling.wire.station import (
+    CONFIRM_EVERY_S,
+    PRESENCE_LIFE_S,
+    Presence,
+    presence_document,
+)
 
 SOFTWARE = version("bellwire")
 """Which version of Bellwire this agent is. Read once: each look searches the whole import path, and
@@ -71,11 +76,19 @@ class Link:
     Args:
         address: The broker, with this device's credentials.
         device: This device.
-        sleep: Waits; a test injects its own.
+        sleep: Waits for a broker that is away; a test injects its own.
+        confirm_every_s: How often this device says that it is there.
+        presence_life_s: How long the broker is to believe it, in whole seconds.
     """
 
     def __init__(
-        self, address: BrokerAddress, device: DeviceId, *, sleep: Sleep = asyncio.sleep
+        self,
+        address: BrokerAddress,
+        device: DeviceId,
+        *,
+        sleep: Sleep = asyncio.sleep,
+        confirm_every_s: float = CONFIRM_EVERY_S,
+        presence_life_s: int = PRESENCE_LIFE_S,
     ) -> None:
         if address.is_in_clear:
             log.warning(
@@ -84,6 +97,9 @@ class Link:
                 broker=address.url,
             )
         self._device = device
+        self._confirm_every_s = confirm_every_s
+        self._presence_life_s = presence_life_s
+        self._came_at: datetime | None = None
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._listeners: list[EventListener] = []
         self._session = Session(
@@ -134,7 +150,11 @@ class Link:
 
     async def run(self) -> None:
         """Holds the session until cancelled; then says that this device is away."""
-        await self._session.run()
+        confirming = asyncio.create_task(self._go_on_saying_online())
+        try:
+            await self._session.run()
+        finally:
+            confirming.cancel()
 
     async def ask(self, operation: DeviceOperation, *, within: timedelta) -> CallAnswer:
         """Asks the relay, again and again while no answer comes, for a while.
@@ -207,10 +227,28 @@ class Link:
             log.info("insight not published", error=str(error))
 
     async def _say_online(self) -> None:
+        self._came_at = datetime.now(UTC)
+        await self._confirm_online(self._came_at)
+
+    async def _go_on_saying_online(self) -> None:
+        while True:
+            await asyncio.sleep(self._confirm_every_s)
+            if self._came_at is None or not self._session.connected:
+                continue  # It is said once there is a broker.
+            try:
+                await self._confirm_online(self._came_at)
+            except NotConnected as error:
+                log.info("presence not confirmed", error=str(error))
+
+    async def _confirm_online(self, since: datetime) -> None:
+        """Says that this device is there: to the letter the same each time, so that a relay knows at a
+        glance that there is nothing new."""
+        presence = Presence(online=True, software=SOFTWARE, since=since)
         await self._session.publish(
             presence_topic(self._device),
-            presence_document(Presence(online=True, software=SOFTWARE)),
+            presence_document(presence),
             retain=True,
+            expires_in_s=self._presence_life_s,
         )
 
     def _take_event(self, message: Incoming) -> None:

@@ -26,7 +26,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bellwire.cli.process.relay import RelayProcess
+from bellwire.cli.process.relay import Process, RelayProcess
 
 _IMPORTED = (
     "bellwire.agent.main",
@@ -171,7 +171,7 @@ class ForkedRelay(RelayProcess):
 
     async def spawn(
         self, arguments: Sequence[str], environment: Mapping[str, str], log: BinaryIO
-    ) -> ForkedProcess:
+    ) -> Process:
         return await forked(
             *arguments, environment=environment, stdout=log.fileno(), stderr=log.fileno()
         )

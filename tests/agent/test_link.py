@@ -1,6 +1,7 @@
 """What a device asks of its relay, and what it makes of the answers."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -9,10 +10,12 @@ import pytest
 import pytest_asyncio
 
 from bellwire.agent.link import Link, RequestRefused
+from bellwire.broker.accounts.dynamic_security import CONTROL_TOPIC, device_acls, device_role_name
 from bellwire.broker.session.address import BrokerAddress
 from bellwire.signaling.calls.events import CallEnded
 from bellwire.signaling.errors import CallError
 from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import request_topic
 from bellwire.signaling.wire.answers import DeviceResponse
 from bellwire.signaling.wire.operations import DeviceShow
 from tests.agent.desk import Exchange
@@ -145,3 +148,26 @@ async def test_two_links_of_one_fleet_do_not_hear_each_other(
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
+
+
+async def test_a_device_that_may_not_ask_is_told_so(exchange: Exchange) -> None:
+    address = await exchange.admit()
+    device = DeviceId(str(address.username))
+    rights = [acl for acl in device_acls(device) if acl["topic"] != request_topic(device)]
+    command = {
+        "command": "modifyRole",
+        "rolename": device_role_name(device),
+        "acls": rights,
+    }
+    document = json.dumps({"commands": [command]}).encode()
+    await exchange.session.publish(CONTROL_TOPIC, document)
+    link = Link(address, device, sleep=soon)
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(link.run())
+        with pytest.raises(CallError, match="refuses a message") as raised:
+            await link.ask(
+                DeviceShow(operation="show", call_sid=fresh_sid()),
+                within=timedelta(seconds=PATIENCE_S),
+            )
+        running.cancel()
+    assert raised.value.code == 31201
