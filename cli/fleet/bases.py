@@ -73,8 +73,8 @@ def find_bases(path: Path) -> Bases | None:
             return Bases(file, _Note.model_validate_json(file.read_bytes()).layers)
         except (OSError, ValidationError) as error:
             raise InvalidInput(
-                f"{file} cannot be read, which says what the files were made of: export into a new"
-                f" directory, or remove it to write over whatever the layers say now ({error})"
+                f"{file}, which notes what the files were made of, cannot be read: export into a new"
+                " directory, or remove it to write over whatever the layers say now"
             ) from error
     return None
 
