@@ -33,15 +33,24 @@ def settings() -> dict[str, str]:
     return {}
 
 
+@pytest.fixture(scope="module")
+def times() -> dict[str, float]:
+    """What its relay takes less time for than others, likewise: see `tests.forking.forked`."""
+    return {}
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(
-    tmp_path_factory: pytest.TempPathFactory, store: str | None, settings: dict[str, str]
+    tmp_path_factory: pytest.TempPathFactory,
+    store: str | None,
+    settings: dict[str, str],
+    times: dict[str, float],
 ) -> AsyncIterator[Running]:
     """A real relay with a real mosquitto, for a module whose tests run on the module's loop."""
     data = tmp_path_factory.mktemp("relay") / "data"
     environment = settings if store is None else {**settings, "BELLWIRE_DATABASE": store}
     async with (
-        ForkedRelay(data, environment=environment) as relay,
+        ForkedRelay(data, environment=environment, times=times) as relay,
         serving(relay, store) as here,
     ):
         yield here
