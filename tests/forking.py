@@ -21,6 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -288,7 +289,20 @@ def _become(wanted: Mapping[str, Any]) -> None:
             raise TypeError(f"{place} is no time in seconds")
         setattr(read_by, name, seconds)
     sys.argv = ["bellwire", *wanted["arguments"]]
-    runpy.run_module("bellwire", run_name="__main__", alter_sys=True)
+    code = 0
+    try:
+        runpy.run_module("bellwire", run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        if not isinstance(ended.code, int | None):
+            raise
+        code = ended.code or 0
+    # As an interpreter ends, but for taking down each object of all that was imported, which takes
+    # longer than a relay takes to start.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def main() -> None:
