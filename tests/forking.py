@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from bellwire.cli.process.relay import RelayProcess
+from tests.migrated import lay_migrated
 
 _IMPORTED = (
     "bellwire.agent.main",
@@ -190,6 +191,13 @@ class ForkedRelay(RelayProcess):
     ) -> None:
         super().__init__(data, listen=listen, arguments=arguments, environment=environment)
         self._times = dict(times or {})
+
+    async def start(self) -> None:
+        """See `RelayProcess.start`. At the first its database has its tables already."""
+        if not (self.data.exists() or "BELLWIRE_DATABASE" in self._environment):
+            self.data.mkdir(mode=0o700, parents=True)
+            lay_migrated(self.data / "relay.db")
+        await super().start()
 
     async def spawn(
         self, arguments: Sequence[str], environment: Mapping[str, str], log: BinaryIO
