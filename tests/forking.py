@@ -29,7 +29,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bellwire.cli.process.relay import RelayProcess
+from bellwire.cli.process.relay import Process, RelayProcess
 from tests.migrated import lay_migrated
 
 _IMPORTED = (
@@ -194,14 +194,15 @@ class ForkedRelay(RelayProcess):
 
     async def start(self) -> None:
         """See `RelayProcess.start`. At the first its database has its tables already."""
-        if not (self.data.exists() or "BELLWIRE_DATABASE" in self._environment):
+        has_another = "BELLWIRE_DATABASE" in self._environment or "--database" in self._arguments
+        if not has_another and not self.data.exists():
             self.data.mkdir(mode=0o700, parents=True)
             lay_migrated(self.data / "relay.db")
         await super().start()
 
     async def spawn(
         self, arguments: Sequence[str], environment: Mapping[str, str], log: BinaryIO
-    ) -> ForkedProcess:
+    ) -> Process:
         return await forked(
             *arguments,
             environment=environment,

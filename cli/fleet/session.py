@@ -3,8 +3,9 @@ and the fleet as the broker retains it. No relay is needed."""
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -39,7 +40,13 @@ from bellwire.signaling.topics import (
     reported_topic,
     telemetry_topic,
 )
-from bellwire.signaling.wire.station import CommandResult, Presence
+from bellwire.signaling.wire.station import (
+    CommandResult,
+    Presence,
+    expires_at_s,
+    is_online,
+    parse_presence,
+)
 
 _CONNECT_TIMEOUT_S = 10.0
 _READ_TIMEOUT_S = 60.0
@@ -57,18 +64,26 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 
 
 class FleetDevice:
-    """What is known of one device: what it has last said on its topics."""
+    """What is known of one device: what it has last said on its topics. `presence_until_s` is until when its
+    presence holds, by `clock`; None of an older version's, which it does not confirm."""
 
-    def __init__(self, device_id: DeviceId) -> None:
+    def __init__(self, device_id: DeviceId, clock: Callable[[], float] = time.monotonic) -> None:
         self.device_id = device_id
+        self._clock = clock
         self.presence: Presence | None = None
+        self.presence_until_s: float | None = None
         self.reported: Reported | None = None
         self.telemetry: Telemetry | None = None
 
     @property
     def online(self) -> bool:
-        """Whether the broker says that it is there."""
-        return self.presence is not None and self.presence.online
+        """Whether the broker says that it is there, as relays see it."""
+        return is_online(self.presence, self.presence_until_s, self._clock())
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether it would be noticed that it is not there any more, even if the broker were killed."""
+        return not self.online or self.presence_until_s is not None
 
     @property
     def never_seen(self) -> bool:
@@ -88,7 +103,7 @@ class RetainedFleet:
         self.changed = asyncio.Event()
         self._listeners: list[Callable[[FleetDevice], None]] = []
         self._is_read = asyncio.Event()
-        session.receive(PRESENCE_OF_ALL, self._take(Presence, "presence"))
+        session.receive(PRESENCE_OF_ALL, self._take_presence)
         session.receive(REPORTED_OF_ALL, self._take(Reported, "reported"), retained=False)
         session.receive(TELEMETRY_OF_ALL, self._take(Telemetry, "telemetry"), retained=False)
         session.receive(RESULTS_OF_ALL, self._take_result)
@@ -128,9 +143,27 @@ class RetainedFleet:
         self._is_read.set()
 
     async def next_change(self) -> None:
-        """Waits until something is new."""
-        await self.changed.wait()
+        """Waits until something is new, be it that a presence is too old."""
+        now_s = time.monotonic()
+        holding = [d.presence_until_s for d in self.devices.values() if d.online]
+        until_s = min((at_s for at_s in holding if at_s is not None), default=None)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if until_s is None else max(0.1, until_s - now_s)):
+                await self.changed.wait()
         self.changed.clear()
+
+    def _take_presence(self, message: Incoming) -> None:
+        try:
+            device_id = device_of(message.topic)
+            presence = parse_presence(message.payload) if message.payload else None
+        except (InvalidInput, ValidationError):
+            return
+        device = self._heard.setdefault(device_id, FleetDevice(device_id))
+        was_online, before = device.online, device.presence
+        device.presence = presence
+        device.presence_until_s = expires_at_s(message.expires_in_s, time.monotonic())
+        if presence != before or device.online != was_online or device_id not in self.devices:
+            self._tell(device)  # else it confirms what is known
 
     def _take(self, model: type[BaseModel], what: str) -> Callable[[Incoming], None]:
         def take(message: Incoming) -> None:
@@ -141,15 +174,18 @@ class RetainedFleet:
                 return
             device = self._heard.setdefault(device_id, FleetDevice(device_id))
             setattr(device, what, said)
-            if device.presence is None and device.reported is None:
-                self.devices.pop(device_id, None)  # It was removed, or the rest is to come.
-            else:
-                self.devices[device_id] = device
-            self.changed.set()
-            for listener in self._listeners:
-                listener(device)
+            self._tell(device)
 
         return take
+
+    def _tell(self, device: FleetDevice) -> None:
+        if device.presence is None and device.reported is None:
+            self.devices.pop(device.device_id, None)  # It was removed, or the rest is to come.
+        else:
+            self.devices[device.device_id] = device
+        self.changed.set()
+        for listener in self._listeners:
+            listener(device)
 
     def _take_result(self, message: Incoming) -> None:
         try:

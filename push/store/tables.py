@@ -8,10 +8,13 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Connection,
     Engine,
     ForeignKey,
     Index,
@@ -43,6 +46,13 @@ calls = Table(
     Column("state", String(16), nullable=False),
     Column("deadline_ms", BigInteger, index=True, comment="when time next moves the call"),
     Column("document", Text, nullable=False),
+    # Those that go on are few among many, and asked for most.
+    Index(
+        "ix_calls_live",
+        "number",
+        sqlite_where=text("state <> 'ended'"),
+        postgresql_where=text("state <> 'ended'"),
+    ),
     sqlite_autoincrement=True,
 )
 
@@ -105,6 +115,7 @@ outbox = Table(
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("due_ms", BigInteger, nullable=False, comment="when to try next, or the lease's end"),
     Column("reason", Text, comment="why the last attempt failed"),
+    Column("tries", Text, comment="the attempts that failed, as JSON; a relay of before adds none"),
     UniqueConstraint("event_id", "device_id", "kind", "app"),
     Index(None, "due_ms"),
     Index(None, "device_id"),
@@ -119,8 +130,13 @@ delivery_results = Table(
     Column("kind", String(16), primary_key=True),
     Column("app", String(256), primary_key=True),
     Column("call_sid", String(34), nullable=False, index=True),
-    Column("result", String(16), comment="sent, refused or expired; none where none is known yet"),
+    Column(
+        "result",
+        String(16),
+        comment="sent, refused or expired; none where none is known yet",
+    ),
     Column("detail", Text, nullable=False, server_default=""),
+    Column("tries", Text, comment="the attempts before the last, as JSON"),
     Column("at_ms", BigInteger, nullable=False, index=True),
     Column("received_at_ms", BigInteger, comment="when the device confirmed, naming this channel"),
 )
@@ -171,6 +187,20 @@ feedback = Table(
     Column("score", Integer),
     Column("issue", String(32)),
     Column("at_ms", BigInteger, nullable=False),
+)
+
+insights = Table(
+    "insights",
+    metadata,
+    Column("number", _Number, primary_key=True, autoincrement=True),
+    Column("call_sid", String(34), nullable=False),
+    Column("identity", String(128), nullable=False),
+    Column("device_id", String(64), nullable=False),
+    Column("at_ms", BigInteger, nullable=False, index=True, comment="when it was heard"),
+    Column("fingerprint", String(32), nullable=False, comment="of the document: each is kept once"),
+    Column("document", Text, nullable=False, comment="what the device said"),
+    UniqueConstraint("call_sid", "device_id", "fingerprint"),
+    sqlite_autoincrement=True,
 )
 
 idempotency_keys = Table(
@@ -261,15 +291,28 @@ _LOCK = 0x62656C6C
 
 
 def migrate(engine: Engine) -> None:
-    """Runs the migrations that the database lacks."""
+    """Runs the migrations that the database lacks. In PostgreSQL that is one transaction, which holds the
+    lock: a session's own would be left behind, or be another's, where a pooler hands sessions around.
+
+    A database that a relay of a later version has brought further is used as it is: what such a version adds
+    leaves alone what is there, so that relays can be upgraded one after the other, and one of before may
+    start again meanwhile."""
     configuration = Config()
     configuration.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     with engine.connect() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
-            connection.commit()
         configuration.attributes["connection"] = connection
-        command.upgrade(configuration, "head")
-        if engine.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _LOCK})
-            connection.commit()
+        if engine.dialect.name != "postgresql":
+            command.upgrade(configuration, "head")
+            return
+        with connection.begin():
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+            if not _is_of_a_later_version(connection, configuration):
+                command.upgrade(configuration, "head")
+
+
+def _is_of_a_later_version(connection: Connection, configuration: Config) -> bool:
+    known = {
+        script.revision for script in ScriptDirectory.from_config(configuration).walk_revisions()
+    }
+    revision = MigrationContext.configure(connection).get_current_revision()
+    return revision is not None and revision not in known
