@@ -1,6 +1,7 @@
 """What this device says and hears on its topics: call events in, requests out, presence always."""
 
 import asyncio
+import socket
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ from bellwire.broker.session.session import (
     PublishRefused,
     RequestTimeout,
     Session,
+    is_refused,
 )
 from bellwire.config.waiting import Sleep
 from bellwire.signaling.calls.events import CallEvent, parse_event
@@ -141,6 +143,11 @@ class Link:
         """Has `hook` called after each loss of the connection."""
         self._session.on_disconnected(hook)
 
+    def on_unreached(self, listener: Callable[[CallError], None]) -> None:
+        """Has `listener` called with why, each time that the broker cannot be reached or is lost: 31530,
+        its name is unknown; 20151, it refuses this device's credentials; 31005, anything else."""
+        self._session.on_unreached(lambda error: listener(_connection_error(error)))
+
     async def run(self) -> None:
         """Holds the session until cancelled; then says that this device is away."""
         confirming = asyncio.create_task(self._go_on_saying_online())
@@ -156,7 +163,8 @@ class Link:
 
         Raises:
             RequestRefused: the relay refused.
-            CallError: 31408, no answer came in time; 31502, it is not understood.
+            CallError: 31009, it could not be sent in time; 31408, no answer came in time; 31502, it is
+                not understood; 31201, the broker does not let this device ask.
         """
         response = await self.request(operation, within=within)
         if response.call is None:
@@ -168,6 +176,7 @@ class Link:
         document = operation.model_dump_json(by_alias=True, exclude_none=True).encode()
         loop = asyncio.get_running_loop()
         until = loop.time() + within.total_seconds()
+        failure = CallError(31009, f"{operation.operation}: there is no connection to the relay")
         while (left_s := until - loop.time()) > 0:
             try:
                 async with asyncio.timeout(left_s):
@@ -178,10 +187,14 @@ class Link:
             except PublishRefused as error:
                 raise CallError(31201, str(error)) from error
             except (NotConnected, RequestTimeout, TimeoutError) as error:
+                if self._session.connected:
+                    failure = CallError(
+                        31408, f"{operation.operation}: the relay did not answer in time"
+                    )
                 log.warning("request not answered", operation=operation.operation, error=str(error))
                 continue
             return _response_in(answer)
-        raise CallError(31408, f"{operation.operation}: the relay did not answer in time")
+        raise failure
 
     async def keys(self) -> KeySetAnswer:
         """The relay's public keys.
@@ -261,3 +274,12 @@ def _response_in(answer: bytes) -> DeviceResponse:
     if response.problem is not None:
         raise RequestRefused(response.problem)
     return response
+
+
+def _connection_error(error: BaseException) -> CallError:
+    """Why the broker was not reached, by Twilio's codes."""
+    if is_refused(error):
+        return CallError(20151, str(error), repr(error))
+    # aiomqtt keeps what the system said as the context of its own error.
+    unknown = isinstance(error.__context__, socket.gaierror)
+    return CallError(31530 if unknown else 31005, str(error), repr(error))

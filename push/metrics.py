@@ -53,6 +53,12 @@ class Metrics:
             ("channel", "result"),
             registry=self.registry,
         )
+        self.undelivered = Counter(
+            "bellwire_undelivered_total",
+            "Deliveries to devices that never arrived, by channel and result: refused, expired, failed",
+            ("channel", "result"),
+            registry=self.registry,
+        )
         self.delivery_seconds = Histogram(
             "bellwire_delivery_seconds",
             "Time until a channel took an event over",

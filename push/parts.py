@@ -37,10 +37,11 @@ from bellwire.push.data_disk import DataDisk
 from bellwire.push.delivery.dead_tokens import DeadTokens
 from bellwire.push.delivery.outbox import Outbox
 from bellwire.push.delivery.owed import Deliveries
-from bellwire.push.delivery.webhook_events import Webhooks
+from bellwire.push.delivery.webhook_events import OnEvent, Webhooks
 from bellwire.push.devices.connections import Connections
 from bellwire.push.devices.door_reports import DoorReports
 from bellwire.push.devices.event_stream import EventStream
+from bellwire.push.devices.insights import Insights
 from bellwire.push.devices.metrics import DeviceMetrics
 from bellwire.push.devices.operations import DeviceOperations
 from bellwire.push.devices.presence_watch import PresenceWatch
@@ -164,6 +165,7 @@ async def open_delivery_parts(on: Ground, tokens: AccessTokens) -> DeliveryParts
         now=now,
         settle_after_s=_SETTLE_AFTER_S,
         on_dead_token=dead_tokens.report,
+        on_event=webhooks.event,
     )
     owed = Deliveries(
         outbox, channels, streams, now=now, webhooks=webhooks, sign_invite=tokens.signed_invite
@@ -250,6 +252,7 @@ class DeviceParts:
     watch: PresenceWatch
     event_stream: EventStream
     metrics: DeviceMetrics
+    insights: Insights
 
     async def run(self, on: Ground) -> None:
         """Hears devices, and keeps who is there, until cancelled."""
@@ -257,6 +260,7 @@ class DeviceParts:
             tasks.create_task(self.requests.run())
             tasks.create_task(self.connections.run())
             tasks.create_task(self.metrics.run())
+            tasks.create_task(self.insights.run())
             tasks.create_task(_guard_rollouts(on))
             tasks.create_task(self.watch.run())
 
@@ -298,7 +302,14 @@ def open_device_parts(
         PresenceWatch(session.address, database, requests, now=now),
         EventStream(connections, delivery.streams, operations, access.ended, limits, now=now),
         DeviceMetrics(database, on.another_session("metrics"), now=now),
+        _insights(on, on_event),
     )
+
+
+def _insights(on: Ground, on_event: OnEvent) -> Insights:
+    # A session of its own, as for the metrics.
+    session = ReceivingSession(on.session.address, f"bellwire-insights-{secrets.token_hex(6)}")
+    return Insights(on.database, session, on.metrics, now=on.now, on_event=on_event)
 
 
 async def _guard_rollouts(on: Ground) -> None:

@@ -27,12 +27,14 @@ from bellwire.push.api.app import served_app
 from bellwire.push.api.server.admission import Admission, bounds_of, raise_descriptor_limit
 from bellwire.push.api.server.guarded_http import GuardedStream, guarded_by
 from bellwire.push.data_disk import look_at_disk
+from bellwire.push.devices.insights import INSIGHTS_KEPT
 from bellwire.push.devices.operations import LIMIT_BYTES
 from bellwire.push.metrics import Metrics
 from bellwire.push.parts import Files, Ground, Relay, open_relay
 from bellwire.push.store.engine.database import Database, open_database
 from bellwire.push.store.rows.deliveries import forget_results
 from bellwire.push.store.rows.events import forget_expired
+from bellwire.push.store.rows.quality import forget_insights
 from bellwire.push.store.tables import to_ms
 from bellwire.signaling.errors import InvalidInput, Unavailable
 
@@ -167,6 +169,7 @@ async def _keep_house(
             await database.write(relay.delivery.webhooks.forget_old)
             await relay.access.ended.forget_old()
             await database.write(lambda c: forget_results(c, to_ms(now() - _RESULTS_KEPT)))
+            await database.write(lambda c: forget_insights(c, to_ms(now() - INSIGHTS_KEPT)))
         except Unavailable as error:
             log.warning("old rows not removed", error=str(error))
         await sleep(_HOUSEKEEPING_S)

@@ -112,6 +112,7 @@ class Session:
         self._narrowly_held: dict[str, frozenset[str]] = {}
         self._hooks: list[Hook] = []
         self._lost_hooks: list[Callable[[], None]] = []
+        self._unreached_hooks: list[Callable[[BaseException], None]] = []
         self._client: Client | None = None
         self._up = asyncio.Event()
         self._was_connected = False
@@ -148,6 +149,10 @@ class Session:
         """Has `hook` called after each loss of the connection."""
         self._lost_hooks.append(hook)
 
+    def on_unreached(self, hook: Callable[[BaseException], None]) -> None:
+        """Has `hook` called with what went wrong, each time that a connection failed or was lost."""
+        self._unreached_hooks.append(hook)
+
     def give_way(self, wait_s: float) -> None:
         """Has the session wait so many seconds once it loses the connection that it has now: another
         process has come under its client id, and each ends the other's connection."""
@@ -171,7 +176,7 @@ class Session:
                 lost = errors
             if lost is None:
                 continue
-            if not self._was_connected and _are_refused(lost):
+            if not self._was_connected and is_refused(lost.exceptions[0]):
                 raise NotAuthorized(
                     f"the broker {self.address.url} refuses the credentials of"
                     f" {self.address.username or self.client_id}: give it new ones"
@@ -181,6 +186,8 @@ class Session:
                 wait_s = backoff_s(attempt, longest_s=BACKOFF_LONGEST_S)
             self._way_s = None
             attempt += 1
+            for hook in self._unreached_hooks:
+                hook(lost.exceptions[0])
             log.warning(
                 "broker not reached",
                 broker=self.address.url,
@@ -397,9 +404,8 @@ async def _is_subscribed(client: Client, topic_filter: str) -> bool:
     return not any(getattr(code, "is_failure", False) for code in codes)
 
 
-def _are_refused(errors: BaseExceptionGroup[BaseException]) -> bool:
+def is_refused(error: BaseException) -> bool:
     """Whether the broker has answered a connection with "bad user name or password" or "not authorized"."""
-    error = errors.exceptions[0]
     if isinstance(error, CredentialsRefused):
         return True
     if not isinstance(error, MqttCodeError):

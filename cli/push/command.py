@@ -145,7 +145,9 @@ def report_channel(
     took = state in ("sent", "received") or (
         delivery is None and (channel.kind == "mqtt" or _is_confirmed_stream(channel, user))
     )
-    return ChannelReport(channel, delivery, took, is_over or state != "owed", finding)
+    # Nobody may ever read a stream: that is not waited for.
+    is_settled = is_over or state != "owed" or channel.kind == "websocket"
+    return ChannelReport(channel, delivery, took, is_settled, finding)
 
 
 def name_of(channel: ChannelAnswer) -> str:
@@ -179,6 +181,13 @@ def _finding(
                 f"{name}: not taken before the invite ran out: {_explained(channel, said)}",
                 _next(channel, said),
             )
+        case "failed":
+            return bad(
+                f"{name}: not taken before the call was over: {_explained(channel, said)}",
+                _next(channel, said),
+            )
+    if channel.kind == "websocket":
+        return unknown(f"{name}: it is in the stream, and the device has not read it", silent)
     attempts = delivery.attempts or 0
     tries = f"{attempts} attempt{'' if attempts == 1 else 's'}"
     if not attempts:

@@ -7,6 +7,7 @@ from inspect import Parameter, Signature
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
+from pydantic import AwareDatetime
 
 from bellwire.push.access.tokens import Actor
 from bellwire.push.api.call_route import CallRoute, media_type
@@ -16,16 +17,24 @@ from bellwire.push.calls.operations import carry_out
 from bellwire.push.delivery.owed import report_deliveries
 from bellwire.push.parts import Relay
 from bellwire.push.problems import REFUSALS
+from bellwire.push.store.rows.calls import CallFilter
+from bellwire.push.store.tables import from_ms
+from bellwire.signaling.calls.calls import CallState
 from bellwire.signaling.errors import Forbidden, InvalidInput
 from bellwire.signaling.identifiers import CallSid, CallSidField, Identity, IdentityField
 from bellwire.signaling.twiml import parse_twiml
 from bellwire.signaling.wire.answers import (
     CallAnswer,
     CallDeliveriesAnswer,
+    CallFeedbackAnswer,
+    CallInsightsAnswer,
     CallListAnswer,
+    FeedbackAnswer,
     IceServersAnswer,
+    InsightAnswer,
     RoomAnswer,
 )
+from bellwire.signaling.wire.insights import ToldInsight
 from bellwire.signaling.wire.operations import (
     OPERATIONS,
     AsWhom,
@@ -122,16 +131,23 @@ async def list_calls(
     relay: RelayDep,
     actor: ActorDep,
     identity: Annotated[IdentityField | None, Query(description="Whose calls")] = None,
+    state: Annotated[CallState | None, Query(description="Those in this state")] = None,
+    since: Annotated[
+        AwareDatetime | None, Query(description="Those made then or later (RFC 3339)")
+    ] = None,
+    until: Annotated[AwareDatetime | None, Query(description="Those made before then")] = None,
     count: Annotated[int, Query(ge=1, description="Over 100 counts as 100")] = 20,
     next_: Annotated[
         int, Query(alias="next", ge=0, le=2**63 - 1, description="0 from the newest")
     ] = 0,
 ) -> CallListAnswer:
-    """Calls, newest first. A token sees its identity's; an API key sees all, or one identity's."""
+    """Calls, newest first. A token sees its identity's; an API key sees all, or one identity's. A cursor
+    goes on with the same filters."""
     if actor.identity is not None and identity not in (None, actor.identity):
         raise Forbidden("a token lists the calls of its own identity only")
     whose = actor.identity or (None if identity is None else Identity(identity))
-    calls, following = await relay.calls.calls.list_of(whose, count=count, before=next_)
+    only = CallFilter(state, since, until)
+    calls, following = await relay.calls.calls.list_of(whose, count=count, before=next_, only=only)
     return CallListAnswer(calls=tuple(map(CallAnswer.of, calls)), next=following)
 
 
@@ -219,6 +235,44 @@ async def deliveries(call_sid: SidPath, relay: RelayDep, actor: ActorDep) -> Cal
     call = await relay.calls.calls.show(CallSid(call_sid), actor)
     return await relay.ground.database.read(
         partial(report_deliveries, call=call, whose=actor.identity, now=relay.calls.calls.now())
+    )
+
+
+@router.get("/v1/calls/{call_sid}/feedback", tags=_TAGS)
+async def feedback(call_sid: SidPath, relay: RelayDep, actor: ActorDep) -> CallFeedbackAnswer:
+    """What was said of a call's quality. A token sees its identity's."""
+    rows = await relay.calls.calls.feedback_of(CallSid(call_sid), actor)
+    return CallFeedbackAnswer(
+        call_sid=call_sid,
+        feedback=tuple(
+            FeedbackAnswer(
+                identity=row.identity,
+                device_id=row.device_id or None,
+                score=row.score,
+                issue=row.issue,
+                at=from_ms(row.at_ms),
+            )
+            for row in rows
+        ),
+    )
+
+
+@router.get("/v1/calls/{call_sid}/insights", tags=_TAGS)
+async def insights(call_sid: SidPath, relay: RelayDep, actor: ActorDep) -> CallInsightsAnswer:
+    """What devices told of a call: codec, quality warnings, errors, what was pressed. A token sees its
+    identity's devices."""
+    rows = await relay.calls.calls.insights_of(CallSid(call_sid), actor)
+    return CallInsightsAnswer(
+        call_sid=call_sid,
+        insights=tuple(
+            InsightAnswer(
+                identity=row.identity,
+                device_id=row.device_id,
+                at=from_ms(row.at_ms),
+                **dict(ToldInsight.model_validate_json(row.document)),
+            )
+            for row in rows
+        ),
     )
 
 

@@ -6,7 +6,7 @@ call's row, so the first of two commands wins (`signaling.calls.rules`, "Who win
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache, partial
@@ -25,17 +25,25 @@ from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.engine.unit_of_work import CallWork, Kept, UnitOfWork
 from bellwire.push.store.rows.calls import (
+    ALL_CALLS,
+    CallFilter,
     IdempotencyRow,
     all_deadlines,
     forget_idempotent,
     list_calls,
     load_call,
     overdue_calls,
-    put_feedback,
 )
 from bellwire.push.store.rows.deliveries import Confirmed
+from bellwire.push.store.rows.quality import (
+    FeedbackRow,
+    InsightRow,
+    feedback_of,
+    insights_of,
+    put_feedback,
+)
 from bellwire.push.store.tables import to_ms
-from bellwire.signaling.calls.calls import Attestation, Call, CallState
+from bellwire.signaling.calls.calls import Attestation, Call, CallState, User
 from bellwire.signaling.calls.commands import (
     Command,
     Expire,
@@ -44,14 +52,16 @@ from bellwire.signaling.calls.commands import (
     Received,
     Say,
 )
+from bellwire.signaling.calls.events import CallFeedback
 from bellwire.signaling.calls.rules import apply, check_inviter, create_call
-from bellwire.signaling.errors import CallNotFound, Conflict, Forbidden
+from bellwire.signaling.errors import CallNotFound, Conflict, Forbidden, InvalidInput
 from bellwire.signaling.identifiers import CallSid, ChannelKind, DeviceId, Identity, new_call_sid
 from bellwire.signaling.wire.operations import FeedbackFields
 
 log = structlog.get_logger(__name__)
 
 LIST_LIMIT = 100
+_INSIGHTS_SHOWN = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +121,7 @@ class Calls:
 
     def new_sid(self) -> CallSid:
         """A SID for a new call."""
-        return new_call_sid(to_ms(self._now()), secrets.token_bytes(10))
+        return new_call_sid(to_ms(self.now()), secrets.token_bytes(10))
 
     async def load_deadlines(self) -> None:
         """Takes up the deadlines of calls that an earlier process left."""
@@ -183,12 +193,23 @@ class Calls:
         return await self._database.read(lambda c: _visible(c, call_sid, actor.identity))
 
     async def list_of(
-        self, identity: Identity | None, *, count: int, before: int
+        self,
+        identity: Identity | None,
+        *,
+        count: int,
+        before: int,
+        only: CallFilter = ALL_CALLS,
     ) -> tuple[list[Call], int]:
-        """Calls of an identity, or of all for None, newest first, and the next cursor."""
+        """Calls of an identity, or of all for None, newest first, and the next cursor.
+
+        Raises:
+            InvalidInput: what is looked for ends before it begins.
+        """
+        if only.since is not None and only.until is not None and only.until < only.since:
+            raise InvalidInput("until is before since: no call was made in that time")
         limit = min(count, LIST_LIMIT)
         return await self._database.read(
-            lambda c: list_calls(c, identity, count=limit, before=before)
+            lambda c: list_calls(c, identity, count=limit, before=before, only=only)
         )
 
     async def rate(
@@ -197,8 +218,9 @@ class Calls:
         identity: Identity,
         device: DeviceId | None,
         given: FeedbackFields,
+        attestation: Attestation | None = None,
     ) -> Call:
-        """Keeps what a user says of a call's quality.
+        """Keeps what a user says of a call's quality, and has webhooks told.
 
         Raises:
             CallNotFound: there is no such call.
@@ -207,7 +229,19 @@ class Calls:
 
         def work(connection: Connection) -> Call:
             call = _visible(connection, call_sid, identity)
-            put_feedback(connection, call_sid, identity, device, given, to_ms(self._now()))
+            at = self.now()
+            put_feedback(connection, call_sid, identity, device, given, to_ms(at))
+            event = CallFeedback(
+                id=f"FB{secrets.token_hex(16)}",
+                call_sid=call_sid,
+                at=at,
+                identity=identity,
+                device_id=device,
+                score=given.score,
+                issue=given.issue,
+                attestation=attestation,
+            )
+            self._deliveries.tell_backends(connection, event)
             return call
 
         call = await self._database.write(work)
@@ -219,6 +253,32 @@ class Calls:
             issue=given.issue,
         )
         return call
+
+    async def feedback_of(self, call_sid: CallSid, actor: Actor) -> list[FeedbackRow]:
+        """What was said of a call's quality: to a server all, to a user its own.
+
+        Raises:
+            CallNotFound, Forbidden: as `show`.
+        """
+
+        def work(connection: Connection) -> list[FeedbackRow]:
+            _visible(connection, call_sid, actor.identity)
+            return feedback_of(connection, call_sid, actor.identity)
+
+        return await self._database.read(work)
+
+    async def insights_of(self, call_sid: CallSid, actor: Actor) -> Sequence[InsightRow]:
+        """What devices told of a call: to a server all, to a user its own devices'.
+
+        Raises:
+            CallNotFound, Forbidden: as `show`.
+        """
+
+        def work(connection: Connection) -> Sequence[InsightRow]:
+            _visible(connection, call_sid, actor.identity)
+            return insights_of(connection, call_sid, actor.identity, _INSIGHTS_SHOWN)
+
+        return await self._database.read(work)
 
     async def forget_old(self, keep_idempotency: timedelta) -> None:
         """Forgets Idempotency-Keys that are older than `keep_idempotency`."""
@@ -240,7 +300,9 @@ class Calls:
             known = {user.identity for user in call.users}
             joined = [u.identity for u in outcome.call.users if u.identity not in known]
             unit.save_call(outcome.call, joined)
-            unit.forget_events(_invites_over(call, outcome.call))
+            for user in _invites_over(call, outcome.call):
+                told = partial(self._deliveries.note_forgotten, user=user, at=command.at)
+                unit.forget_events([user.invite_id], told)
         return Moved(call, outcome.call, owed)
 
     def settle(self, moves: Iterable[Moved]) -> None:
@@ -397,10 +459,10 @@ def _fingerprint(said: Say) -> str:
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
-def _invites_over(before: Call, after: Call) -> list[str]:
-    """The ids of the invites that a change has made an end of."""
+def _invites_over(before: Call, after: Call) -> list[User]:
+    """Whose invites a change has made an end of."""
     pending = set() if after.state is CallState.ENDED else {u.invite_id for u in after.pending}
-    return [user.invite_id for user in before.pending if user.invite_id not in pending]
+    return [user for user in before.pending if user.invite_id not in pending]
 
 
 def _visible(connection: Connection, call_sid: CallSid, identity: Identity | None) -> Call:

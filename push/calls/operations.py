@@ -93,7 +93,8 @@ async def carry_out(
     named, device = _as_whom(operation, asked, actor)
     asker = Asker(actor, named, device, calls.now(), over, idempotency_key)
     if isinstance(asked, FeedbackFields):
-        return CallAnswer.of(await calls.rate(call_sid, asker.identity, device, asked))
+        rated = await calls.rate(call_sid, asker.identity, device, asked, asker.attestation)
+        return CallAnswer.of(rated)
     command = COMMANDS[operation.command](asked, asker)
     call = await calls.carry_out(call_sid, command)
     if isinstance(command, Say):
@@ -138,7 +139,8 @@ def _ignore(_: Request, by: Asker) -> Ignore:
 
 
 def _cancel(asked: DataFields, by: Asker) -> Cancel:
-    return Cancel(by.named, by.at, asked.extended_data)
+    itself = None if by.named is None else by.attestation
+    return Cancel(by.named, by.at, asked.extended_data, attestation=itself)
 
 
 def _invite_more(asked: InviteMoreFields, by: Asker) -> InviteMore:

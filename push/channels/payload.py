@@ -32,9 +32,16 @@ _FCM_ENVELOPE_BYTES = 196
 
 CALL = "twilio.voice.call"
 CANCEL = "twilio.voice.cancel"
+_INVITES = (f'"twi_message_type":"{CALL}"', '"event":"call.received"')
 STIR = "twi_stir_status"
 """What Twilio's SDKs make `callerInfo` of. The signature of it stays out of pushes: they come from
 Apple or Google with the app's own credentials, and its 450 bytes would be taken from the parameters."""
+
+
+def is_invite(payload: str) -> bool:
+    """Whether what goes to a device is an invite, on whatever channel. What users write cannot look like
+    it: their quotation marks are escaped."""
+    return any(mark in payload for mark in _INVITES)
 
 
 class PushPayload:

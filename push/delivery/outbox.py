@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from functools import cache, partial
 
@@ -23,21 +24,27 @@ from bellwire.push.channels.channel import (
     DeviceAway,
     TokenDead,
 )
+from bellwire.push.channels.payload import is_invite
+from bellwire.push.delivery.undelivered import Undelivered
+from bellwire.push.delivery.webhook_events import OnEvent
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.rows.deliveries import DeliveryResult, Result, put_results, result_of
 from bellwire.push.store.rows.outbox import (
     Delivery,
     make_failed_due,
+    needless,
     next_due_ms,
     put_off,
     put_off_until_there,
     settle,
     take_due,
+    tries_with,
 )
 from bellwire.push.store.tables import to_ms
 from bellwire.signaling.errors import Unavailable
 from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.wire.requests import PUSH_KINDS
 
 log = structlog.get_logger(__name__)
 
@@ -47,11 +54,9 @@ _LONGEST_SWEEP_WAIT_S = 2.0
 _DATABASE_AWAY_S = 1.0
 _RETRY_FIRST_S = 0.5
 _RETRY_LONGEST_S = 15.0
+NOT_NEEDED = "not needed any more: the device knew by then"
 _AT_FAULT_S = 30.0
 """How often a delivery is tried whose channel an operator has to mend first."""
-
-_PUSHES = ("apns", "fcm")
-"""Kinds of channels of which it is kept that they took a delivery: nothing else tells."""
 
 _AWAY_S = 30.0
 """A device that is away says when it comes; should that be lost, this is how long it may cost."""
@@ -68,6 +73,7 @@ class Outbox:
         sleep: Waits.
         on_dead_token: Told of each token that is dead; raises DeliveryFailed where the device has
             been registered again since, so that the delivery is tried with what is registered now.
+        on_event: Makes what is owed to webhooks of an invite that never arrived; None where there are none.
     """
 
     def __init__(
@@ -80,7 +86,9 @@ class Outbox:
         sleep: Sleep = asyncio.sleep,
         settle_after_s: float = 0.0,
         on_dead_token: Callable[[Delivery, TokenDead], Awaitable[None]] | None = None,
+        on_event: OnEvent | None = None,
     ) -> None:
+        self.undelivered = Undelivered(metrics, now=now, on_event=on_event)
         self._on_dead_token = on_dead_token
         self._settle_after_s = settle_after_s
         self._database = database
@@ -95,6 +103,7 @@ class Outbox:
         self._in_flight: set[int] = set()
         self._done: list[int] = []
         self._results: list[DeliveryResult] = []
+        self._lost: list[DeliveryResult] = []
         self._done_wake = asyncio.Event()
         self._settling = asyncio.Lock()
 
@@ -108,7 +117,7 @@ class Outbox:
         if self._tasks is None:
             return  # Stopping, or not started: the sweeper of the next run takes them.
         for delivery in deliveries:
-            if delivery.delivery_id not in self._in_flight:
+            if delivery.delivery_id not in self._in_flight and not delivery.taken_back:
                 self._in_flight.add(delivery.delivery_id)
                 self._tasks.create_task(self._try(delivery))
 
@@ -131,14 +140,31 @@ class Outbox:
         async with self._settling:
             done, self._done = self._done, []
             results, self._results = self._results, []
+            lost, self._lost = self._lost, []
             if not done:
                 return
             try:
-                await self._database.write(partial(_keep, delivery_ids=done, results=results))
+                await self._database.write(
+                    partial(self._keep, delivery_ids=done, results=results, lost=lost)
+                )
             except Unavailable:
                 self._done = done + self._done
                 self._results = results + self._results
+                self._lost = lost + self._lost
                 raise
+            if lost:
+                self._alarm.ring()  # what is owed to webhooks is due
+
+    def _keep(
+        self,
+        connection: Connection,
+        delivery_ids: Sequence[int],
+        results: Sequence[DeliveryResult],
+        lost: Sequence[DeliveryResult],
+    ) -> None:
+        settle(connection, delivery_ids)
+        put_results(connection, results)
+        self.undelivered.tell(connection, lost)
 
     async def run(self) -> None:
         """Sends, sweeps and settles until cancelled."""
@@ -223,19 +249,40 @@ class Outbox:
             reason=reason,
         )
         id_, latest_ms = delivery.delivery_id, now_ms + int(_AWAY_S * 1000)
-        with suppress(Unavailable):  # its lease ends all the same
+        tries = tries_with(delivery.tries, now_ms, reason)
+
+        def work(connection: Connection) -> None:
             if away:
-                await self._database.write(
-                    lambda c: put_off_until_there(c, id_, due_ms, latest_ms, reason)
-                )
+                owed = put_off_until_there(connection, id_, due_ms, latest_ms, reason, tries)
             else:
-                await self._database.write(lambda c: put_off(c, id_, due_ms, reason))
+                owed = put_off(connection, id_, due_ms, reason, tries)
+            if not owed and delivery.device_id:
+                self._keep_failed(connection, replace(delivery, tries=tries), reason)
+
+        with suppress(Unavailable):  # its lease ends all the same
+            await self._database.write(work)
         self._alarm.ring()
+
+    def _keep_failed(self, connection: Connection, delivery: Delivery, reason: str) -> None:
+        """Keeps what became of a delivery that was taken back while it was tried."""
+        now_ms = to_ms(self._now())
+        result: Result = "expired" if delivery.expires_at_ms <= now_ms else "failed"
+        self.undelivered.keep_failed(
+            connection,
+            result_of(delivery, result, reason, now_ms),
+            is_invite=is_invite(delivery.payload),
+        )
 
     def _done_with(self, delivery: Delivery, result: Result, detail: str) -> None:
         self._deliveries(delivery.kind, result).inc()
         self._done.append(delivery.delivery_id)
-        if result != "sent" or delivery.kind in _PUSHES:
+        if result != "sent" and delivery.device_id:
+            self.undelivered.count(delivery.kind, result)
+            if is_invite(delivery.payload):
+                self._lost.append(result_of(delivery, result, detail, to_ms(self._now())))
+        if (
+            result != "sent" or delivery.kind in PUSH_KINDS
+        ):  # of others nothing but the device tells
             self._results.append(result_of(delivery, result, detail, to_ms(self._now())))
         self._done_wake.set()
 
@@ -263,17 +310,26 @@ class Outbox:
                 wait_s = _DATABASE_AWAY_S
             await self._alarm.wait(wait_s)
 
+    def _take_due(self, connection: Connection) -> tuple[list[Delivery], set[int]]:
+        """What is due, leased; and which of it would tell a device what it knows."""
+        due = take_due(connection, to_ms(self._now()), self.leased_until_ms, limit=_SWEEP_LIMIT)
+        return due, needless(connection, [delivery for delivery in due if _is_notice(delivery)])
+
+    def _not_needed(self, delivery: Delivery) -> None:
+        log.info(
+            "push not needed any more", event_id=delivery.event_id, device_id=delivery.device_id
+        )
+        self._done.append(delivery.delivery_id)
+        self._results.append(result_of(delivery, "expired", NOT_NEEDED, to_ms(self._now())))
+        self._done_wake.set()
+
     async def _send_due(self) -> float:
         """Sends what is due; returns in how many seconds to look again."""
-        due = await self._database.write(
-            partial(
-                take_due,
-                now_ms=to_ms(self._now()),
-                leased_until_ms=self.leased_until_ms,
-                limit=_SWEEP_LIMIT,
-            )
-        )
-        self.dispatch(due)
+        due, known = await self._database.write(self._take_due)
+        for delivery in due:
+            if delivery.delivery_id in known:
+                self._not_needed(delivery)
+        self.dispatch([delivery for delivery in due if delivery.delivery_id not in known])
         if len(due) == _SWEEP_LIMIT:
             return 0.0
         following = await self._database.read(next_due_ms)
@@ -282,11 +338,9 @@ class Outbox:
         return min(_LONGEST_SWEEP_WAIT_S, max(0.0, (following - to_ms(self._now())) / 1000))
 
 
-def _keep(
-    connection: Connection, delivery_ids: Sequence[int], results: Sequence[DeliveryResult]
-) -> None:
-    settle(connection, delivery_ids)
-    put_results(connection, results)
+def _is_notice(delivery: Delivery) -> bool:
+    """Whether it is a push that says that an invite is over."""
+    return delivery.kind in PUSH_KINDS and not is_invite(delivery.payload)
 
 
 def _wait_s(attempts: int, error: DeliveryFailed) -> float:

@@ -12,25 +12,36 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection
 
 from bellwire.push.channels.channel import Addressee, Channel
+from bellwire.push.channels.payload import is_invite
 from bellwire.push.channels.websocket import STREAM, StreamReaders, compose_stream_event
 from bellwire.push.delivery.outbox import Outbox
+from bellwire.push.delivery.undelivered import tries_of
 from bellwire.push.delivery.webhook_events import Webhooks
 from bellwire.push.store.engine.unit_of_work import UnitOfWork
 from bellwire.push.store.rows.calls import live_calls_of
-from bellwire.push.store.rows.deliveries import DeliveryRow, owed_of_call, results_of_call
+from bellwire.push.store.rows.deliveries import (
+    DeliveryRow,
+    owed_of_call,
+    results_of_call,
+    unread_of_call,
+)
 from bellwire.push.store.rows.devices import ChannelRow, DeviceRow, find_device
-from bellwire.push.store.rows.events import StreamEvent
-from bellwire.push.store.rows.outbox import Delivery, owed_already
+from bellwire.push.store.rows.events import StreamEvent, Unread
+from bellwire.push.store.rows.outbox import Delivery, Forgotten, owe, owed_already
 from bellwire.push.store.tables import from_ms, to_ms
-from bellwire.signaling.calls.calls import Call
-from bellwire.signaling.calls.events import CallReceived
+from bellwire.signaling.calls.calls import Call, User
+from bellwire.signaling.calls.events import CallFeedback, CallReceived, Try
 from bellwire.signaling.calls.rules import Notice, Recipient, invite_event
 from bellwire.signaling.identifiers import DeviceId, Identity
 from bellwire.signaling.wire.answers import CallDeliveriesAnswer, DeliveryAnswer
+from bellwire.signaling.wire.requests import PUSH_KINDS
 
 EVENT_LIFE = timedelta(hours=1)
 """How long an event that is no invite waits for a device that is away."""
 
+
+PUSHED_NOTICE_LIFE = timedelta(seconds=5)
+"""How long a push that an invite is over is worth a try, should the invite's own time be over before."""
 
 _EVENTS = 200
 """Of how many of a call's newest events it is told what is owed."""
@@ -96,7 +107,7 @@ class Deliveries:
         events: list[StreamEvent] = []
         for notice, device, channel in _ways(map(self._signed, notices), devices, kinds):
             event, device_id = notice.event, device.device_id
-            expires_at_ms = to_ms(_end_of_life(notice))
+            expires_at_ms = to_ms(_end_of_life(notice, call, device, channel.kind))
             if channel.kind == STREAM:
                 document = compose_stream_event(event)
                 events.append(StreamEvent(device_id, event.id, document, expires_at_ms))
@@ -120,7 +131,7 @@ class Deliveries:
                         )
                     )
         if kinds is None and self._webhooks is not None:
-            deliveries += self._webhooks.deliveries(unit.connection, notices)
+            deliveries += self._webhooks.deliveries(unit.connection, call, notices)
         unit.owe(deliveries, self._outbox.leased_until_ms)
         unit.append(events)
         return Owed(tuple(deliveries), frozenset(event.device_id for event in events))
@@ -155,6 +166,42 @@ class Deliveries:
             frozenset(device for part in owed for device in part.streams),
         )
 
+    def note_forgotten(
+        self,
+        unit: UnitOfWork,
+        forgotten: list[Forgotten],
+        unread: list[Unread],
+        *,
+        user: User,
+        at: datetime,
+    ) -> None:
+        """Keeps that an invite which is over has not arrived, where that is so; whoever was not rung by a
+        VoIP push is told of the end by none: it would be shown as a call."""
+        results = self._outbox.undelivered.keep_forgotten(
+            unit.connection,
+            forgotten,
+            unread,
+            call_sid=user.invite_id.rpartition("-")[0],
+            invited_ms=to_ms(user.invited_at or at),
+            at_ms=to_ms(at),
+        )
+        unrung = {(r.call_sid, r.device_id, r.kind, r.app) for r in results if r.kind == "apns"}
+        if unrung:
+            unit.take_back(
+                lambda owed: (
+                    (owed.call_sid, owed.device_id, owed.kind, owed.app) in unrung
+                    and not is_invite(owed.payload)
+                )
+            )
+
+    def tell_backends(self, connection: Connection, event: CallFeedback) -> None:
+        """Has webhooks told of what no rule of calls makes, in a transaction that keeps it."""
+        if self._webhooks is None:
+            return
+        data = event.model_dump(mode="json", exclude_none=True)
+        owed = self._webhooks.event(connection, event.event, event.id, event.at, data)
+        owe(connection, owed, leased_until_ms=to_ms(self._now()))
+
     async def settle(self) -> None:
         """Counts as delivered, from now on, what this relay has delivered so far."""
         await self._outbox.settle()
@@ -181,9 +228,17 @@ def _ways(
                         yield notice, device, channel
 
 
-def _end_of_life(notice: Notice) -> datetime:
+def _end_of_life(notice: Notice, call: Call, device: DeviceRow, kind: str) -> datetime:
     event = notice.event
-    return event.expires_at if isinstance(event, CallReceived) else event.at + EVENT_LIFE
+    if isinstance(event, CallReceived):
+        return event.expires_at
+    if kind not in PUSH_KINDS:
+        return event.at + EVENT_LIFE
+    # A push that an invite is over is worth nothing once the phone has stopped ringing by itself: shown
+    # later, it would be a call of long ago.
+    user = call.user(device.identity)
+    soon = event.at + PUSHED_NOTICE_LIFE
+    return soon if user is None else max(soon, user.expires_at)
 
 
 def _is_meant(device: DeviceRow, recipients: tuple[Recipient, ...]) -> bool:
@@ -201,7 +256,11 @@ def report_deliveries(
     events = [f"{call.call_sid}-{number}" for number in range(first, call.events + 1)]
     # In this order: what is settled meanwhile is found twice, and never missed.
     owed = owed_of_call(connection, call.call_sid, events, whose, to_ms(now))
+    invites = [user.invite_id for user in call.users if user.invite_id]
+    unread = unread_of_call(connection, invites, whose, to_ms(now))
     results = results_of_call(connection, call.call_sid, whose)
+    known = {_way(row) for row in results}
+    owed += [row for row in unread if _way(row) not in known]  # some confirm before they have read
     by_way = {_way(row): row for row in owed}
     answers = {_way(row): _answer(row, None, call) for row in owed}
     answers |= {_way(row): _answer(row, by_way.get(_way(row)), call) for row in results}
@@ -209,6 +268,14 @@ def report_deliveries(
         call_sid=call.call_sid,
         deliveries=tuple(answers[way] for way in sorted(answers)),
     )
+
+
+def _tries(row: DeliveryRow) -> tuple[Try, ...]:
+    """All attempts: those that failed, and the one that settled it."""
+    tries = tries_of(row.tries)
+    if row.at_ms is None or row.result not in ("sent", "refused"):
+        return tries
+    return (*tries, Try(at=from_ms(row.at_ms), result=row.result, answer=row.detail))
 
 
 def _way(row: DeliveryRow) -> tuple[str, str, str, int, str]:
@@ -239,5 +306,7 @@ def _answer(row: DeliveryRow, owed: DeliveryRow | None, call: Call) -> DeliveryA
             "at": None if row.at_ms is None else from_ms(row.at_ms),
             "received_at": None if received_ms is None else from_ms(received_ms),
             "latency_ms": latency_ms,
+            "event": None if invited is None else "call.received",
+            "tries": _tries(row if still_owed is None else still_owed),
         }
     )

@@ -28,16 +28,19 @@ from bellwire.push.store.rows.webhooks import (
     owed_to,
 )
 from bellwire.push.store.tables import to_ms
+from bellwire.signaling.calls.calls import Call
 from bellwire.signaling.calls.events import CallEvent, event_document, rfc3339
 from bellwire.signaling.calls.rules import Notice
 from bellwire.signaling.errors import InvalidInput, NotFound
 from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.wire.answers import CallAnswer
 
 KEPT = timedelta(days=7)
 """How long an event can be replayed."""
 
 EVENT_NAMES = frozenset(
     {model.model_fields["event"].default for model in get_args(CallEvent)}
+    | {"call.feedback", "call.insight", "delivery.failed"}
     | {"device.channel_removed", "door.locked_out"}
 )
 """The events that a target may ask for."""
@@ -80,11 +83,15 @@ class Webhooks:
         self.targets = targets
         self._now = now
 
-    def deliveries(self, connection: Connection, notices: Iterable[Notice]) -> list[Delivery]:
-        """Keeps the events of notices that a target wants, and were not kept before; returns the
-        deliveries to be owed for them."""
-        if not self.targets:
+    def deliveries(
+        self, connection: Connection, call: Call, notices: Iterable[Notice]
+    ) -> list[Delivery]:
+        """Keeps the events of a call's notices that a target wants, and were not kept before; returns
+        the deliveries to be owed for them. Each tells the call too, as it stands then."""
+        wanted = [notice for notice in notices if self._wanting(notice.event.event)]
+        if not wanted:
             return []
+        told = CallAnswer.of(call).told()
         return self._keep(
             connection,
             [
@@ -93,10 +100,9 @@ class Webhooks:
                     notice.event.event,
                     notice.event.call_sid,
                     to_ms(notice.event.at),
-                    _call_body(notice),
+                    _call_body(notice, told),
                 )
-                for notice in notices
-                if self._wanting(notice.event.event)
+                for notice in wanted
             ],
         )
 
@@ -108,10 +114,12 @@ class Webhooks:
         at: datetime,
         data: Mapping[str, JsonValue],
     ) -> list[Delivery]:
-        """The same for an event that is no call's. `event_id` is its own, of at most 80 characters."""
+        """The same for an event that no rule of calls makes. `event_id` is its own, of at most 80
+        characters."""
         if not self._wanting(name):
             return []
-        event = WebhookEvent(event_id, name, "", to_ms(at), _body(name, at, data))
+        call_sid = str(data.get("call_sid", ""))
+        event = WebhookEvent(event_id, name, call_sid, to_ms(at), _body(name, at, data))
         return self._keep(connection, [event])
 
     def replay(
@@ -202,11 +210,12 @@ class Webhooks:
         return target
 
 
-def _call_body(notice: Notice) -> str:
-    """The event's own document, and whose devices it goes to."""
+def _call_body(notice: Notice, call: JsonValue) -> str:
+    """The event's own document, whose devices it goes to, and the call."""
     recipients = dict.fromkeys(str(recipient.identity) for recipient in notice.recipients)
     document: dict[str, JsonValue] = json.loads(event_document(notice.event))
-    return _body(notice.event.event, notice.event.at, {**document, "recipients": list(recipients)})
+    data: dict[str, JsonValue] = {**document, "recipients": [*recipients], "call": call}
+    return _body(notice.event.event, notice.event.at, data)
 
 
 def _body(name: str, at: datetime, data: Mapping[str, JsonValue]) -> str:

@@ -16,6 +16,7 @@ from bellwire.push.calls.rooms import Rooms
 from bellwire.push.devices.door_reports import DoorReports
 from bellwire.push.metrics import Metrics
 from bellwire.push.problems import problem_of, problem_of_defect, problem_of_validation
+from bellwire.push.store.rows.calls import CallFilter
 from bellwire.signaling.errors import Refusal, TooLarge
 from bellwire.signaling.identifiers import CallSid, ChannelKind
 from bellwire.signaling.wire.answers import CallAnswer, DeviceResponse, MessageAnswer, Problem
@@ -139,7 +140,10 @@ class DeviceOperations:
 
     async def _list(self, asked: DeviceList, actor: Actor) -> DeviceResponse:
         found, following = await self._calls.list_of(
-            actor.identity, count=asked.count, before=asked.next
+            actor.identity,
+            count=asked.count,
+            before=asked.next,
+            only=CallFilter(asked.state, asked.since, asked.until),
         )
         return DeviceResponse(status=200, calls=tuple(map(CallAnswer.of, found)), next=following)
 

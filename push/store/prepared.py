@@ -57,6 +57,10 @@ class Prepared:
         """Runs it, and asks for nothing back."""
         _run(connection, self._sql(connection), values)
 
+    def cursor(self, connection: Connection, **values: Any) -> Any:  # noqa: ANN401 - the driver's own
+        """Runs it; returns the cursor with the rows that it gives."""
+        return _run(connection, self._sql(connection), values)
+
     def run_each(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
         """Runs it for each of some rows of values."""
         if not rows:
@@ -116,6 +120,18 @@ class PreparedForList:
         for start in range(0, len(elements), _LONGEST_LIST):
             statement, named = self._for(elements[start : start + _LONGEST_LIST])
             statement.run(connection, **named)
+
+    def begin(self, connection: Connection, elements: Sequence[Any]) -> Callable[[], list[Row]]:
+        """Runs it; returns what gives the rows that it gives. Asked for after a pipeline's end, they cost
+        no way to the database of their own."""
+        if connection.dialect.name != "postgresql":
+            rows = self.rows(connection, elements)
+            return lambda: rows
+        cursors = []
+        for start in range(0, len(elements), _LONGEST_LIST):
+            statement, named = self._for(elements[start : start + _LONGEST_LIST])
+            cursors.append(statement.cursor(connection, **named))
+        return lambda: [row for cursor in cursors for row in cursor.fetchall()]
 
     def _for(self, elements: Sequence[Any]) -> tuple[Prepared, dict[str, Any]]:
         filled_up = list(elements)

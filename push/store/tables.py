@@ -46,6 +46,13 @@ calls = Table(
     Column("state", String(16), nullable=False),
     Column("deadline_ms", BigInteger, index=True, comment="when time next moves the call"),
     Column("document", Text, nullable=False),
+    # Those that go on are few among many, and asked for most.
+    Index(
+        "ix_calls_live",
+        "number",
+        sqlite_where=text("state <> 'ended'"),
+        postgresql_where=text("state <> 'ended'"),
+    ),
     sqlite_autoincrement=True,
 )
 
@@ -108,6 +115,7 @@ outbox = Table(
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("due_ms", BigInteger, nullable=False, comment="when to try next, or the lease's end"),
     Column("reason", Text, comment="why the last attempt failed"),
+    Column("tries", Text, comment="the attempts that failed, as JSON; a relay of before adds none"),
     UniqueConstraint("event_id", "device_id", "kind", "app"),
     Index(None, "due_ms"),
     Index(None, "device_id"),
@@ -122,8 +130,13 @@ delivery_results = Table(
     Column("kind", String(16), primary_key=True),
     Column("app", String(256), primary_key=True),
     Column("call_sid", String(34), nullable=False, index=True),
-    Column("result", String(16), comment="sent, refused or expired; none where none is known yet"),
+    Column(
+        "result",
+        String(16),
+        comment="sent, refused or expired; none where none is known yet",
+    ),
     Column("detail", Text, nullable=False, server_default=""),
+    Column("tries", Text, comment="the attempts before the last, as JSON"),
     Column("at_ms", BigInteger, nullable=False, index=True),
     Column("received_at_ms", BigInteger, comment="when the device confirmed, naming this channel"),
 )
@@ -174,6 +187,20 @@ feedback = Table(
     Column("score", Integer),
     Column("issue", String(32)),
     Column("at_ms", BigInteger, nullable=False),
+)
+
+insights = Table(
+    "insights",
+    metadata,
+    Column("number", _Number, primary_key=True, autoincrement=True),
+    Column("call_sid", String(34), nullable=False),
+    Column("identity", String(128), nullable=False),
+    Column("device_id", String(64), nullable=False),
+    Column("at_ms", BigInteger, nullable=False, index=True, comment="when it was heard"),
+    Column("fingerprint", String(32), nullable=False, comment="of the document: each is kept once"),
+    Column("document", Text, nullable=False, comment="what the device said"),
+    UniqueConstraint("call_sid", "device_id", "fingerprint"),
+    sqlite_autoincrement=True,
 )
 
 idempotency_keys = Table(

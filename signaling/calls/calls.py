@@ -54,6 +54,33 @@ class CallState(StrEnum):
     ENDED = "ended"
 
 
+class EndReason(StrEnum):
+    """How a call has ended: what the last thing was that left nothing of it. That somebody answered
+    before stands in `answered_at`, and what each invitee did in their states."""
+
+    HUNG_UP = "hung-up"
+    """A party left, and fewer than two were left."""
+    CANCELLED = "cancelled"
+    """The caller withdrew it before an answer, or hung up; or a server did."""
+    CALLER_OFFLINE = "caller-offline"
+    """The caller's device went offline before an answer."""
+    REJECTED = "rejected"
+    BUSY = "busy"
+    """The last who was invited rejected it; with the status `busy`."""
+    TIMEOUT = "timeout"
+    """The last who was invited did not answer in time."""
+    ENDED = "ended"
+    """A user of an advanced call, or a server, ended it for all."""
+    ABANDONED = "abandoned"
+    """All had left an advanced call, and nobody came back."""
+    UNKNOWN = "unknown"
+    """What a newer relay says."""
+
+    @classmethod
+    def _missing_(cls, _value: object) -> "EndReason":
+        return cls.UNKNOWN
+
+
 class UserState(StrEnum):
     """One user's state in a call (spec §3, seed 001 "User states")."""
 
@@ -152,6 +179,16 @@ class Call:
     """Whether it ended because its caller withdrew it, or went offline."""
     abandoned_until: datetime | None = None
     """An advanced call that nobody is in, or invited to, ends then unless somebody joins."""
+    answered_at: datetime | None = None
+    """When the first other than the caller came into it. A relay of the version before kept neither
+    this nor what follows."""
+    answered_by: Identity | None = None
+    ended_at: datetime | None = None
+    end_reason: EndReason | None = None
+    ended_by: Identity | None = None
+    """Who ended it; None where time did, or a server in nobody's name."""
+    ended_attestation: Attestation | None = None
+    """How sure the relay is of `ended_by`."""
 
     def user(self, identity: Identity) -> User | None:
         """The user with this identity, or None."""
@@ -175,6 +212,26 @@ class Call:
     def with_joined(self, user: User) -> "Call":
         """The call with one more user."""
         return replace(self, users=(*self.users, user))
+
+    @property
+    def invited(self) -> tuple[Identity, ...]:
+        """Who was invited, so far."""
+        return tuple(user.identity for user in self.users if user.invite_id)
+
+    @property
+    def attestation(self) -> Attestation | None:
+        """How sure the relay is that `caller` calls; None where nobody in particular does."""
+        if self.caller is None:
+            return None
+        first = (u.attestation for u in self.users if u.invite_id and u.invited_by is None)
+        return next(first, None)
+
+    @property
+    def duration_s(self) -> float | None:
+        """Seconds from the first answer to the end; None before the end, and where nobody answered."""
+        if self.answered_at is None or self.ended_at is None:
+            return None
+        return max(0.0, (self.ended_at - self.answered_at).total_seconds())
 
     @property
     def next_deadline(self) -> datetime | None:

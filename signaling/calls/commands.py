@@ -104,6 +104,7 @@ class Cancel:
     identity: Identity | None
     at: datetime
     extended_data: str = ""
+    attestation: Attestation | None = None
 
 
 @dataclass(frozen=True, slots=True)

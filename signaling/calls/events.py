@@ -22,12 +22,13 @@ from pydantic import (
 from bellwire.signaling.calls.calls import (
     Attestation,
     CallType,
+    EndReason,
     Mode,
     RejectStatus,
     Unreachable,
     UserState,
 )
-from bellwire.signaling.identifiers import CallSidField
+from bellwire.signaling.identifiers import CallSidField, ChannelKind
 
 
 def rfc3339(moment: datetime) -> str:
@@ -159,9 +160,12 @@ class CallTimeout(_Event):
 
 
 class CallEnded(_Event):
-    """To all who are invited or in the call: it is over."""
+    """To all who are invited or in the call: it is over. `reason` says what made an end of it, and
+    `ended_by` who: absent where time did, or a server."""
 
     event: Literal["call.ended"] = "call.ended"
+    reason: EndReason | None = None
+    ended_by: str | None = None
 
 
 class CallMessage(_Event):
@@ -191,6 +195,70 @@ class DeviceChannelRemoved(_Document):
     kind: Literal["apns", "fcm"]
     app: str
     reason: str
+
+
+class Try(BaseModel):
+    """One attempt to deliver an event: when it ended, how, and what the other side said."""
+
+    model_config = ConfigDict(frozen=True)
+
+    at: Moment
+    result: Literal["sent", "refused", "failed"]
+    answer: str
+
+
+class InviteNotDelivered(_Document):
+    """To webhooks: an invite never reached a device over one of its channels. `expired`: its time ran out.
+    `failed`: the call was answered or withdrawn before an attempt succeeded. `refused`: the push service
+    does not take it. `detail` is the reason of the last attempt, `tries` are those that failed before,
+    the first and the last twenty. The device may have got the invite over another channel.
+    `identity` is absent where the device is gone."""
+
+    event: Literal["delivery.failed"] = "delivery.failed"
+    id: str
+    at: Moment
+    call_sid: str
+    event_id: str
+    device_id: str
+    identity: str | None = None
+    channel: ChannelKind
+    app: str | None = None
+    state: Literal["expired", "failed", "refused"]
+    detail: str
+    tries: tuple[Try, ...] = ()
+
+
+class CallFeedback(_Document):
+    """To webhooks: what a user said of a call's quality, in place of what the same device said before.
+    `device_id` is absent where a server said it in the user's name; `score` and `issue` where the user
+    named none."""
+
+    event: Literal["call.feedback"] = "call.feedback"
+    id: str
+    call_sid: CallSidField
+    at: Moment
+    identity: str
+    device_id: str | None = None
+    score: int | None = None
+    issue: str | None = None
+    attestation: Attestation | None = None
+
+
+class CallInsight(_Document):
+    """To webhooks: what a device told of a call, such as the codec, a quality warning or an error:
+    `payload` is the device's own word. `at` is when the relay heard it, `timestamp` the device's time."""
+
+    event: Literal["call.insight"] = "call.insight"
+    id: str
+    call_sid: CallSidField
+    at: Moment
+    identity: str
+    device_id: str
+    level: Literal["debug", "info", "warning", "error"]
+    group: str
+    name: str
+    timestamp: Moment
+    payload: dict[str, JsonValue]
 
 
 class DoorLockedOut(_Document):

@@ -75,6 +75,7 @@ from bellwire.signaling.calls.commands import (
     Reject,
     Say,
 )
+from bellwire.signaling.calls.endings import ending_of
 from bellwire.signaling.calls.events import (
     CallCancelled,
     CallCreated,
@@ -168,7 +169,7 @@ def apply(call: Call, command: Command) -> Outcome:
         Forbidden: the one who asks is not in the call, or is not its caller.
         InvalidInput: it asks for what no call can have, such as an eleventh user.
     """
-    change = _Change(call, command.at)
+    change = _Change(call, command.at, command)
     _RULES[type(command)](change, command)
     _settle(change)
     return change.outcome()
@@ -628,9 +629,10 @@ class _Change:
     """A call on its way from one state to the next, and the notices owed for it: who hears of each
     move, on which devices, under which event id."""
 
-    def __init__(self, call: Call, at: datetime) -> None:
+    def __init__(self, call: Call, at: datetime, command: Command | None = None) -> None:
         self.call = call
         self.at = at
+        self._command = command
         self._notices: list[Notice] = []
         self._events = call.events
 
@@ -698,7 +700,7 @@ class _Change:
             own_attestation=attestation,
         )
         self.call = self.call.with_user(moved)
-        self._open_by(move)
+        self._open_by(moved, move)
         self._tell_devices(moved, move, extended_data)
         self.tell_state_of(moved, extended_data, automatic=automatic)
 
@@ -720,7 +722,7 @@ class _Change:
     def add(self, user: User, move: Move) -> None:
         """Takes in a user who was not in the call, and tells all."""
         self.call = self.call.with_joined(user)
-        self._open_by(move)
+        self._open_by(user, move)
         self.tell_state_of(user, user.extended_data)
 
     def hand_over(
@@ -763,23 +765,52 @@ class _Change:
 
     def end(self) -> None:
         """Ends the call; the states of its users stay."""
-        self.call = replace(self.call, state=CallState.ENDED, abandoned_until=None)
+        ending = ending_of(self.call, self._command)
+        self.call = replace(
+            self.call,
+            state=CallState.ENDED,
+            abandoned_until=None,
+            ended_at=self.at,
+            end_reason=ending.reason,
+            ended_by=ending.by,
+            ended_attestation=ending.attestation,
+        )
         self.tell(
             [
                 _devices_of(user)
                 for user in self.call.users
                 if user.state.pending or user.state is UserState.ACCEPTED
             ],
-            lambda id_: CallEnded(id=id_, call_sid=self.call.call_sid, at=self.at),
+            lambda id_: CallEnded(
+                id=id_,
+                call_sid=self.call.call_sid,
+                at=self.at,
+                reason=ending.reason,
+                ended_by=ending.by,
+            ),
         )
 
     def _next_id(self) -> str:
         self._events += 1
         return f"{self.call.call_sid}-{self._events}"
 
-    def _open_by(self, move: Move) -> None:
-        if move in (Move.ACCEPT, Move.JOIN):
+    def _open_by(self, user: User, move: Move) -> None:
+        if move not in (Move.ACCEPT, Move.JOIN):
+            return
+        if self._is_first_answer(user):
+            self.call = replace(
+                self.call, state=CallState.OPEN, answered_at=self.at, answered_by=user.identity
+            )
+        else:
             self.call = replace(self.call, state=CallState.OPEN)
+
+    def _is_first_answer(self, by: User) -> bool:
+        """Whether nobody else has been in the call with its caller."""
+        return by.identity != self.call.caller and not any(
+            user.state in (UserState.ACCEPTED, UserState.QUIT)
+            for user in self.call.users
+            if user.identity not in (by.identity, self.call.caller)
+        )
 
     def _tell_devices(self, user: User, move: Move, extended_data: str) -> None:
         """Tells a user's own devices that they need not ring any more."""

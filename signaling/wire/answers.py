@@ -6,12 +6,22 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     SerializerFunctionWrapHandler,
     model_serializer,
 )
 
-from bellwire.signaling.calls.calls import Attestation, Call, CallState, CallType, Mode, UserState
-from bellwire.signaling.calls.events import ErrorInvitee, Moment
+from bellwire.signaling.calls.calls import (
+    Attestation,
+    Call,
+    CallState,
+    CallType,
+    EndReason,
+    Mode,
+    RejectStatus,
+    UserState,
+)
+from bellwire.signaling.calls.events import ErrorInvitee, Moment, Try
 from bellwire.signaling.identifiers import ChannelKind
 from bellwire.signaling.tokens import Jwk, Scope
 
@@ -22,17 +32,23 @@ class _Answer(BaseModel):
 
 class UserAnswer(_Answer):
     """One user of a call. `attestation` is `A` where the user's own token or connection brought its
-    state about, `B` where a server did in its name, null where nobody did."""
+    state about, `B` where a server did in its name, null where nobody did. `reject_status` is there
+    with `Rejected`."""
 
     identity: str
     state: UserState
     extended_data: str
     main_device: str | None = None
     attestation: Attestation | None = None
+    reject_status: RejectStatus | None = None
 
 
 class CallAnswer(_Answer):
-    """A call as it stands. `state` is the call's own; `error_invitees` could not be invited."""
+    """A call as it stands. `state` is the call's own; `to` are those who were invited, `error_invitees`
+    could not be. `attestation` says how sure the relay is of `from`: `A`, the caller's own token or
+    connection; `B`, a server said so. `answered_at` and `answered_by` tell the first answer, `duration_s`
+    the seconds from it to the end; `ended_by` is null where time ended the call, or a server. What is
+    not yet so is null, and what a relay of an older version has not kept."""
 
     call_sid: str
     state: CallState
@@ -45,6 +61,15 @@ class CallAnswer(_Answer):
     expires_at: Moment
     users: tuple[UserAnswer, ...]
     error_invitees: tuple[ErrorInvitee, ...] = ()
+    to: tuple[str, ...] = ()
+    attestation: Attestation | None = None
+    answered_at: Moment | None = None
+    answered_by: str | None = None
+    ended_at: Moment | None = None
+    end_reason: EndReason | None = None
+    ended_by: str | None = None
+    ended_attestation: Attestation | None = None
+    duration_s: float | None = None
 
     @classmethod
     def of(cls, call: Call, **more: str) -> Self:
@@ -67,6 +92,7 @@ class CallAnswer(_Answer):
                     extended_data=user.extended_data,
                     main_device=user.main_device,
                     attestation=user.own_attestation,
+                    reject_status=user.reject_status,
                 )
                 for user in call.users
             ),
@@ -74,7 +100,27 @@ class CallAnswer(_Answer):
                 ErrorInvitee(identity=identity, reason=reason)
                 for identity, reason in call.unreachable
             ),
+            to=call.invited,
+            attestation=call.attestation,
+            answered_at=call.answered_at,
+            answered_by=call.answered_by,
+            ended_at=call.ended_at,
+            end_reason=call.end_reason,
+            ended_by=call.ended_by,
+            ended_attestation=call.ended_attestation,
+            duration_s=call.duration_s,
         )
+
+    def told(self) -> dict[str, Any]:
+        """It as an event to webhooks carries it: without its SID, which the event has, and without
+        what users said, which goes with the event that says it."""
+        dumped: dict[str, Any] = self.model_dump(
+            mode="json",
+            by_alias=True,
+            exclude_none=True,
+            exclude={"call_sid": True, "users": {"__all__": {"extended_data"}}},
+        )
+        return dumped
 
 
 class MessageAnswer(CallAnswer):
@@ -198,14 +244,16 @@ class DeviceListAnswer(_Answer):
     broker_url: str | None = None
 
 
-DeliveryState = Literal["owed", "sent", "refused", "expired", "received"]
+DeliveryState = Literal["owed", "sent", "refused", "expired", "failed", "received"]
 
 
 class DeliveryAnswer(_Answer):
     """What became of one event on its way to one device over one of its channels. `owed`: it is tried
     again until it expires; `detail` is why the last attempt failed, `attempts` how many have.
-    `sent`: the channel took it over, and calls it `detail`. `refused`, `expired`: `detail` is why.
-    `received`: the device has confirmed it, `latency_ms` after it was invited."""
+    `sent`: the channel took it over, and calls it `detail`. `refused`, `expired`, `failed`: `detail` is
+    why; its time ran out, or the call was over before an attempt succeeded.
+    `received`: the device has confirmed it, `latency_ms` after it was invited. `event` is `call.received`
+    where it is an invite. `tries` are the attempts in their order, of many the first and the last."""
 
     device_id: str
     identity: str | None = None
@@ -218,6 +266,8 @@ class DeliveryAnswer(_Answer):
     at: Moment | None = None
     received_at: Moment | None = None
     latency_ms: int | None = None
+    event: str | None = None
+    tries: tuple[Try, ...] = ()
 
 
 class CallDeliveriesAnswer(_Answer):
@@ -227,6 +277,45 @@ class CallDeliveriesAnswer(_Answer):
 
     call_sid: str
     deliveries: tuple[DeliveryAnswer, ...]
+
+
+class FeedbackAnswer(_Answer):
+    """What one user said of a call, on one device: `device_id` is null where a server said it."""
+
+    identity: str
+    device_id: str | None = None
+    score: int | None = None
+    issue: str | None = None
+    at: Moment
+
+
+class CallFeedbackAnswer(_Answer):
+    """What was said of a call's quality, oldest first."""
+
+    call_sid: str
+    feedback: tuple[FeedbackAnswer, ...]
+
+
+class InsightAnswer(_Answer):
+    """What a device told of a call. `at` is when the relay heard it, `timestamp` the device's own time;
+    `payload` is the device's own word."""
+
+    identity: str
+    device_id: str
+    at: Moment
+    level: Literal["debug", "info", "warning", "error"]
+    group: str
+    name: str
+    timestamp: Moment
+    payload: dict[str, JsonValue]
+
+
+class CallInsightsAnswer(_Answer):
+    """What devices told of a call, in the order in which it was heard: of the last 30 days, at most 200 of
+    one device."""
+
+    call_sid: str
+    insights: tuple[InsightAnswer, ...]
 
 
 class GroupAnswer(_Answer):

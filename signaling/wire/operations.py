@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
+    AwareDatetime,
     BaseModel,
     Discriminator,
     Field,
@@ -26,7 +27,7 @@ from pydantic import (
 )
 
 from bellwire.signaling.calls import commands
-from bellwire.signaling.calls.calls import MAX_USERS, CallType, Mode, RejectStatus
+from bellwire.signaling.calls.calls import MAX_USERS, CallState, CallType, Mode, RejectStatus
 from bellwire.signaling.calls.commands import Command
 from bellwire.signaling.identifiers import (
     CallSidField,
@@ -482,6 +483,9 @@ class DeviceList(DeviceOperation):
     operation: Literal["list"]
     count: Annotated[int, Field(ge=1)] = 20
     next: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    state: CallState | None = None
+    since: Annotated[AwareDatetime | None, Field(description="those made then or later")] = None
+    until: Annotated[AwareDatetime | None, Field(description="those made before then")] = None
 
 
 @_operation("/v1/ice-servers", method="GET", answer=IceServersAnswer, who=Who.TOKEN_OR_KEY)

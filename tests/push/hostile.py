@@ -123,6 +123,12 @@ class Target:
             if sample.name == "bellwire_refused_total" and sample.value
         }
 
+    async def until_refused(self, reason: str, times: int) -> None:
+        """Waits until so many have been refused for this reason."""
+        async with asyncio.timeout(PATIENCE_S):
+            while (await self.refusals()).get(reason, 0) < times:
+                pass
+
     async def must_answer_within(self, seconds: float, source: str = HOME) -> None:
         """The health routes answer a stranger, and a call one with a key, over new connections."""
         for path in ("/readyz", "/healthz", "/metrics"):

@@ -49,13 +49,14 @@ class PushService:
     def __init__(self, kind: str = "fcm") -> None:
         self.kind = kind
         self.says: dict[str | None, Exception] = {}
+        self.carries: tuple[type[CallEvent], ...] = (CallReceived,)
         self.open = asyncio.Event()
         self.open.set()
         self.tried: asyncio.Queue[Delivery] = asyncio.Queue()
 
     def compose(self, event: CallEvent, to: Addressee) -> str | None:
         del to
-        return event_document(event) if isinstance(event, CallReceived) else None
+        return event_document(event) if isinstance(event, self.carries) else None
 
     async def send(self, delivery: Delivery, left_s: float) -> str:
         assert left_s > 0
@@ -72,6 +73,10 @@ class PushService:
 
 def fcm(token: str, app: str = APP) -> ChannelRequest:
     return ChannelRequest(kind="fcm", app=app, token=token)
+
+
+def apns(token: str) -> ChannelRequest:
+    return ChannelRequest(kind="apns", app=APP, token=token, environment="production")
 
 
 STREAM = ChannelRequest(kind="websocket")
@@ -101,6 +106,7 @@ class PushingRelay:
             now=clock.now,
             sleep=clock.sleep,
             on_dead_token=dead_tokens.report,
+            on_event=on_event,
         )
         deliveries = Deliveries(self.outbox, channels, self.streams, now=clock.now)
         rate_limits = RateLimits(1000, 1000)

@@ -22,11 +22,14 @@ from bellwire.push.store.rows.calls import (
 )
 from bellwire.push.store.rows.deliveries import Confirmed, put_received
 from bellwire.push.store.rows.devices import DeviceRow, devices_of
-from bellwire.push.store.rows.events import StreamEvent, append_events, forget_stream_events
-from bellwire.push.store.rows.outbox import Delivery, forget_events, owe
+from bellwire.push.store.rows.events import StreamEvent, Unread, append_events, forget_stream_events
+from bellwire.push.store.rows.outbox import Delivery, Forgotten, forget_events, owe, settle
 from bellwire.signaling.calls.calls import Call
 from bellwire.signaling.errors import Refusal
 from bellwire.signaling.identifiers import CallSid, Identity
+
+OnForgotten = Callable[["UnitOfWork", list[Forgotten], list[Unread]], None]
+"""Told of deliveries and of events in streams that were taken back, in the transaction that does."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,7 +64,9 @@ class UnitOfWork:
         self._owed: list[Delivery] = []
         self._leased_until_ms = 0
         self._events: list[StreamEvent] = []
-        self._over: list[str] = []
+        self._over: dict[str, OnForgotten] = {}
+        self._forgotten: Callable[[], list[Forgotten]] = list
+        self._unread: Callable[[], list[Unread]] = list
         self._confirmed: list[tuple[Confirmed, Kept]] = []
         self.undone_by: list[Callable[[], None]] = []
 
@@ -136,9 +141,10 @@ class UnitOfWork:
         """Appends events to their devices' streams."""
         self._events += events
 
-    def forget_events(self, event_ids: Iterable[str]) -> None:
-        """Takes back events that no longer matter, where they have not yet reached their devices."""
-        self._over += event_ids
+    def forget_events(self, event_ids: Iterable[str], told: OnForgotten) -> None:
+        """Takes back events that no longer matter, where they have not yet reached their devices; `told`
+        is given those."""
+        self._over |= dict.fromkeys(event_ids, told)
 
     def confirm(self, confirmed: Confirmed) -> Kept:
         """Keeps that a device has its invite, where that is not known yet."""
@@ -155,9 +161,9 @@ class UnitOfWork:
         keep_idempotent(connection, [*self._keys.values()])
         if self._over:
             # Before anything is appended: rows of streams are locked before their devices' everywhere.
-            forget_events(connection, self._over)
-            forget_stream_events(connection, self._over)
-        over = set(self._over)
+            self._forgotten = forget_events(connection, [*self._over])
+            self._unread = forget_stream_events(connection, [*self._over])
+        over = self._over.keys()
         owe(
             connection,
             [d for d in self._owed if d.event_id not in over or not d.device_id],
@@ -166,6 +172,24 @@ class UnitOfWork:
         for confirmed, kept in sorted(self._confirmed, key=lambda pair: astuple(pair[0])):
             kept.is_new = put_received(connection, confirmed)
         append_events(connection, [e for e in self._events if e.event_id not in over])
+
+    def tell_forgotten(self) -> None:
+        """Tells what was taken back, in the same transaction. After `write`, and after a pipeline: what is
+        asked for here is known there."""
+        forgotten: dict[OnForgotten, tuple[list[Forgotten], list[Unread]]] = {}
+        for row in self._forgotten():
+            forgotten.setdefault(self._over[row.event_id], ([], []))[0].append(row)
+        for unread in self._unread():
+            forgotten.setdefault(self._over[unread.event_id], ([], []))[1].append(unread)
+        for told, (deliveries, events) in forgotten.items():
+            told(self, deliveries, events)
+
+    def take_back(self, is_meant: Callable[[Delivery], bool]) -> None:
+        """Takes back deliveries that this unit owes."""
+        meant = [delivery for delivery in self._owed if is_meant(delivery)]
+        settle(self.connection, [delivery.delivery_id for delivery in meant])
+        for delivery in meant:
+            delivery.taken_back = True
 
     def _read_devices(self, identities: Iterable[Identity]) -> None:
         missing = [identity for identity in identities if identity not in self._devices]
@@ -186,6 +210,7 @@ def in_a_unit(
         unit = UnitOfWork(connection)
         result = work(unit, *args, **kwargs)
         unit.write()
+        unit.tell_forgotten()
         return result
 
     return run
@@ -228,4 +253,5 @@ def carry_out_together(connection: Connection, works: Sequence[CallWork[Any]]) -
                 work.undo()
                 results.append(refusal)
         unit.write()
+    unit.tell_forgotten()
     return results

@@ -1,27 +1,29 @@
-"""Calls as rows: the document that the rules made, what it is found by, and what users said of its
-quality.
-"""
+"""Calls as rows: the document that the rules made, and what it is found by."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from pydantic import TypeAdapter
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Select,
     Text,
     bindparam,
     delete,
+    exists,
+    func,
     insert,
     select,
+    text,
     update,
 )
 
 from bellwire.push.store.prepared import Prepared, PreparedForEach, PreparedForList, insert_each
-from bellwire.push.store.tables import call_users, calls, feedback, idempotency_keys, to_ms
+from bellwire.push.store.tables import call_users, calls, idempotency_keys, to_ms
 from bellwire.signaling.calls.calls import Call, CallState
-from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
-from bellwire.signaling.wire.operations import FeedbackFields
+from bellwire.signaling.identifiers import CallSid, Identity
 
 _DOCUMENT: TypeAdapter[Call] = TypeAdapter(Call)
 
@@ -65,6 +67,24 @@ _FIND_KEY = Prepared(
 _KEEP_KEYS = insert_each(
     idempotency_keys, ("actor", "key", "fingerprint", "call_sid", "created_at_ms")
 )
+
+
+@dataclass(frozen=True, slots=True)
+class CallFilter:
+    """Which calls are looked for: those in a state; those made from `since` on, and before `until`."""
+
+    state: CallState | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+ALL_CALLS = CallFilter()
+
+_OUT_OF_ORDER = timedelta(minutes=1)
+"""A call's number is given to it when it is kept, its SID holds when it was made: by as much as this one
+may run ahead of the other, where relays' clocks differ or a transaction takes its time."""
+_LIVE = text("calls.state <> 'ended'")
+"""As the index of those has it, letter by letter: SQLite would not see that it is meant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,19 +151,80 @@ def save_calls(connection: Connection, changed: Sequence[Call]) -> None:
 
 
 def list_calls(
-    connection: Connection, identity: Identity | None, *, count: int, before: int
+    connection: Connection,
+    identity: Identity | None,
+    *,
+    count: int,
+    before: int,
+    only: CallFilter = ALL_CALLS,
 ) -> tuple[list[Call], int]:
     """Up to `count` calls, newest first, of one identity or of all, older than the cursor `before`
     (0: from the newest); and the cursor of the next page, 0 at the end."""
-    query: Select[tuple[int, str]] = select(calls.c.number, calls.c.document)
-    if identity is not None:
-        query = query.join(call_users).where(call_users.c.identity == identity)
-    if before:
-        query = query.where(calls.c.number < before)
-    rows = connection.execute(query.order_by(calls.c.number.desc()).limit(count + 1)).all()
+    rows = connection.execute(calls_query(identity, count=count, before=before, only=only)).all()
     page = rows[:count]
     following = page[-1].number if len(rows) > count else 0
     return [_DOCUMENT.validate_json(row.document) for row in page], following
+
+
+def calls_query(
+    identity: Identity | None, *, count: int, before: int, only: CallFilter
+) -> Select[tuple[int, str]]:
+    """Finds a page of calls, and one more. No table is read whole for it: the calls that go on have an
+    index of their own, those of an identity another, and times are looked up among the SIDs."""
+    query: Select[tuple[int, str]] = select(calls.c.number, calls.c.document)
+    number: ColumnElement[int] = calls.c.number
+    if only.state is not None:
+        query = query.where(calls.c.state == only.state)
+    if only.state not in (None, CallState.ENDED):
+        query = query.where(_LIVE)
+        if identity is not None:
+            query = query.where(
+                exists().where(
+                    call_users.c.identity == identity, call_users.c.call_number == calls.c.number
+                )
+            )
+    elif identity is not None:
+        query = query.join(call_users).where(call_users.c.identity == identity)
+        number = call_users.c.call_number
+    if before:
+        query = query.where(number < before)
+    # Whether it is in time is looked at call by call, between two numbers, so that no index of all that
+    # time is sorted for the few that are on the page.
+    sid = calls.c.call_sid.concat("")
+    if only.since is not None:
+        query = query.where(
+            sid >= _first_sid(only.since), number > _last_number_before(only.since - _OUT_OF_ORDER)
+        )
+    if only.until is not None:
+        query = query.where(
+            sid < _first_sid(only.until), number < _first_number_from(only.until + _OUT_OF_ORDER)
+        )
+    return query.order_by(number.desc()).limit(count + 1)
+
+
+def _first_sid(at: datetime) -> str:
+    """What no SID of a call made from then on is less than."""
+    return f"CA{min(max(to_ms(at), 0), (1 << 48) - 1):012x}"
+
+
+def _last_number_before(at: datetime) -> ColumnElement[int]:
+    last = (
+        select(calls.c.number)
+        .where(calls.c.call_sid < _first_sid(at))
+        .order_by(calls.c.call_sid.desc())
+        .limit(1)
+    )
+    return func.coalesce(last.scalar_subquery(), 0)
+
+
+def _first_number_from(at: datetime) -> ColumnElement[int]:
+    first = (
+        select(calls.c.number)
+        .where(calls.c.call_sid >= _first_sid(at))
+        .order_by(calls.c.call_sid)
+        .limit(1)
+    )
+    return func.coalesce(first.scalar_subquery(), (1 << 63) - 1)
 
 
 def live_calls_of(connection: Connection, identity: Identity) -> list[Call]:
@@ -217,28 +298,3 @@ def forget_idempotent(connection: Connection, before_ms: int) -> None:
 def _deadline(call: Call) -> int | None:
     deadline = call.next_deadline
     return None if deadline is None else to_ms(deadline)
-
-
-def put_feedback(
-    connection: Connection,
-    call_sid: CallSid,
-    identity: Identity,
-    device: DeviceId | None,
-    given: FeedbackFields,
-    at_ms: int,
-) -> None:
-    """Keeps what a device says of a call, in place of what it said before."""
-    number = connection.execute(
-        select(calls.c.number).where(calls.c.call_sid == call_sid)
-    ).scalar_one()
-    key = {"call_number": number, "identity": identity, "device_id": device or ""}
-    connection.execute(
-        delete(feedback).where(
-            feedback.c.call_number == number,
-            feedback.c.identity == identity,
-            feedback.c.device_id == key["device_id"],
-        )
-    )
-    connection.execute(
-        insert(feedback), {**key, "score": given.score, "issue": given.issue, "at_ms": at_ms}
-    )

@@ -12,10 +12,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from bellwire.push.store.prepared import Prepared
 from bellwire.push.store.rows.outbox import Delivery
-from bellwire.push.store.tables import channels, delivery_results, devices, outbox
+from bellwire.push.store.tables import channels, delivery_results, device_events, devices, outbox
 from bellwire.signaling.identifiers import CallSid, Identity
 
-Result = Literal["sent", "refused", "expired"]
+Result = Literal["sent", "refused", "expired", "failed"]
 
 
 @dataclass(slots=True, unsafe_hash=True)  # frozen, it is made eight times slower
@@ -31,6 +31,8 @@ class DeliveryResult:
     detail: str
     at_ms: int
     received_at_ms: int | None = None
+    tries: str | None = None
+    """The attempts before, as `outbox.tries_with` writes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ def result_of(delivery: Delivery, result: Result, detail: str, at_ms: int) -> De
         result,
         detail,
         at_ms,
+        tries=delivery.tries,
     )
 
 
@@ -75,12 +78,26 @@ def put_results(connection: Connection, results: Sequence[DeliveryResult]) -> No
                     "result": r.result,
                     "detail": r.detail,
                     "at_ms": r.at_ms,
+                    "tries": r.tries,
                 }
                 # In one order everywhere, so that two transactions never wait for each other.
                 for r in sorted(results, key=lambda r: (r.event_id, r.device_id, r.kind, r.app))
             ],
-            ("result", "detail", "at_ms"),
+            ("result", "detail", "at_ms", "tries"),
         )
+
+
+def is_known(connection: Connection, result: DeliveryResult) -> bool:
+    """Whether it is on record what became of this delivery."""
+    found = connection.execute(
+        select(delivery_results.c.result).where(
+            delivery_results.c.event_id == result.event_id,
+            delivery_results.c.device_id == result.device_id,
+            delivery_results.c.kind == result.kind,
+            delivery_results.c.app == result.app,
+        )
+    ).scalar()
+    return found is not None
 
 
 def put_received(connection: Connection, confirmed: Confirmed) -> bool:
@@ -188,6 +205,8 @@ class DeliveryRow:
     received_at_ms: int | None = None
     attempts: int | None = None
     """How many have failed, of one that is owed."""
+    tries: str | None = None
+    """Those that failed before the last, as `outbox.tries_with` writes them."""
 
 
 def owed_of_call(
@@ -219,6 +238,35 @@ def owed_of_call(
             "expired" if row.expires_at_ms <= now_ms else None,
             row.expires_at_ms if row.expires_at_ms <= now_ms else None,
             attempts=row.attempts,
+            tries=row.tries,
+        )
+        for row in rows
+    ]
+
+
+def unread_of_call(
+    connection: Connection, event_ids: Sequence[str], whose: Identity | None, now_ms: int
+) -> list[DeliveryRow]:
+    """Which of some events stand unread in the streams of devices: of one identity's, or of all."""
+    rows = connection.execute(
+        _of(
+            select(device_events.c.event_id, device_events.c.expires_at_ms, devices)
+            .join(devices)
+            .where(device_events.c.event_id.in_(event_ids)),
+            whose,
+        )
+    )
+    return [
+        DeliveryRow(
+            row.event_id,
+            row.device_id,
+            Identity(row.identity),
+            "websocket",
+            "",
+            "the device has not read its stream",
+            "expired" if row.expires_at_ms <= now_ms else None,
+            row.expires_at_ms if row.expires_at_ms <= now_ms else None,
+            attempts=0,
         )
         for row in rows
     ]
@@ -248,6 +296,7 @@ def results_of_call(
             row.result,
             None if row.result is None else row.at_ms,
             row.received_at_ms,
+            tries=row.tries,
         )
         for row in rows
     ]

@@ -4,7 +4,7 @@ A device's numbers are given out under the lock of its row, so that on any datab
 visible in their order: who has read up to a number has missed none below it.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, delete, select, update
@@ -23,7 +23,13 @@ _APPEND = insert_each(
     device_events, ("device_id", "sequence", "event_id", "document", "expires_at_ms")
 )
 _FORGET = PreparedForList(
-    lambda events: delete(device_events).where(device_events.c.event_id.in_(events))
+    lambda events: (
+        delete(device_events)
+        .where(device_events.c.event_id.in_(events))
+        .returning(
+            device_events.c.event_id, device_events.c.device_id, device_events.c.expires_at_ms
+        )
+    )
 )
 _KNOWN = PreparedForList(
     lambda events: select(device_events.c.event_id).where(
@@ -115,9 +121,21 @@ def forget_read(connection: Connection, device: DeviceId, sequence: int) -> None
     )
 
 
-def forget_stream_events(connection: Connection, event_ids: Sequence[str]) -> None:
-    """Forgets events that nobody need read any more."""
-    _FORGET.run(connection, event_ids)
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """An event that was in a device's stream, unread."""
+
+    event_id: str
+    device_id: str
+    expires_at_ms: int
+
+
+def forget_stream_events(
+    connection: Connection, event_ids: Sequence[str]
+) -> Callable[[], list[Unread]]:
+    """Forgets events that nobody need read any more. Returns what tells which stood unread."""
+    rows = _FORGET.begin(connection, event_ids)
+    return lambda: [Unread(*row) for row in rows()]
 
 
 def forget_expired(connection: Connection, now_ms: int) -> None:

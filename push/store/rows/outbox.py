@@ -5,16 +5,30 @@ that dies while trying loses nothing: when its lease is over, another takes the 
 """
 
 import itertools
+import json
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import BigInteger, Connection, and_, bindparam, delete, func, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    not_,
+    or_,
+    select,
+    update,
+)
 
 from bellwire.push.store.prepared import PreparedForList, insert_each
 from bellwire.push.store.rows.connections import is_online
-from bellwire.push.store.tables import channels, outbox
+from bellwire.push.store.tables import channels, device_events, outbox
 from bellwire.signaling.identifiers import DeviceId
 
 _NUMBER_BITS = 20
@@ -34,14 +48,29 @@ _INSERT = insert_each(
 )
 # Who has a row locked is about to delete it, or to send it: waiting could end in a deadlock.
 _FORGET = PreparedForList(
-    lambda events: delete(outbox).where(
-        outbox.c.delivery_id.in_(
-            select(outbox.c.delivery_id)
-            .where(
-                outbox.c.event_id.in_(events),
-                outbox.c.device_id.is_not(None),
+    lambda events: (
+        delete(outbox)
+        .where(
+            outbox.c.delivery_id.in_(
+                select(outbox.c.delivery_id)
+                .where(
+                    outbox.c.event_id.in_(events),
+                    outbox.c.device_id.is_not(None),
+                )
+                .with_for_update(skip_locked=True)
             )
-            .with_for_update(skip_locked=True)
+        )
+        .returning(
+            outbox.c.event_id,
+            outbox.c.device_id,
+            outbox.c.kind,
+            outbox.c.app,
+            outbox.c.call_sid,
+            outbox.c.attempts,
+            outbox.c.reason,
+            outbox.c.tries,
+            outbox.c.due_ms,
+            outbox.c.expires_at_ms,
         )
     )
 )
@@ -96,6 +125,22 @@ class Delivery:
     reason: str | None = None
     delivery_id: int = field(default_factory=_new_id)
     gone: bool = False
+    tries: str | None = None
+    """The attempts that failed, as `tries_with` writes them."""
+    taken_back: bool = field(default=False, compare=False)
+    """Not to be sent after all: found out in the transaction that owes it."""
+
+
+_TRIES_KEPT = 20
+_ANSWER_KEPT = 200
+
+
+def tries_with(tries: str | None, at_ms: int, answer: str) -> str:
+    """What is kept of failed attempts, with one more: the first and the last of them, as JSON."""
+    so_far: list[list[int | str]] = [] if tries is None else json.loads(tries)
+    so_far.append([at_ms, answer[:_ANSWER_KEPT]])
+    kept = so_far if len(so_far) <= _TRIES_KEPT else [so_far[0], *so_far[1 - _TRIES_KEPT :]]
+    return json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
 
 
 def owe(connection: Connection, deliveries: Sequence[Delivery], leased_until_ms: int) -> None:
@@ -160,16 +205,36 @@ def take_due(
             reason=row.reason,
             delivery_id=row.delivery_id,
             gone=row.device_id is not None and row.way is None,
+            tries=row.tries,
         )
         for row in rows
     ]
 
 
-def forget_events(connection: Connection, event_ids: Sequence[str]) -> None:
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """A delivery to a device that was forgotten since its event is no longer wanted."""
+
+    event_id: str
+    device_id: str
+    kind: str
+    app: str
+    call_sid: str
+    attempts: int
+    reason: str | None
+    tries: str | None
+    due_ms: int
+    expires_at_ms: int
+
+
+def forget_events(
+    connection: Connection, event_ids: Sequence[str]
+) -> Callable[[], list[Forgotten]]:
     """Forgets the deliveries to devices of events that are no longer wanted: what has failed so far,
     and what a process that died did not come to send. One that is being sent arrives all the same,
-    as does what is owed to webhooks, which are told of everything."""
-    _FORGET.run(connection, event_ids)
+    as does what is owed to webhooks, which are told of everything. Returns what tells which they were."""
+    rows = _FORGET.begin(connection, event_ids)
+    return lambda: [Forgotten(*row) for row in rows()]
 
 
 def settle(connection: Connection, delivery_ids: Sequence[int]) -> None:
@@ -178,24 +243,57 @@ def settle(connection: Connection, delivery_ids: Sequence[int]) -> None:
 
 
 def put_off_until_there(
-    connection: Connection, delivery_id: int, due_ms: int, at_latest_ms: int, reason: str
-) -> None:
+    connection: Connection,
+    delivery_id: int,
+    due_ms: int,
+    at_latest_ms: int,
+    reason: str,
+    tries: str | None = None,
+) -> bool:
     """Counts an attempt that failed since the device was away: it is due when the device comes, or
-    at the latest then. Should the device have come meanwhile, it is due at `due_ms`."""
+    at the latest then. Should the device have come meanwhile, it is due at `due_ms`. Returns as
+    `put_off`."""
     row = connection.execute(
         select(outbox.c.device_id, outbox.c.kind).where(outbox.c.delivery_id == delivery_id)
     ).one_or_none()
     came = row is not None and is_online(connection, DeviceId(row.device_id), row.kind)
-    put_off(connection, delivery_id, due_ms if came else at_latest_ms, reason)
+    return put_off(connection, delivery_id, due_ms if came else at_latest_ms, reason, tries)
 
 
-def put_off(connection: Connection, delivery_id: int, due_ms: int, reason: str) -> None:
-    """Counts a failed attempt and why it failed; the next is due at `due_ms`."""
-    connection.execute(
+def put_off(
+    connection: Connection, delivery_id: int, due_ms: int, reason: str, tries: str | None = None
+) -> bool:
+    """Counts a failed attempt and why it failed; the next is due at `due_ms`. Returns whether it is
+    still owed."""
+    changed = connection.execute(
         update(outbox)
         .where(outbox.c.delivery_id == delivery_id)
-        .values(attempts=outbox.c.attempts + 1, due_ms=due_ms, reason=reason)
+        .values(attempts=outbox.c.attempts + 1, due_ms=due_ms, reason=reason, tries=tries)
     )
+    return changed.rowcount > 0
+
+
+def needless(connection: Connection, notices: Sequence[Delivery]) -> set[int]:
+    """Which of some pushes say what their devices know: the same event was read from the device's
+    stream, or has been taken from the broker."""
+    return {notice.delivery_id for notice in notices if _is_known(connection, notice)}
+
+
+def _is_known(connection: Connection, notice: Delivery) -> bool:
+    def has(kind: str) -> ColumnElement[bool]:
+        return exists().where(channels.c.device_id == notice.device_id, channels.c.kind == kind)
+
+    unread = exists().where(
+        device_events.c.event_id == notice.event_id,
+        device_events.c.device_id == notice.device_id,
+    )
+    untaken = exists().where(
+        outbox.c.event_id == notice.event_id,
+        outbox.c.device_id == notice.device_id,
+        outbox.c.kind == "mqtt",
+    )
+    known = or_(and_(has("websocket"), not_(unread)), and_(has("mqtt"), not_(untaken)))
+    return bool(connection.execute(select(known)).scalar_one())
 
 
 def make_all_due(connection: Connection, now_ms: int) -> None:

@@ -1,6 +1,7 @@
 """Strangers who would have the relay's memory, its places or its time, over raw sockets."""
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator
@@ -270,6 +271,52 @@ async def test_one_identity_has_a_bounded_number_of_connections_from_many_addres
         refused = next(answer for answer in answers if answer.status_code == 429)
         assert f"{eve} has as many connections" in refused.json()["detail"]
         await target.must_answer_within(PATIENCE_S, "127.0.0.99")
+
+
+@pytest.mark.full
+async def test_a_token_that_floods_at_the_door_keeps_nobody_with_a_key_out(tmp_path: Path) -> None:
+    """Its connections that find no place are refused at once: late, they would fill the door."""
+    settings = {
+        "trusted_proxies": NO_PROXIES,
+        "max_connections": 256,
+        "max_connections_per_address": 64,
+    }
+    async with attacked(tmp_path, **settings) as target, serving(target.relay) as running:
+        eve = fresh("eve")
+        await running.register(eve)
+        token = (await running.token(eve, eve))["Authorization"]
+        asks = f"GET /v1/calls HTTP/1.1\r\nHost: relay\r\nAuthorization: {token}\r\n\r\n".encode()
+        is_over, is_beset, knocks = asyncio.Event(), asyncio.Event(), 0
+
+        async def ask_on_and_on(raw: Raw) -> None:
+            while not is_over.is_set():
+                raw.send(asks)
+                await raw.answer()
+
+        async def knock(source: str) -> None:
+            nonlocal knocks
+            while not is_over.is_set():
+                knocks += 1
+                if knocks == 1000:
+                    is_beset.set()
+                with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                    raw = await target.open(source)
+                    raw.send(asks)
+                    await raw.answer()
+                    raw.writer.close()
+
+        async with asyncio.TaskGroup() as tasks:
+            for raw in await target.open_many(64, "127.0.0.3"):
+                tasks.create_task(ask_on_and_on(raw))
+            await target.until_refused("device-requests", 100)
+            await target.open_many(64, "127.0.0.4")  # all places of strangers
+            for number in range(400):
+                tasks.create_task(knock(f"127.0.0.{number % 8 + 4}"))
+            await asyncio.wait_for(is_beset.wait(), PATIENCE_S)
+            answers = [await target.get("/v1/devices", OTHER, target.key) for _ in range(30)]
+            is_over.set()
+        served = sum(answer.status_code == 200 for answer in answers)
+        assert served > 20
 
 
 async def test_a_proxys_clients_are_counted_one_by_one_and_nobody_else_can_name_theirs(

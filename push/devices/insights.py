@@ -1,0 +1,175 @@
+"""What devices tell of their calls (insights): heard over the broker, kept with the call for a month, and
+told to webhooks.
+
+A device speaks for itself alone, as the broker's rights see to, and only of calls of its identity. What it
+tells is bounded, for each call and in all, and heard over a session of its own, so that it never queues
+before calls.
+"""
+
+import asyncio
+import hashlib
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import structlog
+from pydantic import ValidationError
+from sqlalchemy import Connection
+
+from bellwire.broker.session.messages import Incoming
+from bellwire.broker.session.receiving import ReceivingSession
+from bellwire.push.delivery.webhook_events import OnEvent
+from bellwire.push.metrics import Metrics
+from bellwire.push.store.engine.database import Database
+from bellwire.push.store.rows.calls import load_call
+from bellwire.push.store.rows.devices import find_device
+from bellwire.push.store.rows.outbox import owe
+from bellwire.push.store.rows.quality import InsightRow, keep_insight
+from bellwire.push.store.tables import from_ms, to_ms
+from bellwire.signaling.calls.events import CallInsight
+from bellwire.signaling.errors import InvalidInput, Unavailable
+from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
+from bellwire.signaling.topics import INSIGHTS_SHARED, device_of
+from bellwire.signaling.wire.insights import ToldInsight
+
+log = structlog.get_logger(__name__)
+
+INSIGHTS_KEPT = timedelta(days=30)
+MOST_OF_A_CALL = 200
+"""Of one device, of one call: a call of an hour has some dozens."""
+LIMIT_BYTES = 4096
+
+NOT_KEPT = "insight"
+"""The reason of `bellwire_refused_total`."""
+
+_WAITING = 1000
+_AT_ONCE = 50
+
+
+class Insights:
+    """Hears, keeps and tells what devices tell of their calls. `run` must be running.
+
+    Args:
+        database: The relay's.
+        session: A connection to the broker, for this alone.
+        metrics: Counts what is not kept.
+        now: Tells the time.
+        on_event: Makes what is owed to webhooks; None where there are none.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        session: ReceivingSession,
+        metrics: Metrics,
+        *,
+        now: Callable[[], datetime],
+        on_event: OnEvent | None = None,
+    ) -> None:
+        self._database = database
+        self._session = session
+        self._not_kept = metrics.refused.labels(NOT_KEPT)
+        self._now = now
+        self._on_event = on_event
+        self._waiting: deque[tuple[DeviceId, bytes]] = deque()
+        self._come = asyncio.Event()
+        session.receive(INSIGHTS_SHARED, self._take)
+
+    async def run(self) -> None:
+        """Hears them until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._session.run())
+            tasks.create_task(self._keep_what_comes())
+
+    def _take(self, message: Incoming) -> None:
+        if not message.payload:
+            return
+        if len(self._waiting) >= _WAITING or len(message.payload) > LIMIT_BYTES:
+            self._not_kept.inc()
+            return
+        try:
+            self._waiting.append((device_of(message.topic), message.payload))
+        except InvalidInput:
+            return
+        self._come.set()
+
+    async def _keep_what_comes(self) -> None:
+        while True:
+            await self._come.wait()
+            self._come.clear()
+            while self._waiting:
+                some = [self._waiting.popleft() for _ in range(min(_AT_ONCE, len(self._waiting)))]
+                try:
+                    await self.keep(some)
+                except Unavailable as error:
+                    log.warning("insights not kept", count=len(some), error=str(error))
+                    self._not_kept.inc(len(some))
+
+    async def keep(self, told: list[tuple[DeviceId, bytes]]) -> None:
+        """Keeps what some devices have told, as far as it is of calls of theirs.
+
+        Raises:
+            Unavailable: the database is away.
+        """
+
+        def work(connection: Connection) -> int:
+            return sum(not self._keep(connection, device, document) for device, document in told)
+
+        not_kept = await self._database.write(work)
+        if not_kept:
+            self._not_kept.inc(not_kept)
+
+    def _keep(self, connection: Connection, device: DeviceId, document: bytes) -> bool:
+        """Keeps one; whether it was good."""
+        try:
+            insight = ToldInsight.model_validate_json(document)
+            call_sid = insight.call_sid
+        except ValidationError as error:
+            log.info("insight not understood", device_id=device, errors=error.error_count())
+            return False
+        if call_sid is None:
+            return True  # of a call that was never made
+        identity = _who(connection, device, CallSid(call_sid))
+        if identity is None:
+            return False
+        row = InsightRow(
+            call_sid,
+            identity,
+            device,
+            to_ms(self._now()),
+            hashlib.sha256(document).hexdigest()[:32],
+            insight.model_dump_json(),
+        )
+        if keep_insight(connection, row, MOST_OF_A_CALL) and self._on_event is not None:
+            self._tell(connection, self._on_event, row, insight)
+        return True
+
+    def _tell(
+        self, connection: Connection, on_event: OnEvent, row: InsightRow, insight: ToldInsight
+    ) -> None:
+        named = f"{row.call_sid}\n{row.device_id}\n{row.fingerprint}".encode()
+        event = CallInsight(
+            id=f"IN{hashlib.sha256(named).hexdigest()[:32]}",
+            call_sid=row.call_sid,
+            at=from_ms(row.at_ms),
+            identity=row.identity,
+            device_id=row.device_id,
+            level=insight.level,
+            group=insight.group,
+            name=insight.name,
+            timestamp=insight.timestamp,
+            payload=insight.payload,
+        )
+        data = event.model_dump(mode="json")
+        owed = on_event(connection, event.event, event.id, event.at, data)
+        owe(connection, owed, leased_until_ms=row.at_ms)
+
+
+def _who(connection: Connection, device: DeviceId, call_sid: CallSid) -> Identity | None:
+    """Whose device it is; None where its identity is not in the call."""
+    row = find_device(connection, device)
+    call = None if row is None else load_call(connection, call_sid)
+    if row is None or call is None or call.user(row.identity) is None:
+        log.info("insight of no call of the device's", device_id=device, call_sid=call_sid)
+        return None
+    return row.identity
