@@ -65,8 +65,8 @@ class SharingRelay(ForkedRelay):
         self,
         data: Path,
         *,
-        arguments: tuple[str, ...],
-        environment: dict[str, str],
+        arguments: tuple[str, ...] = (),
+        environment: dict[str, str] | None = None,
         version: Version | None = None,
     ) -> None:
         super().__init__(data, arguments=arguments, environment=environment)
