@@ -1,9 +1,10 @@
 """What this device says and hears on its topics: call events in, requests out, presence always."""
 
 import asyncio
+import socket
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 
 import structlog
@@ -17,6 +18,7 @@ from bellwire.broker.session.session import (
     PublishRefused,
     RequestTimeout,
     Session,
+    is_refused,
 )
 from bellwire.config.waiting import Sleep
 from bellwire.signaling.calls.events import CallEvent, parse_event
@@ -37,7 +39,12 @@ from bellwire.signaling.wire.answers import (
     Problem,
 )
 from bellwire.signaling.wire.operations import DeviceIceServers, DeviceKeys, DeviceOperation
-from bellwire.signaling.wire.station import Presence, presence_document
+from bellwire.signaling.wire.station import (
+    CONFIRM_EVERY_S,
+    PRESENCE_LIFE_S,
+    Presence,
+    presence_document,
+)
 
 SOFTWARE = version("bellwire")
 """Which version of Bellwire this agent is. Read once: each look searches the whole import path, and
@@ -69,11 +76,19 @@ class Link:
     Args:
         address: The broker, with this device's credentials.
         device: This device.
-        sleep: Waits; a test injects its own.
+        sleep: Waits for a broker that is away; a test injects its own.
+        confirm_every_s: How often this device says that it is there.
+        presence_life_s: How long the broker is to believe it, in whole seconds.
     """
 
     def __init__(
-        self, address: BrokerAddress, device: DeviceId, *, sleep: Sleep = asyncio.sleep
+        self,
+        address: BrokerAddress,
+        device: DeviceId,
+        *,
+        sleep: Sleep = asyncio.sleep,
+        confirm_every_s: float = CONFIRM_EVERY_S,
+        presence_life_s: int = PRESENCE_LIFE_S,
     ) -> None:
         if address.is_in_clear:
             log.warning(
@@ -82,6 +97,9 @@ class Link:
                 broker=address.url,
             )
         self._device = device
+        self._confirm_every_s = confirm_every_s
+        self._presence_life_s = presence_life_s
+        self._came_at: datetime | None = None
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._listeners: list[EventListener] = []
         self._session = Session(
@@ -125,9 +143,18 @@ class Link:
         """Has `hook` called after each loss of the connection."""
         self._session.on_disconnected(hook)
 
+    def on_unreached(self, listener: Callable[[CallError], None]) -> None:
+        """Has `listener` called with why, each time that the broker cannot be reached or is lost: 31530,
+        its name is unknown; 20151, it refuses this device's credentials; 31005, anything else."""
+        self._session.on_unreached(lambda error: listener(_connection_error(error)))
+
     async def run(self) -> None:
         """Holds the session until cancelled; then says that this device is away."""
-        await self._session.run()
+        confirming = asyncio.create_task(self._go_on_saying_online())
+        try:
+            await self._session.run()
+        finally:
+            confirming.cancel()
 
     async def ask(self, operation: DeviceOperation, *, within: timedelta) -> CallAnswer:
         """Asks the relay, again and again while no answer comes, for a while.
@@ -136,7 +163,8 @@ class Link:
 
         Raises:
             RequestRefused: the relay refused.
-            CallError: 31408, no answer came in time; 31502, it is not understood.
+            CallError: 31009, it could not be sent in time; 31408, no answer came in time; 31502, it is
+                not understood; 31201, the broker does not let this device ask.
         """
         response = await self.request(operation, within=within)
         if response.call is None:
@@ -148,6 +176,7 @@ class Link:
         document = operation.model_dump_json(by_alias=True, exclude_none=True).encode()
         loop = asyncio.get_running_loop()
         until = loop.time() + within.total_seconds()
+        failure = CallError(31009, f"{operation.operation}: there is no connection to the relay")
         while (left_s := until - loop.time()) > 0:
             try:
                 async with asyncio.timeout(left_s):
@@ -158,10 +187,14 @@ class Link:
             except PublishRefused as error:
                 raise CallError(31201, str(error)) from error
             except (NotConnected, RequestTimeout, TimeoutError) as error:
+                if self._session.connected:
+                    failure = CallError(
+                        31408, f"{operation.operation}: the relay did not answer in time"
+                    )
                 log.warning("request not answered", operation=operation.operation, error=str(error))
                 continue
             return _response_in(answer)
-        raise CallError(31408, f"{operation.operation}: the relay did not answer in time")
+        raise failure
 
     async def keys(self) -> KeySetAnswer:
         """The relay's public keys.
@@ -194,10 +227,28 @@ class Link:
             log.info("insight not published", error=str(error))
 
     async def _say_online(self) -> None:
+        self._came_at = datetime.now(UTC)
+        await self._confirm_online(self._came_at)
+
+    async def _go_on_saying_online(self) -> None:
+        while True:
+            await asyncio.sleep(self._confirm_every_s)
+            if self._came_at is None or not self._session.connected:
+                continue  # It is said once there is a broker.
+            try:
+                await self._confirm_online(self._came_at)
+            except NotConnected as error:
+                log.info("presence not confirmed", error=str(error))
+
+    async def _confirm_online(self, since: datetime) -> None:
+        """Says that this device is there: to the letter the same each time, so that a relay knows at a
+        glance that there is nothing new."""
+        presence = Presence(online=True, software=SOFTWARE, since=since)
         await self._session.publish(
             presence_topic(self._device),
-            presence_document(Presence(online=True, software=SOFTWARE)),
+            presence_document(presence),
             retain=True,
+            expires_in_s=self._presence_life_s,
         )
 
     def _take_event(self, message: Incoming) -> None:
@@ -223,3 +274,12 @@ def _response_in(answer: bytes) -> DeviceResponse:
     if response.problem is not None:
         raise RequestRefused(response.problem)
     return response
+
+
+def _connection_error(error: BaseException) -> CallError:
+    """Why the broker was not reached, by Twilio's codes."""
+    if is_refused(error):
+        return CallError(20151, str(error), repr(error))
+    # aiomqtt keeps what the system said as the context of its own error.
+    unknown = isinstance(error.__context__, socket.gaierror)
+    return CallError(31530 if unknown else 31005, str(error), repr(error))

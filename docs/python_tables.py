@@ -34,6 +34,10 @@ _CALL_EVENTS = {
     "warning-cleared": "that measure is good again",
 }
 _DEVICE_EVENTS = {
+    "error": (
+        "its relay cannot be reached, each time that it tries: 31530 the broker's name is unknown, 20151"
+        " it refuses the credentials, 31005 anything else"
+    ),
     "incoming": "somebody calls",
     "registered": "it can reach its relay",
     "unregistered": "it has lost it; it goes on trying, and calls go on",

@@ -48,7 +48,7 @@ from bellwire.signaling.wire.operations import DEFAULT_TIMEOUT_S, DeviceInvite, 
 log = structlog.get_logger(__name__)
 
 _EARLY_EVENTS = 256
-_EVENTS = ("incoming", "registered", "unregistered")
+_EVENTS = ("error", "incoming", "registered", "unregistered")
 _EVENTS_OF_A_STATION = ("caller", "change", "connection")
 
 VerifyCaller = Callable[[CallReceived, timedelta], Awaitable[CallerInfo | None]]
@@ -117,6 +117,7 @@ class Device:
         link.listen(self._take_event)
         link.on_connected(self._relay_is_back)
         link.on_disconnected(self._relay_is_lost)
+        link.on_unreached(lambda error: self._listeners.tell("error", error))
 
     @classmethod
     @asynccontextmanager
@@ -199,6 +200,10 @@ class Device:
     @overload
     def on(
         self, event: Literal["registered", "unregistered"], listener: Callable[[], object]
+    ) -> Unsubscribe: ...
+    @overload
+    def on(
+        self, event: Literal["error"], listener: Callable[[CallError], object]
     ) -> Unsubscribe: ...
     def on(self, event: str, listener: Callable[..., object]) -> Unsubscribe:
         """Has `listener` called on the event loop at each `event`; what is returned ends that. It may be
@@ -341,6 +346,8 @@ class Device:
             expires_at=self._now() + left,
             custom_parameters=event.custom_parameters,
             early_media=allows_early_media(event.extended_data),
+            account_sid=event.account_sid,
+            connect_token=event.connect_token,
         )
         call = self._begin(terms, CallSid(event.call_sid))
         call.signalling.ring()

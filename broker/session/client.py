@@ -17,10 +17,10 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from bellwire.broker.session.address import BrokerAddress
+from bellwire.signaling.wire.station import KEEP_ALIVE_S
 
 T = TypeVar("T")
 
-_KEEPALIVE_S = 20
 _TIMEOUT_S = 5.0
 _RECEIVE_MAXIMUM = 65_535
 """A broker counts what is on its way (mosquitto: 20) apart from what waits: with few on their way a
@@ -126,7 +126,7 @@ def client_of(
         protocol=ProtocolVersion.V5,
         clean_start=session_expiry_s == 0,
         properties=connect,
-        keepalive=_KEEPALIVE_S,
+        keepalive=KEEP_ALIVE_S,
         will=will,
         tls_context=address.tls_context(),
         socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],

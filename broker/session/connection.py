@@ -23,12 +23,12 @@ from bellwire.broker.session.session import (
     NotConnected,
     PublishRefused,
 )
+from bellwire.signaling.wire.station import KEEP_ALIVE_S
 
 _RECEIVE_MAXIMUM = 65_535
 """What MQTT 5 lets be on its way where the other side says nothing."""
 _CONNECT_S = 5.0
 _CONFIRM_S = 10.0
-_KEEPALIVE_S = 20
 _LOOK_EVERY_S = 0.5
 FAILURE = 0x80
 """Reason codes (2.4) are failures from here on."""
@@ -100,7 +100,7 @@ class BrokerConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._unread = b""
         self._most_on_their_way = _RECEIVE_MAXIMUM
-        self._keepalive_s = _KEEPALIVE_S
+        self._keepalive_s = KEEP_ALIVE_S
         self._is_paused = False
         self._packet_id = 0
         self._waiting: deque[_Message] = deque()
@@ -213,7 +213,7 @@ class BrokerConnection(asyncio.Protocol):
             self._abort(why)
             return
         self._most_on_their_way = packet.receive_max
-        self._keepalive_s = packet.server_keep_alive or _KEEPALIVE_S
+        self._keepalive_s = packet.server_keep_alive or KEEP_ALIVE_S
         self.ready.set_result(None)
         self._look()
 

@@ -109,9 +109,11 @@ class Session:
         self._sleep = sleep
         self._subscriptions: dict[str, tuple[Handler, ...]] = {}
         self._narrowed: dict[str, Topics] = {}
+        self._may_be_refused: set[str] = set()
         self._narrowly_held: dict[str, frozenset[str]] = {}
         self._hooks: list[Hook] = []
         self._lost_hooks: list[Callable[[], None]] = []
+        self._unreached_hooks: list[Callable[[BaseException], None]] = []
         self._client: Client | None = None
         self._up = asyncio.Event()
         self._was_connected = False
@@ -130,12 +132,20 @@ class Session:
         await self._up.wait()
 
     def subscribe(
-        self, topic_filter: str, handler: Handler, *, narrowed_to: Topics | None = None
+        self,
+        topic_filter: str,
+        handler: Handler,
+        *,
+        narrowed_to: Topics | None = None,
+        may_be_refused: bool = False,
     ) -> None:
         """Has `handler` called on the loop with each message; subscribes again on each connection.
         Call before `run`. QoS 1. Where only some topics of a filter matter, `narrowed_to` names them: what
         others write on the rest then takes no room in the queue that the broker keeps for this session.
+        `may_be_refused` is for what an older version gives no right to, and nothing is wrong then.
         """
+        if may_be_refused:
+            self._may_be_refused.add(topic_filter)
         self._subscriptions[topic_filter] = (*self._subscriptions.get(topic_filter, ()), handler)
         if narrowed_to is not None:
             self._narrowed[topic_filter] = narrowed_to
@@ -147,6 +157,10 @@ class Session:
     def on_disconnected(self, hook: Callable[[], None]) -> None:
         """Has `hook` called after each loss of the connection."""
         self._lost_hooks.append(hook)
+
+    def on_unreached(self, hook: Callable[[BaseException], None]) -> None:
+        """Has `hook` called with what went wrong, each time that a connection failed or was lost."""
+        self._unreached_hooks.append(hook)
 
     def give_way(self, wait_s: float) -> None:
         """Has the session wait so many seconds once it loses the connection that it has now: another
@@ -171,7 +185,7 @@ class Session:
                 lost = errors
             if lost is None:
                 continue
-            if not self._was_connected and _are_refused(lost):
+            if not self._was_connected and is_refused(lost.exceptions[0]):
                 raise NotAuthorized(
                     f"the broker {self.address.url} refuses the credentials of"
                     f" {self.address.username or self.client_id}: give it new ones"
@@ -181,6 +195,8 @@ class Session:
                 wait_s = backoff_s(attempt, longest_s=BACKOFF_LONGEST_S)
             self._way_s = None
             attempt += 1
+            for hook in self._unreached_hooks:
+                hook(lost.exceptions[0])
             log.warning(
                 "broker not reached",
                 broker=self.address.url,
@@ -310,7 +326,8 @@ class Session:
             await client.unsubscribe(topic)
 
     async def _subscribe_all(self, client: Client, topic_filter: str) -> None:
-        if not await _is_subscribed(client, topic_filter):
+        is_subscribed = await _is_subscribed(client, topic_filter)
+        if not is_subscribed and topic_filter not in self._may_be_refused:
             log.error("broker refused a subscription", topic=topic_filter, client_id=self.client_id)
 
     @asynccontextmanager
@@ -397,9 +414,8 @@ async def _is_subscribed(client: Client, topic_filter: str) -> bool:
     return not any(getattr(code, "is_failure", False) for code in codes)
 
 
-def _are_refused(errors: BaseExceptionGroup[BaseException]) -> bool:
+def is_refused(error: BaseException) -> bool:
     """Whether the broker has answered a connection with "bad user name or password" or "not authorized"."""
-    error = errors.exceptions[0]
     if isinstance(error, CredentialsRefused):
         return True
     if not isinstance(error, MqttCodeError):

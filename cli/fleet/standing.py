@@ -19,6 +19,12 @@ State = Literal["in step", "waiting", "refused", "behind", "unknown"]
 
 _ABSENT = "(nothing)"
 
+READINGS = (
+    *("at", "uptime_s", "boot_s", "cpu_percent", "load_1m", "temperature_c", "memory_percent"),
+    *("agent_rss_mb", "disk_percent", "wifi_signal_dbm", "clock_skew_s"),
+)
+"""What of a device's telemetry is about the machine."""
+
 
 @dataclass(frozen=True, slots=True)
 class Standing:
@@ -38,8 +44,15 @@ class Standing:
 
     @property
     def errors(self) -> tuple[LayerProblem, ...]:
-        """What the device says is wrong."""
-        return self.device.reported.errors if self.device.reported else ()
+        """What the device says is wrong; layers among it that it has gone beyond."""
+        reported = self.device.reported
+        return (*reported.errors, *reported.outdated) if reported else ()
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups that the device says it is in."""
+        groups = self.device.reported.effective.get("groups") if self.device.reported else None
+        return tuple(map(str, groups)) if isinstance(groups, list) else ()
 
     def as_json(self) -> dict[str, object]:
         """The row of `bellwire fleet status --json`."""
@@ -48,7 +61,10 @@ class Standing:
         return {
             "device_id": device.device_id,
             "online": device.online,
+            "confirmed": device.is_confirmed,
+            "since": presence.since.isoformat() if presence and presence.since else None,
             "never_seen": device.never_seen,
+            "groups": list(self.groups),
             "software": (presence and presence.software) or (reported and reported.software),
             "state": self.state,
             "drift": self.state in ("behind", "refused"),
@@ -66,6 +82,9 @@ class Standing:
             else None,
             "door": telemetry.door.model_dump() if telemetry and telemetry.door else None,
             "faults": [fault.model_dump() for fault in telemetry.faults] if telemetry else [],
+            "telemetry": telemetry.model_dump(mode="json", include=set(READINGS))
+            if telemetry
+            else None,
         }
 
 
@@ -123,7 +142,8 @@ class Standings:
 
 
 def _state(reported: Reported, verdict: LayerVerdict, expected: Mapping[str, int]) -> State:
-    if any(error.revision in (None, expected.get(error.layer)) for error in reported.errors):
+    wrong = (*reported.errors, *reported.outdated)
+    if any(error.revision in (None, expected.get(error.layer)) for error in wrong):
         return "refused"  # An error of another revision is yesterday's.
     if reported.waiting:
         return "waiting"

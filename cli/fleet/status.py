@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from datetime import UTC
 from typing import Annotated
 
 import typer
@@ -16,6 +17,7 @@ from bellwire.broker.fleet.rollout_guard import RolloutGuard
 from bellwire.cli.failures import reported
 from bellwire.cli.fleet.apply import NOT_FOLLOWED
 from bellwire.cli.fleet.rollout import rollout_lines
+from bellwire.cli.fleet.selection import Selection
 from bellwire.cli.fleet.session import (
     FleetDevice,
     JsonOption,
@@ -59,8 +61,42 @@ GuardOption = Annotated[
 ]
 
 
+DevicesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[DEVICE]...", help="Their ids. [all]")
+]
+GroupOption = Annotated[
+    list[str] | None,
+    typer.Option("--group", metavar="NAME", help="Those of a group. May be given several times."),
+]
+StateOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--state",
+        metavar="STATE",
+        help="Those that are `in-step`, `waiting`, `refused`, `behind`, `unknown`; `online`, `offline`,"
+        " `never-seen`, `unconfirmed`. May be given several times.",
+    ),
+]
+FaultOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fault",
+        metavar="PART",
+        help="Those that report a fault of `audio`, `door`, `panel`, ..., or of `any` part.",
+    ),
+]
+TelemetryOption = Annotated[
+    bool, typer.Option("--telemetry", help="Show how each machine is, in place of its layers.")
+]
+
+
 @reported
 def status(
+    devices: DevicesArgument = None,
+    group: GroupOption = None,
+    state: StateOption = None,
+    fault: FaultOption = None,
+    telemetry: TelemetryOption = False,
     check: CheckOption = False,
     show_all: AllOption = False,
     as_json: JsonOption = False,
@@ -71,15 +107,19 @@ def status(
     *in step* runs what the layers give; *waiting* will, once no call is in progress; *refused* keeps
     the last good configuration, and says why; *behind* runs something else; *unknown* has never said.
     `default:6→7` means that it runs revision 6 of the layer, which is at 7. A device that is registered
-    and has not come since is *never seen*. Below stand the keys of layers that devices skip, since only
-    their own file may say them.
+    and has not come since is *never seen*. One that is online *unconfirmed* is of an older version: should
+    its broker have been killed, it may be gone. Below stand the keys of layers that devices skip, since
+    only their own file may say them. --check looks at the devices that are asked for.
     """
+
+    selection = Selection(devices or (), group or (), state or (), fault or ())
 
     async def run() -> tuple[list[Standing], dict[LayerName, Layer]]:
         async with open_fleet(operator) as fleet:
             return standings_of(fleet), _layers(fleet)
 
-    rows, layers = asyncio.run(run())
+    everybody, layers = asyncio.run(run())
+    rows = selection.among(everybody)
     if as_json:
         shown = {
             "devices": [standing.as_json() for standing in rows],
@@ -92,7 +132,10 @@ def status(
         }
         Console(soft_wrap=True).out(json.dumps(shown, ensure_ascii=False))
     elif rows:
-        Console().print(status_view(rows, layers, None if show_all else _ROWS))
+        limit = None if show_all else _ROWS
+        Console().print(status_view(rows, layers, limit, show_telemetry=telemetry))
+    elif everybody:
+        Console().print(f"None of {len(everybody)} devices is as you ask.")
     else:
         Console().print(
             "No device has reported yet: add one with `bellwire devices add`, and start its agent."
@@ -173,7 +216,11 @@ def _layers(fleet: RetainedFleet) -> dict[LayerName, Layer]:
 
 
 def status_view(
-    standings: Iterable[Standing], layers: Mapping[LayerName, Layer], limit: int | None = None
+    standings: Iterable[Standing],
+    layers: Mapping[LayerName, Layer],
+    limit: int | None = None,
+    *,
+    show_telemetry: bool = False,
 ) -> RenderableType:
     """A row for each device, or for `limit` of them: those that do not follow first. Then what is
     wrong, and the rollouts that are under way."""
@@ -181,21 +228,7 @@ def status_view(
     rows = everybody
     if limit is not None and len(everybody) > limit:
         rows = sorted(everybody, key=lambda row: _URGENCY.index(row.state))[:limit]
-    table = Table("Device", "Online", "Software", "Config", "Layers", "Last call", "Errors")
-    for standing in rows:
-        device, reported = standing.device, standing.device.reported
-        software = (device.presence and device.presence.software) or (
-            reported and reported.software
-        )
-        table.add_row(
-            escape(device.device_id),
-            _online(device),
-            escape(printable(software or "-")),
-            Text(standing.state, _STYLES[standing.state]),
-            escape(printable(_layers_of(standing))),
-            escape(printable(_last_call(device))),
-            Text(str(len(_errors(standing)) or "-"), "red"),
-        )
+    table = _telemetry_table(rows) if show_telemetry else _table(rows)
     left_out = len(everybody) - len(rows)
     more = f"; {left_out} more: see them with --all or --json" if left_out else ""
     rollouts = [Text(line, "yellow") for line in rollout_lines(layers)]
@@ -206,10 +239,71 @@ def status_view(
     return Group(table, *wrong, *skipped, *rollouts, Text(_summary(everybody) + more))
 
 
+def _table(rows: Iterable[Standing]) -> Table:
+    table = Table(
+        "Device", "Online", "Since", "Software", "Config", "Layers", "Last call", "Errors"
+    )
+    for standing in rows:
+        device, reported = standing.device, standing.device.reported
+        software = (device.presence and device.presence.software) or (
+            reported and reported.software
+        )
+        table.add_row(
+            escape(device.device_id),
+            _online(device),
+            _since(device),
+            escape(printable(software or "-")),
+            Text(standing.state, _STYLES[standing.state]),
+            escape(printable(_layers_of(standing))),
+            escape(printable(_last_call(device))),
+            Text(str(len(_errors(standing)) or "-"), "red"),
+        )
+    return table
+
+
+def _telemetry_table(rows: Iterable[Standing]) -> Table:
+    columns = ("Device", "Online", "Since", "Config", *_TELEMETRY, "Told", "Errors")
+    table = Table(*columns)
+    for standing in rows:
+        device, telemetry = standing.device, standing.device.telemetry
+        values = [getattr(telemetry, name, None) for name, _ in _TELEMETRY.values()]
+        table.add_row(
+            escape(device.device_id),
+            _online(device),
+            _since(device),
+            Text(standing.state, _STYLES[standing.state]),
+            *(
+                "-" if value is None else written.format(value)
+                for value, (_, written) in zip(values, _TELEMETRY.values(), strict=True)
+            ),
+            f"{telemetry.at.astimezone(UTC):%Y-%m-%d %H:%M}" if telemetry else "-",
+            Text(str(len(_errors(standing)) or "-"), "red"),
+        )
+    return table
+
+
+_TELEMETRY = {
+    "CPU": ("cpu_percent", "{:.0f} %"),
+    "Load": ("load_1m", "{:.2f}"),
+    "Temp.": ("temperature_c", "{:.0f} °C"),
+    "Memory": ("memory_percent", "{:.0f} %"),
+    "Disk": ("disk_percent", "{:.0f} %"),
+    "Wi-Fi": ("wifi_signal_dbm", "{:.0f} dBm"),
+    "Skew": ("clock_skew_s", "{:.1f} s"),
+}
+"""Columns: the field of the telemetry, and how it is written."""
+
+
 def _online(device: FleetDevice) -> Text:
     if device.online:
-        return Text("yes", "green")
+        return Text("yes", "green") if device.is_confirmed else Text("unconfirmed", "yellow")
     return Text("never seen" if device.never_seen else "no", "red")
+
+
+def _since(device: FleetDevice) -> str:
+    """Since when it is there, or is not, as far as that is known (UTC)."""
+    since = device.presence.since if device.presence else None
+    return f"{since.astimezone(UTC):%Y-%m-%d %H:%M}" if since else "-"
 
 
 def _layers_of(standing: Standing) -> str:

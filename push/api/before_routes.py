@@ -127,11 +127,13 @@ class RateLimitFirst:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request (ASGI)."""
-        refusal = self._refusal(scope)
-        if refusal is None:
+        refused = self._refused(scope)
+        if refused is None:
             await self._app(scope, receive, send)
             return
-        if self._held < _HELD_AT_ONCE:
+        refusal, has_place = refused
+        # The door, where those wait who have no place, is small: answered late, they would fill it.
+        if has_place and self._held < _HELD_AT_ONCE:
             self._held += 1
             self._number += 1
             try:
@@ -140,7 +142,8 @@ class RateLimitFirst:
                 self._held -= 1
         await refusal_response(refusal)(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> Refusal | None:
+    def _refused(self, scope: Scope) -> tuple[Refusal, bool] | None:
+        """Why a request is not served, if so, and whether its connection has a place."""
         actor = self._known(scope)
         if actor is None or actor.token is None or actor.identity is None:
             return None
@@ -152,12 +155,13 @@ class RateLimitFirst:
         if access.refusal(actor.token, actor.identity, actor.device) is not None:
             return None
         refusal = self._relay.devices.rate_limits.refusal(actor.identity, actor.device)
-        if refusal is not None:
-            try:
-                let_in(scope, actor.identity)  # it is no stranger's connection
-            except Refusal as no_place:
-                return no_place
-        return refusal
+        if refusal is None:
+            return None
+        try:
+            let_in(scope, actor.identity)  # it is no stranger's connection
+        except Refusal as no_place:
+            return no_place, False
+        return refusal, True
 
     def _known(self, scope: Scope) -> Actor | None:
         """Whom an access token in the header stands for, where that is known without looking."""

@@ -2,30 +2,20 @@
 
 Of one that has not come yet the broker retains that, until its own presence takes the place, so that who
 reads presence by one wildcard sees every device there is. It is written where a device gets its access,
-and at a relay's start where it is missing: for devices of older versions, and after a broker has lost
-its disk.
+and where it is missing by :mod:`push.devices.presence_watch`.
 """
 
-import asyncio
-import itertools
-import secrets
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from datetime import datetime
 from typing import Protocol
 
 import structlog
 
 from bellwire.broker.accounts.credentials import DynamicSecurity
-from bellwire.broker.session.address import BrokerAddress
-from bellwire.broker.session.messages import Incoming
-from bellwire.broker.session.receiving import ReceivingSession
-from bellwire.broker.session.session import NotConnected, PublishRefused
-from bellwire.config.waiting import backoff_s
+from bellwire.broker.session.session import NotConnected
 from bellwire.push.access.revocation import Access
 from bellwire.push.channels.websocket import StreamReaders
 from bellwire.push.store.engine.database import Database
-from bellwire.push.store.rows.connections import Absent, absent_devices
 from bellwire.push.store.rows.devices import (
     ChannelRow,
     DeviceRow,
@@ -35,22 +25,14 @@ from bellwire.push.store.rows.devices import (
     put_device,
 )
 from bellwire.push.store.tables import to_ms
-from bellwire.signaling.errors import InvalidInput, NotFound, Unavailable
+from bellwire.signaling.errors import InvalidInput, NotFound
 from bellwire.signaling.identifiers import DeviceId, Identity, mqtt_client_id
-from bellwire.signaling.topics import (
-    PRESENCE_OF_ALL,
-    device_of,
-    presence_topic,
-    relay_echo_topic,
-)
+from bellwire.signaling.topics import presence_topic
 from bellwire.signaling.wire.answers import BrokerAccess, ChannelAnswer, DeviceAnswer
 from bellwire.signaling.wire.requests import PUSH_KINDS, ChannelRequest, DeviceRequest
 from bellwire.signaling.wire.station import Presence, presence_document
 
 log = structlog.get_logger(__name__)
-
-_TRY_AGAIN_S = 5.0
-_TRY_AGAIN_LATEST_S = 300.0
 
 
 class Publishing(Protocol):
@@ -210,77 +192,3 @@ async def retain_registered(session: Publishing, device: DeviceId, at: datetime)
         await session.publish(presence_topic(device), presence_document(presence), retain=True)
     except NotConnected as error:
         log.warning("not retained that a device is registered", device_id=device, error=str(error))
-
-
-class AbsentDevices:
-    """Writes, once, what the broker lacks of devices that are not there.
-
-    Args:
-        address: The broker, as the relay.
-        database: Says which devices are registered, and which were there before.
-    """
-
-    def __init__(self, address: BrokerAddress, database: Database) -> None:
-        name = secrets.token_hex(6)
-        self._database = database
-        # A session of its own: what a fleet retains must not queue before the calls.
-        self._session = ReceivingSession(
-            address, f"bellwire-presence-{name}", echo_topic=relay_echo_topic(name)
-        )
-        self._heard: dict[DeviceId, bytes] = {}
-        self._written: dict[DeviceId, bytes] = {}
-        self._session.receive(PRESENCE_OF_ALL, self._take_presence)
-        self._session.on_disconnected(self._heard.clear)
-
-    async def run(self) -> None:
-        """Returns once the broker retains a presence of every device that is registered, or does not
-        take it."""
-        async with asyncio.TaskGroup() as tasks:
-            holding = tasks.create_task(self._session.run())
-            for attempt in itertools.count():
-                await self._session.wait_connected()
-                try:
-                    await self._write_missing()
-                    break
-                except PublishRefused as error:
-                    log.warning("absent devices not retained: see docs/mqtt.md", error=str(error))
-                    break
-                except (NotConnected, Unavailable) as error:
-                    log.warning("absent devices not retained yet", error=str(error))
-                await asyncio.sleep(
-                    backoff_s(
-                        attempt, first_s=_TRY_AGAIN_S, longest_s=_TRY_AGAIN_LATEST_S, least=1.0
-                    )
-                )
-            holding.cancel()
-
-    async def _write_missing(self) -> None:
-        await self._session.catch_up()
-        # Asked after that: who came meanwhile is there, or was heard.
-        absent = await self._database.read(absent_devices)
-        missing = {each.device: each for each in absent if each.device not in self._heard}
-        await self._write(missing)
-        if missing:
-            log.info("absent devices retained", devices=len(missing))
-
-    async def _write(self, missing: Mapping[DeviceId, Absent]) -> None:
-        self._written.clear()
-        for device, absent in missing.items():
-            if device in self._heard:
-                continue
-            registered = Presence(online=False, registered_at=absent.registered_at)
-            document = presence_document(Presence(online=False) if absent.was_seen else registered)
-            self._written[device] = document
-            await self._session.publish(presence_topic(device), document, retain=True)
-        if not self._written:
-            return
-        # Who came, or was removed, in that very moment has its own word written over: it is given back.
-        await self._session.catch_up()
-        for device in self._written.keys() & self._heard.keys():
-            await self._session.publish(presence_topic(device), self._heard[device], retain=True)
-
-    def _take_presence(self, message: Incoming) -> None:
-        with suppress(InvalidInput):
-            device = device_of(message.topic)
-            if message.payload != self._written.get(device):
-                self._heard[device] = message.payload

@@ -1,13 +1,15 @@
 """Devices over MQTT: their requests, answered on the response topic they name, and their presence.
 
 The broker's rights make sure that a request on a device's topic is that device's; an answer goes
-only to a topic of the same device, whatever the request names. A device that floods is refused, and
+only to a topic of the same device, whatever the request names. That a device confirms its presence, again
+and again (:mod:`signaling.wire.station`), is nothing new, and goes no further; when it stops doing so is
+:mod:`push.devices.presence_watch`'s to notice. A device that floods is refused, and
 waits for itself alone: all is taken from the broker at once, where it would stand in others' way, and
 what is kept here is bounded for each device and for all.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -38,6 +40,7 @@ from bellwire.signaling.topics import (
     REQUESTS_SHARED,
     device_of,
     device_part,
+    presence_topic,
     response_topic,
 )
 from bellwire.signaling.wire.answers import DeviceResponse
@@ -92,6 +95,8 @@ class DeviceRequests:
         self._presence: dict[str, Incoming] = {}
         self._unread_presence: set[str] = set()
         """The topics of which the last has yet to be looked at."""
+        self._noted: dict[str, bytes] = {}
+        """With what word, by topic, devices have come that are there. The same again only confirms it."""
         self._gone: dict[DeviceId, datetime | None] = {}
         """Since when the devices have gone that have a moment to be back; None for one that is."""
         session.receive(REQUESTS_SHARED, self._take_request, admit=self._is_heard)
@@ -108,6 +113,16 @@ class DeviceRequests:
             finally:
                 self._tasks = None
 
+    def take_as_noted(self, words: Mapping[DeviceId, bytes]) -> None:
+        """Takes what the broker retains of devices whose coming was noted before this relay listened: it
+        is not noted anew when they confirm it."""
+        for device, word in words.items():
+            self._noted.setdefault(presence_topic(device), word)
+
+    def forget_noted(self, device: DeviceId) -> None:
+        """Another relay may have noted that a device has gone: what it says next is news."""
+        self._noted.pop(presence_topic(device), None)
+
     def _is_heard(self, topic: str) -> bool:
         return self._rate_limits.is_heard(device_part(topic))
 
@@ -121,7 +136,10 @@ class DeviceRequests:
             self._spawn(self._refuse(message, refusal))
 
     def _take_presence(self, message: Incoming) -> None:
-        if self._tasks is None or not message.payload:
+        if self._tasks is None or self._noted.get(message.topic) == message.payload:
+            return
+        self._noted.pop(message.topic, None)
+        if not message.payload:
             return
         is_served = message.topic in self._presence
         if message.topic in self._unread_presence:
@@ -203,7 +221,10 @@ class DeviceRequests:
             if not message.retained:
                 if device in self._gone:
                     self._gone[device] = None
-                await self._note_presence(device, online=True)
+                is_noted = await self._note_presence(device, online=True)
+                # Without `since` it is of an older version: then each time may be another connection.
+                if is_noted and presence.since and self._presence[message.topic] is message:
+                    self._noted[message.topic] = message.payload
             return
         is_watched = device in self._gone
         if self._gone.get(device) is None:
@@ -230,7 +251,7 @@ class DeviceRequests:
 
     async def _note_presence(
         self, device: DeviceId, *, online: bool, since: datetime | None = None
-    ) -> None:
+    ) -> bool:
         async with self._room:
             try:
                 if online:
@@ -239,8 +260,9 @@ class DeviceRequests:
                     await self._connections.session_went(device, since)
             except Unavailable as error:
                 log.warning("presence not noted", device_id=device, error=str(error))
-                return
+                return False
         log.info("device presence", device_id=device, online=online)
+        return True
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         if self._tasks is None:

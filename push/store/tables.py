@@ -8,10 +8,13 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Connection,
     Engine,
     ForeignKey,
     Index,
@@ -264,6 +267,16 @@ token_devices = Table(
     Column("expires_at_ms", BigInteger, nullable=False, index=True),
 )
 
+fleet_layers = Table(
+    "fleet_layers",
+    metadata,
+    Column("layer", String(80), primary_key=True, comment="default, group/NAME, ..."),
+    Column("revision", BigInteger, primary_key=True, autoincrement=False),
+    Column("hash", String(64), nullable=False),
+    Column("document", Text, nullable=False, comment="as it was retained"),
+    Column("stored_at_ms", BigInteger, nullable=False),
+)
+
 signing_keys = Table(
     "signing_keys",
     metadata,
@@ -288,15 +301,28 @@ _LOCK = 0x62656C6C
 
 
 def migrate(engine: Engine) -> None:
-    """Runs the migrations that the database lacks."""
+    """Runs the migrations that the database lacks. In PostgreSQL that is one transaction, which holds the
+    lock: a session's own would be left behind, or be another's, where a pooler hands sessions around.
+
+    A database that a relay of a later version has brought further is used as it is: what such a version adds
+    leaves alone what is there, so that relays can be upgraded one after the other, and one of before may
+    start again meanwhile."""
     configuration = Config()
     configuration.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     with engine.connect() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
-            connection.commit()
         configuration.attributes["connection"] = connection
-        command.upgrade(configuration, "head")
-        if engine.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _LOCK})
-            connection.commit()
+        if engine.dialect.name != "postgresql":
+            command.upgrade(configuration, "head")
+            return
+        with connection.begin():
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+            if not _is_of_a_later_version(connection, configuration):
+                command.upgrade(configuration, "head")
+
+
+def _is_of_a_later_version(connection: Connection, configuration: Config) -> bool:
+    known = {
+        script.revision for script in ScriptDirectory.from_config(configuration).walk_revisions()
+    }
+    revision = MigrationContext.configure(connection).get_current_revision()
+    return revision is not None and revision not in known

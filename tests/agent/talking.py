@@ -166,12 +166,15 @@ class Switchboard:
         """Whether it tells nobody how to reach it."""
         self.relayed_by: IceServer | None = None
         """The TURN server through which alone it can be reached."""
+        self.asked_to_use: Sequence[IceServer] = ()
+        """The servers that the newest connection was to use."""
         self.spoil: Callable[[str], str] = lambda sdp: sdp
         """What is done to its offers and answers."""
         self.clock: Callable[[], float] | None = None
         """The time, in seconds, of what its connections count, in place of their own."""
 
     def connect(self, ice_servers: Sequence[IceServer], listeners: PeerListeners) -> PeerConnection:
+        self.asked_to_use = ice_servers
         if self.wire is not None:
             listeners = self.wire.listeners(listeners)
         if self.silent:

@@ -1,6 +1,7 @@
 """What a device asks of its relay, and what it makes of the answers."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -9,10 +10,12 @@ import pytest
 import pytest_asyncio
 
 from bellwire.agent.link import Link, RequestRefused
+from bellwire.broker.accounts.dynamic_security import CONTROL_TOPIC, device_acls, device_role_name
 from bellwire.broker.session.address import BrokerAddress
 from bellwire.signaling.calls.events import CallEnded
 from bellwire.signaling.errors import CallError
 from bellwire.signaling.identifiers import DeviceId
+from bellwire.signaling.topics import request_topic
 from bellwire.signaling.wire.answers import DeviceResponse
 from bellwire.signaling.wire.operations import DeviceShow
 from tests.agent.desk import Exchange
@@ -101,7 +104,18 @@ async def test_asking_without_a_broker_waits_for_it_no_longer_than_it_may() -> N
         await link.ask(
             DeviceShow(operation="show", call_sid=fresh_sid()), within=timedelta(seconds=0.1)
         )
-    assert raised.value.code == 31408
+    assert raised.value.code == 31009
+
+
+@pytest.mark.parametrize(("host", "code"), [("127.0.0.1", 31005), ("nowhere.invalid", 31530)])
+async def test_who_cannot_reach_the_broker_is_told_why_each_time(host: str, code: int) -> None:
+    link = Link(BrokerAddress(host, 1), DeviceId("nobody"), sleep=soon)
+    errors: asyncio.Queue[CallError] = asyncio.Queue()
+    link.on_unreached(errors.put_nowait)
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(link.run())
+        assert [(await errors.get()).code for _ in range(2)] == [code, code]
+        running.cancel()
 
 
 async def test_each_event_is_heard_once_however_often_it_is_delivered(ends: Ends) -> None:
@@ -134,3 +148,26 @@ async def test_two_links_of_one_fleet_do_not_hear_each_other(
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
+
+
+async def test_a_device_that_may_not_ask_is_told_so(exchange: Exchange) -> None:
+    address = await exchange.admit()
+    device = DeviceId(str(address.username))
+    rights = [acl for acl in device_acls(device) if acl["topic"] != request_topic(device)]
+    command = {
+        "command": "modifyRole",
+        "rolename": device_role_name(device),
+        "acls": rights,
+    }
+    document = json.dumps({"commands": [command]}).encode()
+    await exchange.session.publish(CONTROL_TOPIC, document)
+    link = Link(address, device, sleep=soon)
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(link.run())
+        with pytest.raises(CallError, match="refuses a message") as raised:
+            await link.ask(
+                DeviceShow(operation="show", call_sid=fresh_sid()),
+                within=timedelta(seconds=PATIENCE_S),
+            )
+        running.cancel()
+    assert raised.value.code == 31201

@@ -4,12 +4,13 @@ content with whichever of them is there, as the documentation tells clients to b
 import asyncio
 import itertools
 import json
+import subprocess
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import aiomqtt
 import httpx
@@ -18,6 +19,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from websockets.asyncio.client import ClientConnection, connect
 
+from bellwire.cli.process.relay import Process, RelayProcess
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import call_topic, request_topic, response_topic
 from tests.conftest import PATIENCE_S
@@ -26,6 +28,7 @@ from tests.system.mosquitto import Mosquitto, running_mosquitto
 
 _ASK_AGAIN_S = 2.0
 _PAUSE_S = 0.05
+_CHECKOUT = Path(__file__).parents[2]
 
 UNLIMITED = {
     "BELLWIRE_DEVICE_INVITES_PER_S": "1000000",
@@ -34,11 +37,63 @@ UNLIMITED = {
 """One device is called here more often than any person is."""
 
 
+class Version:
+    """An older version of the project, out of the history of this checkout."""
+
+    def __init__(self, commit: str, folder: Path) -> None:
+        """Raises LookupError where the checkout has no such history."""
+        self.folder = folder / commit
+        archive = folder / f"{commit}.tar"
+        wanted = ["git", "archive", "--output", str(archive), commit]
+        done = subprocess.run(wanted, cwd=_CHECKOUT, capture_output=True, check=False)  # noqa: S603
+        if done.returncode != 0:
+            raise LookupError(f"git has no {commit}: {done.stderr.decode()}")
+        self.folder.mkdir()
+        unpack = ["tar", "-xf", str(archive), "-C", str(self.folder)]
+        subprocess.run(unpack, check=True)  # noqa: S603
+
+    @property
+    def import_path(self) -> str:
+        """Where its modules are, as PYTHONPATH; the first versions had no `src`."""
+        return f"{self.folder / 'src'}:{self.folder}"
+
+
+class SharingRelay(ForkedRelay):
+    """A relay of this version, or of an older one, which is run as people run it."""
+
+    def __init__(
+        self,
+        data: Path,
+        *,
+        arguments: tuple[str, ...] = (),
+        environment: dict[str, str] | None = None,
+        version: Version | None = None,
+    ) -> None:
+        super().__init__(data, arguments=arguments, environment=environment)
+        self._given = arguments, environment
+        self._version = version
+
+    def of_this_version(self) -> "SharingRelay":
+        """The same relay after an upgrade."""
+        arguments, environment = self._given
+        return SharingRelay(self.data, arguments=arguments, environment=environment)
+
+    async def spawn(
+        self, arguments: Sequence[str], environment: Mapping[str, str], log: BinaryIO
+    ) -> Process:
+        if self._version is None:
+            return await super().spawn(arguments, environment, log)
+        # Else the folder that the tests are run in comes first.
+        path = {"PYTHONPATH": self._version.import_path, "PYTHONSAFEPATH": "1"}
+        old = {**environment, **path}
+        return await RelayProcess.spawn(self, arguments, old, log)
+
+
 class Relays:
     """Relays that share what they know. A request goes to one that is there, and is asked again of
     another where that one dies before it answers."""
 
-    def __init__(self, processes: list[ForkedRelay], http: httpx.AsyncClient) -> None:
+    def __init__(self, processes: list[SharingRelay], http: httpx.AsyncClient) -> None:
         self.processes = processes
         self.kills = 0
         self._http = http
@@ -57,6 +112,20 @@ class Relays:
         self._there.discard(number)
         self.kills += 1
         await self.processes[number].kill()
+        await self.processes[number].start()
+        self._there.add(number)
+
+    async def upgrade(self, number: int, *, killed: bool) -> None:
+        """Ends one relay, as an update of its package does, or by kill -9, and starts this version in its
+        place, on its data."""
+        self._there.discard(number)
+        before = self.processes[number]
+        if killed:
+            await before.kill()
+            self.kills += 1
+        else:
+            await before.stop()
+        self.processes[number] = before.of_this_version()
         await self.processes[number].start()
         self._there.add(number)
 
@@ -122,24 +191,32 @@ class Relays:
 
 
 @asynccontextmanager
-async def many_relays(folder: Path, database: str, count: int) -> AsyncIterator[Relays]:
-    """Relays that have been started all at once, on an empty database."""
+async def many_relays(
+    folder: Path, database: str, count: int, version: Version | None = None
+) -> AsyncIterator[Relays]:
+    """Relays that have been started all at once, on an empty database; of an older version, where one is
+    given."""
     async with AsyncExitStack() as opened:
         broker: Mosquitto = await opened.enter_async_context(running_mosquitto(folder / "broker"))
         processes = [
-            ForkedRelay(
+            SharingRelay(
                 folder / f"relay-{number}",
                 arguments=(*broker.arguments, "--database", database),
                 environment={**broker.environment, **UNLIMITED},
+                version=version,
             )
             for number in range(count)
         ]
-        for process in processes:
-            opened.push_async_callback(process.stop)
+        opened.push_async_callback(_stop_all, processes)
         await asyncio.gather(*(process.start() for process in processes))
         headers = {"Authorization": f"Bearer {processes[0].access.api_key}"}
         http = httpx.AsyncClient(headers=headers, timeout=PATIENCE_S)
         yield Relays(processes, await opened.enter_async_context(http))
+
+
+async def _stop_all(processes: list[SharingRelay]) -> None:
+    for process in processes:
+        await process.stop()
 
 
 class Phone:
@@ -241,7 +318,7 @@ class MqttPhone(Phone):
             int(port),
             username=access["username"],
             password=access["password"],
-            identifier=access["client_id"],
+            identifier=access.get("client_id", self.name),  # the first versions had none
             protocol=aiomqtt.ProtocolVersion.V5,
         )
         async with self._client as client:

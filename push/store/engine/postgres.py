@@ -1,6 +1,7 @@
 """PostgreSQL, which several relays may share. Commands on calls are committed in groups; each other
 piece of work is a transaction on one of a few connections, in a thread of its own. What collides with
-another's is tried again."""
+another's is tried again. So is what meets a server that is none to write to any more, since another has
+taken its place: on a new connection, which goes to that one of several hosts that takes writes."""
 
 import asyncio
 import threading
@@ -25,8 +26,24 @@ _READERS = 4
 _ATTEMPTS = 12
 """At worst one gets through at a time of all that collide: more, then, than there are writers."""
 _LONGEST_PAUSE_S = 0.64
+_MOVES_WITHIN_S = 5.0
+"""How long work that has lost its server waits for another to take the place."""
 _COLLISIONS = ("40001", "40P01")
 """Serialization failure and deadlock (PostgreSQL, appendix A)."""
+_READ_ONLY = "25006"
+"""A write in a transaction that may only read: the server has become a standby."""
+_CONNECTING = {
+    "connect_timeout": 5,
+    "application_name": "bellwire-relay",
+    # Of several hosts the one that takes writes; of one that takes none it is said at once.
+    "target_session_attrs": "read-write",
+    # A host that has vanished breaks no connection: what is sent to it would wait for a quarter of an hour.
+    "tcp_user_timeout": 10_000,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+}
+"""Parameters of libpq that the URL may set otherwise."""
 
 
 class PostgresDatabase:
@@ -43,17 +60,19 @@ class PostgresDatabase:
             url.set(drivername="postgresql+psycopg"),
             pool_size=1 + _WRITERS + _READERS,
             max_overflow=0,
-            connect_args={"connect_timeout": 5, "application_name": "bellwire-relay"},
+            connect_args={k: v for k, v in _CONNECTING.items() if k not in url.query},
         )
-        self._writers = _Workers(self._engine, _WRITERS, "postgres-writer")
+        primary = _Primary()
+        self._writers = _Workers(self._engine, primary, _WRITERS, "postgres-writer")
         self._readers = _Workers(
             self._engine.execution_options(isolation_level="AUTOCOMMIT"),
+            primary,
             _READERS,
             "postgres-reader",
         )
         self._closed = False
         try:
-            migrate(self._engine)
+            _migrate(self._engine)
         except (OperationalError, InterfaceError) as error:
             raise Unavailable(f"the database cannot be used: {_reason(error)}") from error
         self._calls: GroupCommit[CallWork[Any]] = GroupCommit(self._commit, "postgres-calls")
@@ -117,8 +136,9 @@ class _Workers:
     """Threads that each keep a connection, so that none has to be fetched and tried for each piece
     of work; one that turns out to be broken is opened again, and the work is begun again."""
 
-    def __init__(self, engine: Engine, count: int, name: str) -> None:
+    def __init__(self, engine: Engine, primary: "_Primary", count: int, name: str) -> None:
         self._engine = engine
+        self._primary = primary
         self._threads = ThreadPoolExecutor(count, thread_name_prefix=name)
         self._own = threading.local()
         self._all: list[Connection] = []
@@ -136,13 +156,18 @@ class _Workers:
     def _connection(self) -> Connection:
         connection: Connection | None = getattr(self._own, "connection", None)
         if connection is None:
+            self._own.primary = self._primary.number
             connection = self._own.connection = self._engine.connect()
             self._all.append(connection)
+        elif self._own.primary != self._primary.number:
+            self._own.primary = self._primary.number
+            connection.invalidate()
         return connection
 
     def do(self, work: Work[T]) -> T:
         """Does work in this thread."""
-        for left in reversed(range(_ATTEMPTS)):
+        attempt, moving_until_s = 0, None
+        while True:
             worked = False
             try:
                 connection = self._connection()
@@ -151,21 +176,54 @@ class _Workers:
                     worked = True
                 return result
             except DBAPIError as error:
+                read_only = _sqlstate(error) == _READ_ONLY
+                if read_only:
+                    self._primary.moved()
                 # Of a connection that breaks while it commits, nobody knows whether it has.
-                stale = error.connection_invalidated and not worked
-                if not (left and (stale or _collided(error))):
-                    if isinstance(error, OperationalError | InterfaceError):
+                if read_only or (error.connection_invalidated and not worked):
+                    moving_until_s = moving_until_s or time.monotonic() + _MOVES_WITHIN_S
+                is_away = read_only or isinstance(error, OperationalError | InterfaceError)
+                is_moving = is_away and not worked and time.monotonic() < (moving_until_s or 0)
+                attempt += 1
+                if not (is_moving or (attempt < _ATTEMPTS and _collided(error))):
+                    if is_away:
                         raise Unavailable(f"the database is away: {_reason(error)}") from error
                     raise
-                if stale:
-                    continue
-            time.sleep(backoff_s(_ATTEMPTS - left, first_s=0.01, longest_s=_LONGEST_PAUSE_S))
-        raise AssertionError("unreachable")
+            time.sleep(backoff_s(attempt, first_s=0.01, longest_s=_LONGEST_PAUSE_S))
+
+
+class _Primary:
+    """Which server takes writes, as a number: once one connection has met another, all are opened again,
+    those that only read too, since on a standby they would read what was."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def moved(self) -> None:
+        """It is another one."""
+        self.number += 1
+
+
+def _migrate(engine: Engine) -> None:
+    """Brings the database to this version's tables, while relays of the version before go on using it:
+    where a change of tables and their commands wait for each other, PostgreSQL ends one of them."""
+    for left in reversed(range(_ATTEMPTS)):
+        try:
+            migrate(engine)
+            return
+        except OperationalError as error:
+            if not (left and _sqlstate(error) in _COLLISIONS):
+                raise
+        time.sleep(backoff_s(_ATTEMPTS - left, first_s=0.01, longest_s=_LONGEST_PAUSE_S))
 
 
 def _collided(error: DBAPIError) -> bool:
     """Whether another transaction was in the way, such as one that used the same Idempotency-Key."""
-    return isinstance(error, IntegrityError) or getattr(error.orig, "sqlstate", "") in _COLLISIONS
+    return isinstance(error, IntegrityError) or _sqlstate(error) in _COLLISIONS
+
+
+def _sqlstate(error: DBAPIError) -> str:
+    return getattr(error.orig, "sqlstate", None) or ""
 
 
 def _reason(error: DBAPIError) -> str:

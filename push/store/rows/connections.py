@@ -112,6 +112,17 @@ def online_devices_of(connection: Connection, identity: Identity) -> set[DeviceI
     return {DeviceId(device) for device in rows.scalars()}
 
 
+def online_since(connection: Connection, kind: str) -> dict[DeviceId, int]:
+    """The devices that are there over a kind of connection, and when that was noted, in Unix
+    milliseconds."""
+    rows = connection.execute(
+        select(connections.c.device_id, connections.c.seen_at_ms).where(
+            connections.c.kind == kind, connections.c.online
+        )
+    )
+    return {DeviceId(device): at_ms for device, at_ms in rows}
+
+
 @dataclass(frozen=True, slots=True)
 class Absent:
     """A device with the MQTT channel that is not there. `was_seen`: it has been since it was registered."""

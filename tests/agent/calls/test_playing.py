@@ -120,7 +120,8 @@ async def test_an_event_that_there_is_not_is_refused_with_those_there_are(front:
     ):
         call.on("messagereceived", print)  # type: ignore[call-overload]
     with pytest.raises(
-        InvalidInput, match=r"'income' here: listen to one of incoming, registered, unregistered$"
+        InvalidInput,
+        match=r"'income' here: listen to one of error, incoming, registered, unregistered$",
     ):
         front.device.on("income", print)  # type: ignore[call-overload]
     call.disconnect()

@@ -11,6 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bellwire.agent.calls.call import AcceptOptions, CallStatus
+from bellwire.agent.media.engine.interface import IceServer
 from bellwire.agent.media.sound import AudioDevices
 from bellwire.hardware.audio.simulated_card import SimulatedSoundCard
 from bellwire.signaling.errors import CallError, InvalidInput
@@ -62,6 +63,18 @@ async def test_both_hear_what_the_other_says_and_the_call_tells_of_all_that_happ
     assert inside.names(answered) == ["accept", "audio", "disconnect"]
     assert not front.device.calls
     assert not inside.device.calls
+
+
+async def test_who_accepts_may_name_ice_servers_in_place_of_the_relays(
+    front: Talker, inside: Talker
+) -> None:
+    own = (IceServer(("turn:127.0.0.1:9",), "station", "secret"),)
+    call = front.device.connect("desk")
+    answered = (await inside.invited()).accept(AcceptOptions(ice_servers=own))
+    await front.until(call, "audio")
+    assert (inside.board.asked_to_use, front.board.asked_to_use) == (own, ())
+    call.disconnect()
+    await inside.until(answered, "disconnect")
 
 
 async def test_who_is_muted_is_not_heard_until_he_speaks_again(

@@ -78,7 +78,7 @@ async def retain_a_fleet(stage: FleetStage, count: int, refusing: int) -> None:
                 errors=(problem,) if number >= count - refusing else (),
             )
             telemetry = Telemetry(device_id=device, at=AT, software="0.2.0", uptime_s=1)
-            presence = presence_document(Presence(online=True, software="0.2.0"))
+            presence = presence_document(Presence(online=True, software="0.2.0", since=AT))
             for topic, payload in (
                 (presence_topic(device), presence),
                 (reported_topic(device), reported.model_dump_json().encode()),

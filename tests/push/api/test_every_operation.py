@@ -1,10 +1,12 @@
 """Each operation is said once, and is there whichever way it is asked for: over HTTP, and by a device."""
 
+import httpx
 from fastapi.routing import APIRoute
 
 from bellwire.push.api.app import build_app
 from bellwire.push.calls.operations import COMMANDS
 from bellwire.signaling.wire.operations import OPERATIONS, Who
+from tests.push.support import assert_problem
 
 HTTP_ALONE = {("GET", "/v1/calls/{call_sid}/deliveries")}
 """What only backends ask for."""
@@ -53,3 +55,17 @@ def test_every_command_that_is_asked_for_can_be_made() -> None:
 def test_only_a_device_reports_of_its_door() -> None:
     for operation in OPERATIONS.values():
         assert (operation.path is None) == (operation.who is Who.STATION), operation.name
+
+
+async def test_a_defect_is_answered_with_its_code_and_tells_nobody_what_broke() -> None:
+    app = build_app()
+
+    @app.get("/v1/broken")
+    async def broken() -> None:
+        raise ZeroDivisionError("a secret")
+
+    wire = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=wire, base_url="http://relay") as client:
+        problem = assert_problem(await client.get("/v1/broken"), 500, "internal")
+    assert problem["code"] == 31500
+    assert "secret" not in str(problem)

@@ -8,13 +8,15 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from psycopg import sql
-from sqlalchemy import Connection, create_engine, make_url, text
+from sqlalchemy import Connection, create_engine, event, make_url, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from bellwire.push.access.tokens import Actor
@@ -24,7 +26,7 @@ from bellwire.push.store.engine.postgres import PostgresDatabase
 from bellwire.push.store.engine.sqlite import SqliteDatabase
 from bellwire.push.store.rows.devices import ChannelRow, DeviceRow, put_device
 from bellwire.push.store.rows.outbox import Delivery, owe, take_due
-from bellwire.push.store.tables import metadata
+from bellwire.push.store.tables import metadata, migrate
 from bellwire.signaling.calls.commands import Accept, NewCall
 from bellwire.signaling.errors import InvalidInput, OperationRefused, Unavailable
 from bellwire.signaling.identifiers import DeviceId, Identity
@@ -337,3 +339,101 @@ async def test_an_error_of_the_relays_own_making_is_not_taken_for_an_absence(
     with pytest.raises(Exception, match="no_such_table") as caught:
         await database.write(lambda c: c.execute(text("SELECT * FROM no_such_table")))
     assert not isinstance(caught.value, Unavailable | OperationalError)
+
+
+async def test_a_server_that_takes_no_writes_any_more_is_a_lost_connection(
+    new_postgres_database: Callable[[], str],
+) -> None:
+    """As after a switchover: connections of before meet SQLSTATE 25006, new ones find who takes writes."""
+    url = new_postgres_database()
+    name = sql.Identifier(make_url(url).database or "")
+    database = await asyncio.to_thread(PostgresDatabase, make_url(url))
+    pids: set[int] = set()
+
+    def look(connection: Connection) -> None:
+        pids.add(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
+
+    def become_standby(connection: Connection) -> None:
+        connection.execute(text("SET default_transaction_read_only = on"))
+
+    try:
+        await database.write(become_standby)
+        for _ in range(20):
+            await database.read(look)
+        of_before = set(pids)
+        for number in range(20):  # whichever connection has it
+            await database.write(partial(keep_key, key=f"after-{number}"))
+        assert await database.read(partial(has_key, key="after-19"))
+        pids.clear()
+        for _ in range(20):
+            await database.read(look)
+        assert not pids & of_before, "a connection reads what the server of before has"
+        # And where none takes writes, that is said: the database is away.
+        with psycopg.connect(url, autocommit=True) as admin:
+            admin.execute(
+                sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on").format(name)
+            )
+        with pytest.raises(Unavailable, match="away"):
+            for number in range(100):  # until it is the turn of a connection of before
+                await database.write(become_standby)
+                await database.write(partial(keep_key, key=f"refused-{number}"))
+    finally:
+        await database.close()
+
+
+async def test_migrating_holds_no_lock_of_a_session_and_two_that_begin_at_once_migrate_once(
+    new_postgres_database: Callable[[], str],
+) -> None:
+    url = new_postgres_database()
+    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"), pool_size=4)
+    locks: list[str] = []
+
+    def note(*asked: Any) -> None:  # noqa: ANN401 - SQLAlchemy's own signature
+        if "advisory" in asked[2]:
+            locks.append(asked[2])
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        await asyncio.gather(*(asyncio.to_thread(migrate, engine) for _ in range(4)))
+        assert set(locks) == {"SELECT pg_advisory_xact_lock(%(lock)s)"}
+        with engine.connect() as connection:
+            held = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+            assert connection.execute(held).scalar_one() == 0
+            versions = connection.execute(text("SELECT version_num FROM alembic_version"))
+            assert len(versions.scalars().all()) == 1
+    finally:
+        engine.dispose()
+
+
+async def test_of_several_hosts_the_one_that_takes_writes_is_used(
+    new_postgres_database: Callable[[], str], tmp_path: Path
+) -> None:
+    """The first is none at all, as after a power cut."""
+    url = make_url(new_postgres_database())
+    host = url.query["host"]
+    several = url.update_query_dict({"host": f"{tmp_path},{host}"})
+    database = await asyncio.to_thread(open_database, several.render_as_string(), tmp_path)
+    try:
+        await database.write(partial(keep_key, key="several"))
+        assert await database.read(partial(has_key, key="several"))
+    finally:
+        await database.close()
+
+
+async def test_a_database_that_a_later_version_has_brought_further_is_used_as_it_is(
+    new_postgres_database: Callable[[], str], tmp_path: Path
+) -> None:
+    """A relay of this version starts again while others are upgraded."""
+    url = new_postgres_database()
+    await (await asyncio.to_thread(open_database, url, tmp_path)).close()
+    with psycopg.connect(url, autocommit=True) as later:
+        later.execute("UPDATE alembic_version SET version_num = '9999'")
+        later.execute("ALTER TABLE api_keys ADD COLUMN of_a_later_version text")
+    database = await asyncio.to_thread(open_database, url, tmp_path)
+    try:
+        await database.write(partial(keep_key, key="of this one"))
+        assert await database.read(partial(has_key, key="of this one"))
+    finally:
+        await database.close()
+    with psycopg.connect(url) as later:
+        assert later.execute("SELECT version_num FROM alembic_version").fetchall() == [("9999",)]
