@@ -392,7 +392,10 @@ async def test_an_incoming_calls_connect_token_is_the_relays_and_leads_back_with
         seen = await http.get(f"/v1/calls/{call.sid}")
         assert seen.json()["call_sid"] == call.sid
         taken = shelf.device.reconnect(token)
-        await shelf.until(taken, "audio")
+        await inside.until(answered, "disconnect")
+        async with asyncio.timeout(PATIENCE_S):
+            while not taken.custom_parameters:  # until the relay has answered
+                await asyncio.sleep(0.01)
         assert (taken.sid, taken.custom_parameters) == (call.sid, {"door": "back & front"})
         taken.disconnect()
         await front.until(call, "disconnect")
