@@ -9,9 +9,28 @@ app.use(twilio.webhook({ validate: true }));
 
 const say = (path, body) => console.log(JSON.stringify({ path, ...body }));
 
+// What goes wrong with backends, by whom the app asks for.
+const troubles = {
+  slow: (response, answer) => setTimeout(() => response.type("text/xml").send(answer.toString()), 5000),
+  broken: () => {
+    throw new Error("the customer's record is gone");
+  },
+  oversized: (response, answer) => {
+    answer.dial().client("bob").parameter({ name: "note", value: "x".repeat(70000) });
+    response.type("text/xml").send(answer.toString());
+  },
+  inwards: (response) => response.redirect(307, "http://127.0.0.1:1/voice"),
+  speaking: (response, answer) => {
+    answer.say("Nobody is there");
+    response.type("text/xml").send(answer.toString());
+  },
+};
+
 app.post("/voice", (request, response) => {
   say("/voice", request.body);
   const answer = new twilio.twiml.VoiceResponse();
+  const trouble = troubles[request.body.To];
+  if (trouble) return trouble(response, answer);
   if (request.body.To === "closed") {
     answer.reject({ reason: "busy" });
   } else {

@@ -5,6 +5,7 @@ import asyncio
 import json
 import os
 import shutil
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -114,6 +115,37 @@ async def test_backend_in_node_on_twilios_package_routes_a_call(tmp_path: Path) 
             assert over["DialCallStatus"] == "completed"
             code, problem = await call_by(running, "alice", "closed")
             assert (code, problem["code"], problem["reason"]) == (403, 31600, "busy")
+
+
+TROUBLES = {
+    "slow": (504, 31504, "4 s"),
+    "broken": (502, 31502, "log says more"),
+    "oversized": (502, 31502, "log says more"),
+    "inwards": (502, 31502, "log says more"),
+    "speaking": (502, 31502, "<Say>"),
+}
+
+
+async def test_backend_in_trouble_gives_typed_errors_and_rings_nobody(tmp_path: Path) -> None:
+    port = free_port()
+    async with (
+        node_backend(port, tmp_path) as node,
+        ForkedRelay(tmp_path / "data", environment=settings(port, tmp_path)) as relay,
+        serving(relay) as running,
+    ):
+        await running.register("alice-phone", "alice")
+        async with listening(running, "bob-phone", "bob") as at_bob:
+            for to, (status, code, named) in TROUBLES.items():
+                started = time.monotonic()
+                answered, problem = await call_by(running, "alice", to)
+                assert (answered, problem["code"]) == (status, code), problem
+                assert named in problem["detail"]
+                assert time.monotonic() - started < 4 + 2, "as `voice_url_timeout_s` has it"
+                asked = await node.asked("/voice", To=to)
+                shown = await running.http.get(f"/v1/calls/{asked['CallSid']}")
+                assert shown.status_code == 404
+            assert (await at_bob.ask({"operation": "list"}))["calls"] == []
+            assert not at_bob.events
 
 
 async def test_what_a_backend_is_owed_outlives_the_relay(tmp_path: Path) -> None:
