@@ -391,11 +391,12 @@ async def test_an_incoming_calls_connect_token_is_the_relays_and_leads_back_with
     async with http, talker(talk_http, "shelf", DESK, identity="desk") as shelf:
         seen = await http.get(f"/v1/calls/{call.sid}")
         assert seen.json()["call_sid"] == call.sid
+        learnt = asyncio.Event()
+        shelf.device.on_change(lambda known: learnt.set() if known.custom_parameters else None)
         taken = shelf.device.reconnect(token)
         await inside.until(answered, "disconnect")
         async with asyncio.timeout(PATIENCE_S):
-            while not taken.custom_parameters:  # until the relay has answered
-                await asyncio.sleep(0.01)
+            await learnt.wait()
         assert (taken.sid, taken.custom_parameters) == (call.sid, {"door": "back & front"})
         taken.disconnect()
         await front.until(call, "disconnect")
