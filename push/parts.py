@@ -53,6 +53,7 @@ from bellwire.push.devices.presence_watch import PresenceWatch
 from bellwire.push.devices.rate_limits import DeviceRateLimits
 from bellwire.push.devices.registration import Devices
 from bellwire.push.devices.requests import DeviceRequests
+from bellwire.push.fleet import keep_fleet
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.rows.devices import registered_among
@@ -326,6 +327,7 @@ class DeviceParts:
             tasks.create_task(self.metrics.run())
             tasks.create_task(self.insights.run())
             tasks.create_task(_guard_rollouts(on))
+            tasks.create_task(keep_fleet(on.session.address, on.database, now=on.now))
             tasks.create_task(self.watch.run())
 
 

@@ -1,7 +1,8 @@
 """The MQTT topics, and who may say and hear what on them (architecture.md, "Topics").
 
-The topics of the fleet's operators: layers, their history, the claims of who is about to write, and
-what a device is told to do. Devices may read layers and their own commands, and write none.
+The topics of the fleet's operators: layers, their history, the claims of who is about to write, what
+relays have stored of them, and what a device is told to do. Devices may read layers and their own
+commands, and write none.
 """
 
 import re
@@ -151,11 +152,18 @@ DEFAULT_LAYER = LayerName("default")
 _CONFIG = CONFIG_DEFAULT.removesuffix("/default")
 _HISTORY = f"{_CONFIG}-history"
 _CLAIM = f"{_CONFIG}-claim"
+_STORED = f"{_CONFIG}-stored"
 _GROUP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 LAYERS = f"{_CONFIG}/#"
 CLAIMS = f"{_CLAIM}/#"
 HISTORIES = f"{_HISTORY}/#"
+STORED = f"{_STORED}/#"
+"""Where a relay says which revision of each layer its database has; only relays write there."""
+KEEPER_ANSWERS = _STORED
+"""Where a relay answers who asks on `KEEPERS`; of `STORED` too (MQTT 5, 4.7.1.2)."""
+KEEPERS = f"{_CONFIG}-keepers"
+"""Where an operator asks, with a word of theirs, for a relay that has put back what the broker had lost."""
 OPERATORS_ECHO = f"{_CONFIG}-echo"
 """Where an operator says something to hear it: what was on its way before has then arrived."""
 REPORTED_OF_ALL = PRESENCE_OF_ALL.replace("/presence", "/config/reported")
@@ -222,18 +230,23 @@ def history_topic(layer: LayerName, slot: int) -> str:
     return f"{_HISTORY}/{layer}/{slot}"
 
 
+def stored_topic(layer: LayerName) -> str:
+    """Where the revision of a layer that a relay has stored is retained."""
+    return f"{_STORED}/{layer}"
+
+
 def history_of(layer: LayerName) -> str:
     """The filter of all slots of a layer's history."""
     return f"{_HISTORY}/{layer}/+"
 
 
 def layer_of(topic: str) -> LayerName:
-    """The layer that a layer's, a claim's or a history's topic is about.
+    """The layer that a layer's, a claim's, a stored revision's or a history's topic is about.
 
     Raises:
         InvalidInput: it is no such topic.
     """
-    for root in (_CONFIG, _CLAIM):
+    for root in (_CONFIG, _CLAIM, _STORED):
         if topic.startswith(f"{root}/"):
             return parse_layer_name(topic.removeprefix(f"{root}/"))
     return parse_layer_name(topic.removeprefix(f"{_HISTORY}/").rpartition("/")[0])
@@ -248,6 +261,7 @@ def written_by_operators() -> tuple[str, ...]:
         CLAIMS,
         HISTORIES,
         OPERATORS_ECHO,
+        KEEPERS,
         COMMANDS_OF_ALL,
     )
 
@@ -259,6 +273,7 @@ def read_by_operators() -> tuple[str, ...]:
         CLAIMS,
         HISTORIES,
         OPERATORS_ECHO,
+        STORED,
         PRESENCE_OF_ALL,
         REPORTED_OF_ALL,
         TELEMETRY_OF_ALL,

@@ -18,6 +18,7 @@ from bellwire.config.agent.telemetry import Fault
 from bellwire.config.fleet.last_good import LastGood
 from bellwire.config.fleet.layer import LAYER_LIMIT_BYTES, Layer, LayerProblem, Reported
 from bellwire.config.fleet.merge import LayerVerdict, groups_said, judge, local_file
+from bellwire.config.fleet.obeyed import ObeyedLayers
 from bellwire.config.waiting import Sleep
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import (
@@ -47,8 +48,8 @@ _REPORT_LIMIT_BYTES = 76 * 1024
 """The relay's broker cuts off who sends more than 80 KiB at once, topic and all."""
 _ERRORS_IN_SHORT = 8
 _VANISHED = (
-    "the broker has lost this layer, and nobody has removed it: it stays in force; write it again, or"
-    " one without settings to be rid of it"
+    "the broker has lost this layer: it stays in force; a relay puts it back, else write it again, or one"
+    " without settings to be rid of it"
 )
 
 
@@ -86,6 +87,8 @@ class FleetFollower:
         self._gathered_topic = gathered_topic(device)
         self._filters = (CONFIG_DEFAULT, CONFIG_GROUPS, config_topic(device))
         self._good: dict[str, Layer] = {} if last_good is None else last_good.layers
+        self._obeyed = ObeyedLayers({} if last_good is None else last_good.obeyed)
+        self._outdated: tuple[LayerProblem, ...] = ()
         self._layers = HeardLayers(device, self._good, groups_said(self._local.settings))
         self._unheard: list[Event] = []
         self._is_judged = True
@@ -259,10 +262,10 @@ class FleetFollower:
         if self._is_judged or not self._layers.is_whole:
             return
         self._is_judged = True
-        self._verdict = await asyncio.to_thread(
-            self._judge, dict(self._layers.standing), dict(self._good)
-        )
+        standing, self._outdated = self._obeyed.sift(self._layers.standing, self._good)
+        self._verdict = await asyncio.to_thread(self._judge, standing, dict(self._good))
         self._good = self._verdict.layers
+        self._obeyed.note(self._good)
         self._layers.follow(self._good)
         self._live.take(with_secrets_of(self._settings, self._verdict.settings))
 
@@ -313,13 +316,16 @@ class FleetFollower:
             remote=self._local.remote,
             errors=errors,
             skipped=verdict.skipped,
+            outdated=self._outdated,
+            obeyed=self._obeyed.beyond(verdict.revisions.items()),
+            on_disk=self._store is not None and self._not_kept is None,
             waiting=waiting,
-            state="refused" if errors else "waiting" if waiting else "applied",
+            state="refused" if errors or self._outdated else "waiting" if waiting else "applied",
         )
 
     def _vanished(self) -> Iterator[LayerProblem]:
-        for name, layer in self._layers.vanished.items():
-            if name in self._verdict.layers:
+        for name in self._layers.vanished:
+            if (layer := self._verdict.layers.get(name)) is not None:
                 yield LayerProblem(layer=name, revision=layer.revision, path="", reason=_VANISHED)
 
     def _problem(self, path: str, reason: str) -> LayerProblem:

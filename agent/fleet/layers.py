@@ -2,12 +2,13 @@
 
 What the broker retains is the truth. A live message with a higher revision is newer, and stands at
 once. Anything else that is no mere repetition (a lower revision, another document under the same
-one, a removal) may be late or may be meant, which only the broker knows: the layers are in doubt, and
+one, an empty message) may be late or may be meant, which only the broker knows: the layers are in doubt, and
 gathered anew. They are gathered after each connection, too, and stand together when that ends.
 
-A layer goes only where somebody says so: an empty message. One that the broker had and does not have
-any more, without that word, has vanished (a broker that lost its disk has no layer at all): it stands
-on, and is reported, since a whole fleet must not fall back to its files for that.
+No layer ever goes: one without settings takes its place. One that the broker had and does not have any
+more, an empty message too, it has lost (a broker that lost its disk has no layer at all): it stands on,
+and is reported, since a whole fleet must not fall back to its files for that. What a layer was that the
+device has gone beyond is not judged here (:mod:`config.fleet.obeyed`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,7 +25,7 @@ Standing = Layer | LayerProblem
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """A message on a layer's topic; empty, it says that the layer was removed."""
+    """A message on a layer's topic; empty, it says that the broker has lost the layer."""
 
     topic: str
     payload: bytes
@@ -67,8 +68,6 @@ class HeardLayers:
         self._highest: dict[str, int] = {}
         self._arriving: dict[str, Standing] | None = {}
         self._unconfirmed: set[str] = set()
-        self._had = set(kept)
-        self._removed: set[str] = set()
         self._vanished: dict[str, Layer] = {}
         self._has_missed = False
         self._wanted = self._wanted_now()
@@ -102,7 +101,7 @@ class HeardLayers:
 
     @property
     def vanished(self) -> Mapping[str, Layer]:
-        """Those that stand, and that the broker does not have, though nobody removed them."""
+        """Those that stand, and that the broker has lost."""
         return self._vanished
 
     def name_of(self, topic: str) -> str | None:
@@ -145,16 +144,14 @@ class HeardLayers:
     def end_gathering(self) -> None:
         """What was gathered stands now, what has vanished, and nothing else."""
         arrived, self._arriving = self._arriving or {}, None
+        # In place of what cannot be read, and is gone now too, what is in force.
+        known = {**self._in_force, **_readable(self._standing)}
         self._vanished = {
             name: layer
-            for name, layer in self._standing.items()
-            if isinstance(layer, Layer)
-            and name in self._had - self._removed
-            and name not in arrived
+            for name, layer in known.items()
+            if name not in arrived and name in self._wanted
         }
         self._standing = {**self._vanished, **arrived}
-        self._had = set(self._standing) - self._unconfirmed
-        self._removed.clear()
         for name, layer in self._standing.items():
             self._highest[name] = max(self._highest.get(name, 0), _revision(layer))
         self._known = self._covered
@@ -166,8 +163,6 @@ class HeardLayers:
         if name is None:
             return
         layer = parse_layer(name, payload) if payload else None
-        if layer is None and name in self._standing:
-            self._removed.add(name)
         if self._arriving is not None:
             self._take_gathered(self._arriving, name, layer, retained=retained)
         elif layer != self._standing.get(name):
@@ -177,12 +172,13 @@ class HeardLayers:
 
     def _take_live(self, name: str, layer: Standing | None) -> None:
         is_newer = isinstance(layer, Layer) and layer.revision > self._highest.get(name, 0)
-        # One that appears from nowhere may have been removed again before it came; one in place of what
+        # One that appears from nowhere may have been lost again before it came; one in place of what
         # cannot be read, and so has no revision, may be from before it.
         self._in_doubt |= not (is_newer and isinstance(self._standing.get(name), Layer))
         if is_newer and layer is not None:
             self._standing[name] = layer
             self._highest[name] = _revision(layer)
+            self._vanished.pop(name, None)
 
     def _take_gathered(
         self, arriving: dict[str, Standing], name: str, layer: Standing | None, *, retained: bool
@@ -211,8 +207,6 @@ class HeardLayers:
         for heard in (self._standing, self._highest, self._vanished, self._arriving or {}):
             for name in [name for name in heard if name not in self._wanted]:
                 del heard[name]
-        self._had &= self._wanted
-        self._removed &= self._wanted
         self._unconfirmed &= self._wanted
 
     def _wanted_now(self) -> frozenset[str]:
@@ -222,6 +216,10 @@ class HeardLayers:
                 if isinstance(layer := layers.get(name), Layer):
                     groups += groups_said(patch_for(self._device, name, layer))
         return frozenset(["default", "device", *(f"group/{group}" for group in groups)])
+
+
+def _readable(standing: Mapping[str, Standing]) -> dict[str, Layer]:
+    return {name: layer for name, layer in standing.items() if isinstance(layer, Layer)}
 
 
 def _revision(layer: Standing | None) -> int:

@@ -12,6 +12,7 @@ from bellwire.agent.fleet.live_settings import LiveSettings
 from bellwire.broker.session.address import BrokerAddress
 from bellwire.broker.session.session import Farewell, Session
 from bellwire.config.agent.settings import AgentSettings, BrokerSettings
+from bellwire.config.fleet.last_good import LastGood
 from bellwire.signaling.identifiers import DeviceId, mqtt_client_id
 from bellwire.signaling.topics import presence_topic
 from bellwire.signaling.wire.station import Presence, presence_document
@@ -24,10 +25,16 @@ class SimulatedAgent:
         device: Its id.
         address: The broker, with credentials that let it reach its own topics.
         settings: What its own file says beside.
+        last_good: Where it keeps its layers; None keeps them nowhere.
     """
 
     def __init__(
-        self, device: DeviceId, address: BrokerAddress, settings: dict[str, object] | None = None
+        self,
+        device: DeviceId,
+        address: BrokerAddress,
+        settings: dict[str, object] | None = None,
+        *,
+        last_good: LastGood | None = None,
     ) -> None:
         self.settings = AgentSettings.model_validate(
             {
@@ -48,7 +55,11 @@ class SimulatedAgent:
         )
         self.live = LiveSettings(self.settings)
         self.fleet = FleetFollower(
-            self.settings, self.session, self.live, now=lambda: datetime.now(UTC)
+            self.settings,
+            self.session,
+            self.live,
+            last_good=last_good,
+            now=lambda: datetime.now(UTC),
         )
         self.rang: list[bool] = []
         """What its ringer was told: on, off."""

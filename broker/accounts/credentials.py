@@ -26,6 +26,7 @@ from bellwire.signaling.topics import retained_of
 _TIMEOUT_S = 10.0
 _ALREADY_GONE = ("Client not found", "Role not found")
 _ALREADY_THERE = ("Role already exists",)
+_ALREADY_GIVEN = ("ACL with this topic already exists",)
 
 
 class DynamicSecurity:
@@ -111,6 +112,25 @@ class DynamicSecurity:
             },
         )
         return password
+
+    async def extend_operators(self) -> int:
+        """Gives the operators' role, where there is one, the rights that it lacks of this version's: an
+        older version has made it. It takes none away: a newer one may have. How many it gave.
+
+        Raises:
+            Unavailable: the broker did not take it.
+        """
+        get = {"command": "getRole", "rolename": OPERATOR_ROLE}
+        (answer,) = await self._run(get, tolerate=_ALREADY_GONE)
+        role = answer.get("data", {}).get("role")
+        if role is None:
+            return 0
+        has = {(acl.get("acltype"), acl.get("topic")) for acl in role.get("acls", [])}
+        lacking = [acl for acl in operator_acls() if (acl["acltype"], acl["topic"]) not in has]
+        if lacking:
+            add = {"command": "addRoleACL", "rolename": OPERATOR_ROLE}
+            await self._run(*({**add, **acl} for acl in lacking), tolerate=_ALREADY_GIVEN)
+        return len(lacking)
 
     async def revoke_operator(self, username: str) -> bool:
         """Takes an operator's access away and disconnects them; whether they had any.

@@ -20,7 +20,9 @@ overwrote, or where somebody overwrites layers with another client, the other re
 history. A connection lost between write and echo leaves open whether it stands: the error says so.
 An author's name is what they say; the broker proves only that they are an operator.
 
-The history is a ring of 20 retained documents. A writer first keeps its parent there, then its own.
+The history is a ring of 20 retained documents. A writer first keeps its parent there, then its own; where
+a relay keeps the layers (:mod:`broker.fleet.layer_keeper`) that keeps the own, once it has stored it, since
+a write on what the broker had lost must not push out the revision that stands.
 """
 
 import asyncio
@@ -118,6 +120,11 @@ class LayerRegister:
         self._echoes: dict[tuple[str, bytes], asyncio.Future[Held]] = {}
         self._news = asyncio.Event()
         self._listeners: list[Callable[[LayerName], None]] = []
+        self._above: Callable[[LayerName], int] = lambda _: 0
+        self.connections_lost = 0
+        """How often the connection was lost: what was held before is open then."""
+        self.keeps_own_history = True
+        """Whether a write keeps itself in the history."""
         session.subscribe(OPERATORS_ECHO, self._take_echo)
         session.subscribe(CLAIMS, self._take_claim)
         session.subscribe(LAYERS, self._take_layer)
@@ -131,6 +138,10 @@ class LayerRegister:
     def listen(self, listener: Callable[[LayerName], None]) -> None:
         """Has `listener` called on the loop with the name of each layer that changes."""
         self._listeners.append(listener)
+
+    def go_above(self, highest: Callable[[LayerName], int]) -> None:
+        """Has writes go above what this says of a layer, too: what a relay has stored, or a device obeyed."""
+        self._above = highest
 
     async def read(self) -> None:
         """Waits until all that the broker retains is here.
@@ -164,6 +175,7 @@ class LayerRegister:
             Unavailable: the broker was lost, or another writer does not finish.
         """
         known = max((layer.revision for layer in self.history(name)), default=0)
+        known = max(known, self._above(name))
         layer = layer_after(on, draft, author=self._author, at=self._now(), known=known)
         await self._replace(name, document_of(layer), on=on, layer=layer)
         return layer
@@ -182,7 +194,7 @@ class LayerRegister:
         before = await self._publish(layer_topic(name), payload, retain=True)
         if before.fingerprint != on.fingerprint:
             await self._put_back(name, before, over=held(payload))
-        if layer is not None:
+        if layer is not None and self.keeps_own_history:
             await self._keep(name, layer)
 
     async def _claim(self, name: LayerName, on: Held) -> None:
@@ -290,6 +302,7 @@ class LayerRegister:
 
     def _forget(self) -> None:
         """The connection is lost: what was in between is not known, and comes again with the next."""
+        self.connections_lost += 1
         self._held.clear()
         self._claims.clear()
         for echo in self._echoes.values():

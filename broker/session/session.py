@@ -109,6 +109,7 @@ class Session:
         self._sleep = sleep
         self._subscriptions: dict[str, tuple[Handler, ...]] = {}
         self._narrowed: dict[str, Topics] = {}
+        self._may_be_refused: set[str] = set()
         self._narrowly_held: dict[str, frozenset[str]] = {}
         self._hooks: list[Hook] = []
         self._lost_hooks: list[Callable[[], None]] = []
@@ -131,12 +132,20 @@ class Session:
         await self._up.wait()
 
     def subscribe(
-        self, topic_filter: str, handler: Handler, *, narrowed_to: Topics | None = None
+        self,
+        topic_filter: str,
+        handler: Handler,
+        *,
+        narrowed_to: Topics | None = None,
+        may_be_refused: bool = False,
     ) -> None:
         """Has `handler` called on the loop with each message; subscribes again on each connection.
         Call before `run`. QoS 1. Where only some topics of a filter matter, `narrowed_to` names them: what
         others write on the rest then takes no room in the queue that the broker keeps for this session.
+        `may_be_refused` is for what an older version gives no right to, and nothing is wrong then.
         """
+        if may_be_refused:
+            self._may_be_refused.add(topic_filter)
         self._subscriptions[topic_filter] = (*self._subscriptions.get(topic_filter, ()), handler)
         if narrowed_to is not None:
             self._narrowed[topic_filter] = narrowed_to
@@ -317,7 +326,8 @@ class Session:
             await client.unsubscribe(topic)
 
     async def _subscribe_all(self, client: Client, topic_filter: str) -> None:
-        if not await _is_subscribed(client, topic_filter):
+        is_subscribed = await _is_subscribed(client, topic_filter)
+        if not is_subscribed and topic_filter not in self._may_be_refused:
             log.error("broker refused a subscription", topic=topic_filter, client_id=self.client_id)
 
     @asynccontextmanager

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,24 @@ from rich.live import Live
 from rich.text import Text
 
 from bellwire.cli.failures import fail, reported
-from bellwire.cli.fleet.files import Settings, read_layers, write_layers
+from bellwire.cli.fleet.bases import (
+    NOTE,
+    Bases,
+    changed_since,
+    find_bases,
+    merged,
+    note_bases,
+    refuse_changed,
+)
+from bellwire.cli.fleet.durability import NOT_DURABLE, Durability, say_open, until_durable
+from bellwire.cli.fleet.files import (
+    Settings,
+    find_layers,
+    read_layers,
+    rewrite_layer,
+    write_layers,
+)
+from bellwire.cli.fleet.names import unknown_names
 from bellwire.cli.fleet.plan import (
     Effect,
     LayerChange,
@@ -32,6 +50,7 @@ from bellwire.cli.fleet.rollout import (
 )
 from bellwire.cli.fleet.session import JsonOption, OperatorOption, RetainedFleet, open_fleet
 from bellwire.cli.fleet.standing import error_line, skipped_line
+from bellwire.config.fleet.layer import Layer
 from bellwire.config.fleet.rollout_pause import can_pause
 from bellwire.signaling.errors import InvalidInput
 from bellwire.signaling.topics import DEFAULT_LAYER, LayerName, device_layer, group_layer
@@ -96,6 +115,13 @@ def apply(
     force: Annotated[
         bool, typer.Option("--force", help="Write it although devices will refuse it.")
     ] = False,
+    merge: Annotated[
+        bool,
+        typer.Option(
+            "--merge",
+            help="Take what came since the export, too: into the layers and into the files.",
+        ),
+    ] = False,
     comment: CommentOption = "",
     default: DefaultOption = False,
     group: GroupOption = None,
@@ -108,18 +134,23 @@ def apply(
     Layers that have no file are left alone. What a device that is known would refuse is not written, nor
     what only a device's own file says (wiring, a door's times), nor who may open doors where a device's
     file does not open that to layers.
-    A layer that another operator changed meanwhile is refused, and names them. The exit code is 0 if
-    all was done, 3 if it was and devices do not follow (`--wait`), 1 if it was not done.
+    A layer that another operator has changed since `bellwire fleet export` wrote its file, or while this
+    runs, is refused, and names them; `--merge` takes both sides' changes, key by key, and rewrites the file.
+    "Written" means that a relay has stored it, or that a device has it on its disk. The exit code is 0 if
+    all was done, 4 if it is not yet durable, 3 if devices do not follow (`--wait`), 1 if it was not done.
     """
     steps = _steps(percent)
     if device is not None and pause_at_errors is not None:
         fail("--pause-at-errors counts devices, and a device's layer is for one: leave it out")
     if len(steps) > 1 and not wait:
         fail("steps need --wait: it is this command that takes them")
+    files = find_layers(path, chosen_layer(default, group, device))
+    wanted = read_layers(path, chosen_layer(default, group, device))
     asyncio.run(
         _apply(
-            read_layers(path, chosen_layer(default, group, device)),
+            _Files(files, wanted, find_bases(path)),
             operator,
+            merge=merge,
             steps=steps,
             pause_at_errors=pause_at_errors,
             dry_run=dry_run,
@@ -131,10 +162,39 @@ def apply(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The files that are applied: of which layers they are, what they say, what they were made of."""
+
+    paths: Mapping[LayerName, Path]
+    wanted: dict[LayerName, Settings]
+    bases: Bases | None
+
+    def merged(self, fleet: RetainedFleet, *, merge: bool) -> "_Files":
+        """As they are to be applied: what came since they were made is refused, or merged into them."""
+        if self.bases is None:
+            return self
+        changed = changed_since(self.bases, fleet.register.layers(), self.wanted)
+        if not merge:
+            refuse_changed(self.bases, changed)
+        histories = {name: fleet.register.history(name) for name in changed}
+        both = merged(self.bases, changed, self.wanted, histories)
+        return _Files(self.paths, {**self.wanted, **both}, self.bases)
+
+    def note(self, layers: Mapping[LayerName, Layer], before: Mapping[LayerName, Settings]) -> None:
+        """Has the files say what was merged, and notes what they are made of now."""
+        for name, settings in self.wanted.items():
+            if settings != before[name]:
+                rewrite_layer(self.paths[name], settings)
+        if self.bases is not None:
+            note_bases(self.bases.path, layers, self.paths)
+
+
 async def _apply(
-    wanted: Mapping[LayerName, Settings],
+    files: _Files,
     operator: Path | None,
     *,
+    merge: bool,
     steps: list[int],
     pause_at_errors: int | None,
     dry_run: bool,
@@ -144,10 +204,15 @@ async def _apply(
     as_json: bool,
 ) -> None:
     console = Console(stderr=as_json)
-    async with open_fleet(operator, histories=wanted) as fleet:
+    read, durable = files.wanted, dict[LayerName, Durability]()
+    async with open_fleet(operator, histories=read, to_write=not dry_run) as fleet:
+        files = files.merged(fleet, merge=merge)
+        warnings = unknown_names(fleet, files.wanted)
+        for warning in warnings:
+            console.print(f"Warning: {warning}", style="yellow", markup=False, soft_wrap=True)
         changes = plan(
             fleet.register.layers(),
-            wanted,
+            files.wanted,
             percent=steps[-1] if steps else None,
             pause_at_errors=pause_at_errors,
             comment=comment,
@@ -160,12 +225,22 @@ async def _apply(
                 _refuse(fleet, changes, found, force=force)
             except InvalidInput as error:
                 console.print(f"Without --dry-run: {error.detail}", style="red", markup=False)
-            _print_json(as_json, changes, found, None)
+            _print_json(as_json, changes, found, None, durable, warnings)
             return
         _refuse(fleet, changes, found, force=force)
         outcome = await _write(fleet, changes, steps, pause_at_errors, timeout_s, console)
-    _print_json(as_json, changes, found, outcome)
-    _say_outcome(console, outcome, steps)
+        durable = await until_durable(fleet, outcome.written)
+        has_relay = fleet.keepers.present
+        held = fleet.register.layers()
+        layers = {name: now.layer for name in read if (now := held.get(name)) and now.layer}
+    files.note({**layers, **outcome.written}, read)
+    _print_json(as_json, changes, found, outcome, durable, warnings)
+    _say_outcome(console, outcome, steps, durable)
+    for line in skipped_lines(found):
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
+    say_open(console, has_relay, durable)
+    if not all(one.is_durable for one in durable.values()):
+        raise typer.Exit(NOT_DURABLE)
     if not outcome.is_good:
         raise typer.Exit(NOT_FOLLOWED)
 
@@ -215,10 +290,17 @@ async def _write(
         )
 
 
-def _say_outcome(console: Console, outcome: RolloutOutcome, steps: list[int]) -> None:
+def _say_outcome(
+    console: Console,
+    outcome: RolloutOutcome,
+    steps: list[int],
+    durable: Mapping[LayerName, Durability],
+) -> None:
     for name, layer in outcome.written.items():
         share = "" if layer.rollout.percent == 100 else f" for {layer.rollout.percent} %"
-        console.print(f"Written: {name} revision {layer.revision}{share}", highlight=False)
+        console.print(
+            f"Written: {name} revision {layer.revision}{share}, {durable[name]}", highlight=False
+        )
     if outcome.followed is None:
         if any(map(can_pause, outcome.written.values())):
             console.print(
@@ -240,7 +322,12 @@ def _say_outcome(console: Console, outcome: RolloutOutcome, steps: list[int]) ->
 
 
 def _print_json(
-    as_json: bool, changes: list[LayerChange], found: list[Effect], outcome: RolloutOutcome | None
+    as_json: bool,
+    changes: list[LayerChange],
+    found: list[Effect],
+    outcome: RolloutOutcome | None,
+    durable: Mapping[LayerName, Durability],
+    warnings: list[str],
 ) -> None:
     if not as_json:
         return
@@ -270,6 +357,8 @@ def _print_json(
         "refusing": sorted(followed.errors) if followed else None,
         "silent": followed.missing if followed else None,
         "paused": bool(outcome and outcome.paused),
+        "durable": {name: one.as_json() for name, one in durable.items()},
+        "warnings": warnings,
     }
     Console(soft_wrap=True).out(json.dumps(document, ensure_ascii=False))
 
@@ -311,7 +400,7 @@ def diff(
 
     changes = asyncio.run(run())
     if as_json:
-        _print_json(as_json, changes, [], None)
+        _print_json(as_json, changes, [], None, {}, [])
     else:
         Console().print(changes_view(changes), soft_wrap=True)
     if changes:
@@ -324,21 +413,27 @@ def export(
     as_json: JsonOption = False,
     operator: OperatorOption = None,
 ) -> None:
-    """Writes all layers into a directory that `bellwire fleet apply` takes back unchanged."""
+    """Writes all layers into a directory that `bellwire fleet apply` takes back unchanged.
 
-    async def run() -> dict[LayerName, Settings]:
+    Beside them it notes which revision each file was made of, so that `apply` overwrites nothing that came
+    since.
+    """
+
+    async def run() -> dict[LayerName, Layer]:
         async with open_fleet(operator) as fleet:
             held = fleet.register.layers()
-            return {name: now.layer.settings for name, now in held.items() if now.layer}
+            return {name: now.layer for name, now in held.items() if now.layer}
 
     if folder.exists() and any(folder.iterdir()):
         fail(f"{folder} is not empty: give a new directory")
     layers = asyncio.run(run())
-    written = write_layers(folder, layers)
+    written = write_layers(folder, {name: layer.settings for name, layer in layers.items()})
+    folder.mkdir(parents=True, exist_ok=True)
+    note_bases(folder / NOTE, layers, written)
     if as_json:
-        Console(soft_wrap=True).out(json.dumps({"files": list(map(str, written))}))
+        Console(soft_wrap=True).out(json.dumps({"files": list(map(str, written.values()))}))
         return
-    for file in written:
+    for file in written.values():
         Console(soft_wrap=True).out(str(file))
     Console().print(f"{len(written)} layers. Change them, then: bellwire fleet apply {folder}")
 
@@ -363,6 +458,18 @@ def effects_view(effects: Iterable[Effect]) -> RenderableType:
         lines.extend(Text(f"  ✗ {error_line(error)}", "bold red") for error in effect.errors)
         lines.extend(Text(f"  {skipped_line(skipped)}", "yellow") for skipped in effect.skipped)
     return Group(*lines) if lines else Text("No device that has reported would run anything else.")
+
+
+def skipped_lines(effects: Iterable[Effect]) -> list[str]:
+    """What of the layers has no effect on devices, each once, with how many of them."""
+    by_line: dict[str, list[str]] = {}
+    for effect in effects:
+        for skipped in effect.skipped:
+            by_line.setdefault(skipped_line(skipped), []).append(effect.device_id)
+    return [
+        f"{line} (on {devices[0]}" + (f" and {len(devices) - 1} more)" if devices[1:] else ")")
+        for line, devices in by_line.items()
+    ]
 
 
 def _difference_line(difference: tuple[str, str, str]) -> Text:

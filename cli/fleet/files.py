@@ -29,8 +29,17 @@ def read_layers(path: Path, name: LayerName | None = None) -> dict[LayerName, Se
     Raises:
         InvalidInput: a file cannot be read, is no layer's, or two are the same layer's.
     """
+    return {layer: _settings_in(file) for layer, file in find_layers(path, name).items()}
+
+
+def find_layers(path: Path, name: LayerName | None = None) -> dict[LayerName, Path]:
+    """The file of each layer, as `read_layers` reads them.
+
+    Raises:
+        InvalidInput: a file is no layer's, or two are the same layer's.
+    """
     if not path.is_dir():
-        return {name or _layer_named(path): _settings_in(path)}
+        return {name or _layer_named(path): path}
     if name is not None:
         raise InvalidInput(f"{path} is a directory: its files say which layers they are")
     found: dict[LayerName, Path] = {}
@@ -43,22 +52,38 @@ def read_layers(path: Path, name: LayerName | None = None) -> dict[LayerName, Se
         raise InvalidInput(
             f"{path} holds no layers: write default.toml, groups/NAME.toml or devices/ID.toml there"
         )
-    return {layer: _settings_in(file) for layer, file in sorted(found.items())}
+    return dict(sorted(found.items()))
 
 
-def write_layers(folder: Path, layers: Mapping[LayerName, Settings]) -> list[Path]:
+def rewrite_layer(file: Path, settings: Settings) -> None:
+    """Has a layer's file say something else, in its own format. Comments in it are gone.
+
+    Raises:
+        InvalidInput: it cannot be written, or TOML cannot say it.
+    """
+    if file.suffix != ".json" and _has_null(settings):
+        raise InvalidInput(
+            f"{file} would have to say null, which TOML cannot: make it a .json file, then do this again"
+        )
+    try:
+        file.write_text(_as_json(settings) if file.suffix == ".json" else tomli_w.dumps(settings))
+    except OSError as error:
+        raise InvalidInput(f"{file} cannot be written: {error.strerror}") from error
+
+
+def write_layers(folder: Path, layers: Mapping[LayerName, Settings]) -> dict[LayerName, Path]:
     """Writes layers as files that `read_layers` reads back as they were; returns them."""
-    written = []
+    written = {}
     for name, settings in layers.items():
         stem = folder / name.replace("group/", "groups/").replace("device/", "devices/")
         stem.parent.mkdir(parents=True, exist_ok=True)
         if _has_null(settings):
-            suffix, text = ".json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+            suffix, text = ".json", _as_json(settings)
         else:
             suffix, text = ".toml", tomli_w.dumps(settings)
         file = stem.with_name(f"{stem.name}{suffix}")  # with_suffix would cut `floor.1`
         file.write_text(text)
-        written.append(file)
+        written[name] = file
     return written
 
 
@@ -104,6 +129,10 @@ def _settings_in(file: Path) -> Settings:
     if not isinstance(document, dict):
         raise InvalidInput(f"{file} must hold an object of settings")
     return document
+
+
+def _as_json(settings: Settings) -> str:
+    return json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
 
 
 def _has_null(value: JsonValue) -> bool:

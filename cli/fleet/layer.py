@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterable
 from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,8 +22,12 @@ from bellwire.cli.fleet.apply import (
     DeviceOption,
     GroupOption,
     chosen_layer,
+    skipped_lines,
 )
+from bellwire.cli.fleet.durability import NOT_DURABLE, Durability, say_open, until_durable
+from bellwire.cli.fleet.names import unknown_names
 from bellwire.cli.fleet.plan import (
+    Effect,
     LayerChange,
     effects,
     refuse_rollout_of_rights,
@@ -32,6 +37,7 @@ from bellwire.cli.fleet.plan import (
 from bellwire.cli.fleet.rollout import rollout_lines
 from bellwire.cli.fleet.session import JsonOption, OperatorOption, RetainedFleet, open_fleet
 from bellwire.cli.fleet.standing import error_line, printable
+from bellwire.config.agent.layer_reach import said_anew
 from bellwire.config.fleet.layer import Layer, Rollout
 from bellwire.config.fleet.rollout_pause import COMMENT_LIMIT
 from bellwire.config.fleet.writing import Draft, Held
@@ -132,8 +138,8 @@ def _edit(
     if not all(path):
         fail(f"{key!r} is no key: write names joined by dots, such as audio.ring_volume")
 
-    async def run() -> Layer:
-        async with open_fleet(operator, histories=[name]) as fleet:
+    async def run() -> _Written:
+        async with open_fleet(operator, histories=[name], to_write=True) as fleet:
             seen: object = None
             for tried in range(_TRIES):
                 on = fleet.register.held(name)
@@ -144,7 +150,7 @@ def _edit(
                 try:
                     return await _write(fleet, name, on, _changed(on, path, change), comment, force)
                 except LayerConflict:
-                    continue
+                    await fleet.settle()
             raise LayerConflict(name, fleet.register.held(name))
 
     _say(name, asyncio.run(run()), as_json=as_json)
@@ -172,21 +178,45 @@ def _changed(on: Held, path: list[str], change: Callable[[Settings, str], None])
     return settings
 
 
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A revision that was written, who has it on disk, and what is to be said of it."""
+
+    layer: Layer
+    durability: Durability
+    has_relay: bool
+    warnings: list[str]
+    skipped: list[str]
+
+
 async def _write(
     fleet: RetainedFleet, name: LayerName, on: Held, settings: Settings, comment: str, force: bool
-) -> Layer:
+) -> _Written:
     """Writes a layer for the share of devices that it is for already, allowing as many errors."""
     old = on.layer.rollout if on.layer else Rollout()
     rollout = old if old.percent < 100 else rollout_on(on, 100, old.pause_at_errors)
     change = LayerChange(name, on, Draft(settings, rollout, comment[:COMMENT_LIMIT]))
     refuse_rollout_of_rights([change], whole=False)
+    return await _write_change(fleet, change, force=force)
+
+
+async def _write_change(fleet: RetainedFleet, change: LayerChange, *, force: bool) -> _Written:
+    name, found = change.name, list(effects(fleet, [change], "dry-run"))
     if not force:
-        _refuse_bad(fleet, change)
-    return await fleet.register.write(name, change.draft, on=on)
+        _refuse_bad(fleet, change, found)
+    anew = said_anew(change.draft.settings, change.on.layer.settings if change.on.layer else {})
+    warnings = unknown_names(fleet, {name: change.draft.settings})
+    skipped = [
+        replace(effect, skipped=tuple(one for one in effect.skipped if one.path in anew))
+        for effect in found
+    ]
+    layer = await fleet.register.write(name, change.draft, on=change.on)
+    durable = (await until_durable(fleet, {name: layer}))[name]
+    return _Written(layer, durable, fleet.keepers.present, warnings, skipped_lines(skipped))
 
 
-def _refuse_bad(fleet: RetainedFleet, change: LayerChange) -> None:
-    for effect in effects(fleet, [change], "dry-run"):
+def _refuse_bad(fleet: RetainedFleet, change: LayerChange, found: list[Effect]) -> None:
+    for effect in found:
         if effect.errors:
             raise InvalidInput(
                 f"device {effect.device_id} would refuse it: {error_line(effect.errors[0])}."
@@ -241,14 +271,12 @@ def rollback(
     """
     name = _named(default, group, device)
 
-    async def run() -> Layer:
-        async with open_fleet(operator, histories=[name]) as fleet:
+    async def run() -> _Written:
+        async with open_fleet(operator, histories=[name], to_write=True) as fleet:
             on = fleet.register.held(name)
             back = _revision_before(name, fleet.register.history(name), on, to)
             draft = Draft(back.settings, comment=comment or f"rollback to {back.revision}")
-            if not force:
-                _refuse_bad(fleet, LayerChange(name, on, draft))
-            return await fleet.register.write(name, draft, on=on)
+            return await _write_change(fleet, LayerChange(name, on, draft), force=force)
 
     _say(name, asyncio.run(run()), as_json=as_json)
 
@@ -268,14 +296,27 @@ def _revision_before(name: LayerName, history: list[Layer], on: Held, wanted: in
     raise InvalidInput(f"layer {name} has no {missing} in its history: {what_next}")
 
 
-def _say(name: LayerName, layer: Layer, *, as_json: bool) -> None:
+def _say(name: LayerName, written: _Written, *, as_json: bool) -> None:
+    layer, console = written.layer, Console(stderr=as_json)
     if as_json:
-        shown = {"layer": name, **layer.model_dump(mode="json")}
+        shown = {
+            "layer": name,
+            **layer.model_dump(mode="json"),
+            "durable": written.durability.as_json(),
+            "warnings": written.warnings,
+        }
         Console(soft_wrap=True).out(json.dumps(shown, ensure_ascii=False))
     else:
-        Console().print(f"Written: {name} revision {layer.revision}", highlight=False)
+        console.print(
+            f"Written: {name} revision {layer.revision}, {written.durability}", highlight=False
+        )
         for line in rollout_lines({name: layer}):
-            Console().print(f"{line}; see `bellwire fleet apply --percent`", markup=False)
+            console.print(f"{line}; see `bellwire fleet apply --percent`", markup=False)
+    for line in [*(f"Warning: {warning}" for warning in written.warnings), *written.skipped]:
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
+    say_open(console, written.has_relay, {name: written.durability})
+    if not written.durability.is_durable:
+        raise typer.Exit(NOT_DURABLE)
 
 
 def history_table(revisions: Iterable[Layer]) -> Table:

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from pydantic import BaseModel, ValidationError
 
+from bellwire.broker.fleet.keepers import Keepers
 from bellwire.broker.fleet.layer_register import LayerRegister
 from bellwire.broker.fleet.reading import read_devices, read_fleet
 from bellwire.broker.session.address import parse_broker_url
@@ -37,6 +38,7 @@ from bellwire.signaling.topics import (
     TELEMETRY_OF_ALL,
     LayerName,
     device_of,
+    known_as,
     reported_topic,
     telemetry_topic,
 )
@@ -50,6 +52,8 @@ from bellwire.signaling.wire.station import (
 
 _CONNECT_TIMEOUT_S = 10.0
 _READ_TIMEOUT_S = 60.0
+_JUMP_AT_MOST = 1_000_000
+"""So far beyond what all others know a device's word on a revision counts: else one could use up all."""
 
 OperatorOption = Annotated[
     Path | None,
@@ -94,9 +98,12 @@ class FleetDevice:
 class RetainedFleet:
     """The devices and their layers, kept up to date while the session runs."""
 
-    def __init__(self, session: ReceivingSession, register: LayerRegister) -> None:
+    def __init__(
+        self, session: ReceivingSession, register: LayerRegister, keepers: Keepers
+    ) -> None:
         self.session = session
         self.register = register
+        self.keepers = keepers
         self.devices: dict[DeviceId, FleetDevice] = {}
         self._heard: dict[DeviceId, FleetDevice] = {}
         self.results: asyncio.Queue[tuple[DeviceId, CommandResult]] = asyncio.Queue()
@@ -108,11 +115,38 @@ class RetainedFleet:
         session.receive(TELEMETRY_OF_ALL, self._take(Telemetry, "telemetry"), retained=False)
         session.receive(RESULTS_OF_ALL, self._take_result)
         session.on_connected(self._read)
+        session.on_disconnected(self.changed.set)
         register.listen(lambda _: self.changed.set())
+        register.go_above(self.highest)
+        keepers.listen(self.changed.set)
 
     def listen(self, listener: Callable[[FleetDevice], None]) -> None:
         """Has `listener` called on the loop with each device that has said something."""
         self._listeners.append(listener)
+
+    async def settle(self) -> None:
+        """Waits until the broker has back whatever a relay had stored and it had lost. To be called before
+        a write.
+
+        Raises:
+            Unavailable: the broker is not there.
+        """
+        has_lost = any(self.highest(n) > _revision(self.register, n) for n in self.keepers.names)
+        self.register.keeps_own_history = not await self.keepers.sync(has_lost=has_lost)
+        await self.register.read()
+
+    def highest(self, name: LayerName) -> int:
+        """The highest revision of a layer that the broker, a relay or a device has."""
+        known = max(
+            self.keepers.newest(name), *(layer.revision for layer in self.register.history(name)), 0
+        )
+        claimed = (
+            said.get(known_as(name, device_id), 0)
+            for device_id, device in self.devices.items()
+            if device.reported is not None
+            for said in (device.reported.revisions, device.reported.obeyed)
+        )
+        return max([known, *(one for one in claimed if one <= known + _JUMP_AT_MOST)])
 
     async def wait_read(self) -> None:
         """Waits until all that the broker retains of the devices is here.
@@ -195,15 +229,22 @@ class RetainedFleet:
             return
 
 
+def _revision(register: LayerRegister, name: LayerName) -> int:
+    layer = register.held(name).layer
+    return 0 if layer is None else layer.revision
+
+
 @asynccontextmanager
 async def open_fleet(
-    operator: Path | None, *, histories: Collection[LayerName] = ()
+    operator: Path | None, *, histories: Collection[LayerName] = (), to_write: bool = False
 ) -> AsyncIterator[RetainedFleet]:
     """The fleet, with all that the broker retains of it read.
 
     Args:
         operator: The operator's file; None for the default one.
         histories: The layers to be written, or whose history is wanted.
+        to_write: Whether they are to be written: then relays are asked to put back first what the
+            broker has lost.
 
     Raises:
         InvalidInput: the operator's file is wrong.
@@ -216,10 +257,13 @@ async def open_fleet(
     register = LayerRegister(
         session, settings.name, histories=histories, now=lambda: datetime.now(UTC)
     )
-    fleet = RetainedFleet(session, register)
+    keepers = Keepers(session, histories if to_write else ())
+    fleet = RetainedFleet(session, register, keepers)
     async with running(session):
         await register.read()
         await fleet.wait_read()
+        if to_write:
+            await fleet.settle()
         yield fleet
 
 

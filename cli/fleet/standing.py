@@ -44,8 +44,9 @@ class Standing:
 
     @property
     def errors(self) -> tuple[LayerProblem, ...]:
-        """What the device says is wrong."""
-        return self.device.reported.errors if self.device.reported else ()
+        """What the device says is wrong; layers among it that it has gone beyond."""
+        reported = self.device.reported
+        return (*reported.errors, *reported.outdated) if reported else ()
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -141,7 +142,8 @@ class Standings:
 
 
 def _state(reported: Reported, verdict: LayerVerdict, expected: Mapping[str, int]) -> State:
-    if any(error.revision in (None, expected.get(error.layer)) for error in reported.errors):
+    wrong = (*reported.errors, *reported.outdated)
+    if any(error.revision in (None, expected.get(error.layer)) for error in wrong):
         return "refused"  # An error of another revision is yesterday's.
     if reported.waiting:
         return "waiting"

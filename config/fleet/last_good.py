@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import structlog
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bellwire.config.fleet.layer import Layer
+from bellwire.config.fleet.obeyed import Obeyed, ObeyedLayers
 from bellwire.config.private_file import write_private
 
 log = structlog.get_logger(__name__)
@@ -26,6 +27,8 @@ class _Kept(BaseModel):
 
     device_id: str
     layers: dict[str, Layer]
+    obeyed: dict[str, Obeyed] = Field(default_factory=dict)
+    """Not said by the version before: then what is in force is what was obeyed."""
 
 
 def state_folder(config_file: Path, given: Path | None = None) -> Path:
@@ -52,11 +55,18 @@ class LastGood:
         self._previous = self._file.with_name(f"{self._file.name}.previous")
         found = self._read(self._file) or self._read(self._previous)
         self._layers: dict[str, Layer] = found.layers if found else {}
+        self._obeyed = ObeyedLayers(found.obeyed if found else {})
+        self._obeyed.note(self._layers)
 
     @property
     def layers(self) -> dict[str, Layer]:
         """The layers kept, by name."""
         return dict(self._layers)
+
+    @property
+    def obeyed(self) -> dict[str, Obeyed]:
+        """The highest revisions that were ever kept, of layers that are not in force any more too."""
+        return self._obeyed.highest
 
     def save(self, layers: Mapping[str, Layer]) -> None:
         """Keeps these layers from now on; they are durable once this returns. It blocks.
@@ -64,13 +74,17 @@ class LastGood:
         Raises:
             OSError: the disk does not take them; what was kept before still is.
         """
-        body = _Kept(device_id=self._device_id, layers=dict(layers)).model_dump_json().encode()
+        obeyed = ObeyedLayers(self._obeyed.highest)
+        obeyed.note(layers)
+        kept = _Kept(device_id=self._device_id, layers=dict(layers), obeyed=obeyed.highest)
+        body = kept.model_dump_json().encode()
         document = hashlib.sha256(body).hexdigest().encode() + b"\n" + body
         self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # A damaged file must not push out the one before.
         is_good = self._read(self._file) is not None
         write_private(self._file, document, previous=self._previous if is_good else None)
         self._layers = dict(layers)
+        self._obeyed = obeyed
 
     def _read(self, file: Path) -> _Kept | None:
         try:

@@ -2,7 +2,7 @@
 
 Layers merge in this order, each over the ones before (RFC 7396: objects merge, lists and values
 replace, null removes): the agent's own file, `default`, each of the device's groups in the order in
-which its `groups` names them, `device`. What the local file locks no layer changes. The rules are in
+which its `groups` names them, `device`. What the local file locks a device skips. The rules are in
 :mod:`config.fleet.merge`.
 """
 
@@ -82,7 +82,12 @@ class Reported(_Document):
     `revisions` are the layers in force, `waiting` the settings that take effect when the device is
     idle. `local` and `locked` are the configurable part of its own file, so that an operator can
     compute what a layer would change; `remote` is what it opens to layers. `skipped` are the keys of the
-    layers in force that the device does not heed, which is no error: the rest of the layer counts."""
+    layers in force that the device does not heed, which is no error: the rest of the layer counts.
+
+    `outdated` are layers that the broker shows at a revision that the device has gone beyond, or with
+    another content under the revision that it runs: it keeps its own. `obeyed` are the highest revisions
+    that it has obeyed of layers where that is more than `revisions` says. `on_disk` tells whether it has
+    the layers in force on a disk of its own."""
 
     device_id: str
     software: str
@@ -96,6 +101,9 @@ class Reported(_Document):
     remote: tuple[str, ...] = ()
     errors: tuple[LayerProblem, ...] = ()
     skipped: tuple[LayerProblem, ...] = ()
+    outdated: tuple[LayerProblem, ...] = ()
+    obeyed: dict[str, int] = Field(default_factory=dict)
+    on_disk: bool = True
     waiting: tuple[str, ...] = ()
     state: Literal["applied", "refused", "waiting"] = "applied"
 

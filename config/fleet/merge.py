@@ -9,7 +9,7 @@ ones: in which order they came makes no difference. The rules:
   is in a group would then depend on who is in a group.
 - What only the device's own file says (who it is, secrets, wiring, rights that it does not open: see
   :mod:`config.agent.layer_reach`) is skipped in a layer, and said; the rest of the layer counts.
-- No layer touches what the file locks. One that does is refused.
+- No layer touches what the file locks: that is skipped too, and the rest of the layer counts.
 - A layer is refused whole; its errors are the same on every device. In its place stays the last good
   one, or nothing. Where an error belongs to several layers together (two that use one pin), the one
   that merges later is refused.
@@ -21,7 +21,7 @@ ones: in which order they came makes no difference. The rules:
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -237,7 +237,8 @@ class _Case:
         key = (name, id(layer))
         if key not in self._heeded:
             patch = patch_for(self._local.device_id, name, layer)
-            self._heeded[key] = Heeded({}) if too_much_in(patch) else self._reach.heed(patch)
+            heeded = Heeded({}) if too_much_in(patch) else self._reach.heed(patch)
+            self._heeded[key] = _unlocked(heeded, self._local.locked)
         return self._heeded[key]
 
     def _problems_of(self, name: str, layer: Layer | LayerProblem) -> list[LayerProblem]:
@@ -255,19 +256,13 @@ class _Case:
         if too_much is not None:
             yield _problem(name, layer, "", too_much)
             return
-        for path, value in places_in(self._heed(name, layer).patch):
-            dotted = ".".join(path)
-            lock = next(
-                (lock for lock in self._local.locked if _touches(dotted, value, lock)), None
-            )
+        for path, _ in places_in(self._heed(name, layer).patch):
             if name.startswith("group/") and path[0] == "groups":
                 reason = (
                     "a group's layer cannot say who is in which group: the default or device layer"
                     " can"
                 )
-                yield _problem(name, layer, dotted, reason)
-            elif lock is not None:
-                yield _problem(name, layer, dotted, f"the device's own file locks {lock}")
+                yield _problem(name, layer, ".".join(path), reason)
 
     def _together(self, chain: list[tuple[str, Layer]]) -> list[LayerProblem]:
         """What is wrong with the sum: each error under the layer from which on the sum has it."""
@@ -383,6 +378,33 @@ def _problem(name: str, layer: Layer, path: str, reason: str) -> LayerProblem:
         path=path[:_PATH_LENGTH],
         reason=reason[:_REASON_LENGTH],
     )
+
+
+def _unlocked(heeded: Heeded, locked: Sequence[str]) -> Heeded:
+    """What is left of a layer where the device's own file locks something."""
+    if not locked:
+        return heeded
+    skipped = list(heeded.skipped)
+
+    def take(patch: Settings, above: Path) -> Settings:
+        taken: Settings = {}
+        for name, value in patch.items():
+            path = (*above, name)
+            if isinstance(value, dict) and value:
+                inner = take(value, path)
+                if inner:
+                    taken[name] = inner
+                continue
+            dotted = ".".join(path)
+            lock = next((lock for lock in locked if _touches(dotted, value, lock)), None)
+            if lock is None:
+                taken[name] = value
+            else:
+                skipped.append((dotted[:_PATH_LENGTH], f"the device's own file locks {lock}"))
+        return taken
+
+    patch = take(heeded.patch, ())
+    return Heeded(patch, tuple(skipped))
 
 
 def _touches(path: str, value: JsonValue, lock: str) -> bool:

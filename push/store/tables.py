@@ -267,6 +267,16 @@ token_devices = Table(
     Column("expires_at_ms", BigInteger, nullable=False, index=True),
 )
 
+fleet_layers = Table(
+    "fleet_layers",
+    metadata,
+    Column("layer", String(80), primary_key=True, comment="default, group/NAME, ..."),
+    Column("revision", BigInteger, primary_key=True, autoincrement=False),
+    Column("hash", String(64), nullable=False),
+    Column("document", Text, nullable=False, comment="as it was retained"),
+    Column("stored_at_ms", BigInteger, nullable=False),
+)
+
 signing_keys = Table(
     "signing_keys",
     metadata,

@@ -1,4 +1,5 @@
-"""A broker, an operator and devices, and the fleet commands run against them: no relay anywhere."""
+"""A broker, an operator and devices, and the fleet commands run against them. Of a relay there is what keeps
+the layers, or nothing."""
 
 import asyncio
 import json
@@ -6,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ from bellwire.broker.session.address import BrokerAddress
 from bellwire.broker.session.session import Session
 from bellwire.cli.fleet.session import RetainedFleet, open_fleet
 from bellwire.cli.main import app
+from bellwire.config.fleet.last_good import LastGood
 from bellwire.config.fleet.operator import OperatorSettings, write_operator_file
+from bellwire.push.fleet import keep_fleet
+from bellwire.push.store.engine.database import open_database
 from bellwire.signaling.identifiers import DeviceId
 from bench.lab.simulated_agent import SimulatedAgent
 from tests.broker.running import RunningBroker, held, soon
@@ -58,7 +63,12 @@ class FleetStage:
     async def add(self, device: str, **settings: object) -> SimulatedAgent:
         """A device at work, once it has reported."""
         device_id = DeviceId(device)
-        agent = SimulatedAgent(device_id, await self.grant(device_id), settings)
+        agent = SimulatedAgent(
+            device_id,
+            await self.grant(device_id),
+            settings,
+            last_good=LastGood(self.folder / "state", device_id),
+        )
         self._running[device] = asyncio.create_task(agent.run())
         self._stack.push_async_callback(self.stop, device)
         self.agents[device] = agent
@@ -124,13 +134,31 @@ def invoke(words: list[str]) -> Ended:
 
 
 @asynccontextmanager
-async def fleet_stage(folder: Path) -> AsyncIterator[FleetStage]:
-    """A stage for one test."""
+async def keeping(broker: RunningBroker, folder: Path) -> AsyncIterator[None]:
+    """What of a relay keeps the layers, at work, on the database in a folder."""
+    await asyncio.to_thread(folder.mkdir, exist_ok=True)
+    database = await asyncio.to_thread(open_database, None, folder)
+    keeper = asyncio.create_task(
+        keep_fleet(broker.address, database, now=lambda: datetime.now(UTC))
+    )
+    try:
+        yield
+    finally:
+        keeper.cancel()
+        await asyncio.gather(keeper, return_exceptions=True)
+        await database.close()
+
+
+@asynccontextmanager
+async def fleet_stage(folder: Path, *, relay: bool = True) -> AsyncIterator[FleetStage]:
+    """A stage for one test; with `relay` its layers are kept."""
     async with AsyncExitStack() as stack:
         broker = await stack.enter_async_context(RunningBroker(folder))
-        relay = Session(broker.address, "provisioner", sleep=soon)
-        provisioner = DynamicSecurity(relay)
-        await stack.enter_async_context(held(relay))
+        session = Session(broker.address, "provisioner", sleep=soon)
+        provisioner = DynamicSecurity(session)
+        await stack.enter_async_context(held(session))
+        if relay:
+            await stack.enter_async_context(keeping(broker, folder / "relay"))
         yield FleetStage(broker, provisioner, stack, folder)
 
 

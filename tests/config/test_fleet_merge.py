@@ -156,14 +156,16 @@ def test_groups_come_from_the_file_the_default_and_the_device_and_the_later_grou
         ({"log_level": "debug"}, "log_level"),
     ],
 )
-def test_what_the_file_locks_no_layer_touches(patch: dict[str, JsonValue], path: str) -> None:
+def test_what_the_file_locks_is_skipped_and_said(patch: dict[str, JsonValue], path: str) -> None:
     local = of_file({"audio": {"input_device": 1}}, locked=("audio.input_device", "log_level"))
     verdict = judge(local, {"default": layer({**patch, "call_timeout_s": 5}, 3)})
-    [error] = verdict.errors
-    assert (error.layer, error.revision, error.path) == ("default", 3, path)
-    assert "the device's own file locks" in error.reason
-    assert verdict.settings.call_timeout_s == 60, "it is refused whole"
-    assert verdict.effective == judge(local, {}).effective
+    [skipped] = verdict.skipped
+    assert (skipped.layer, skipped.revision, skipped.path) == ("default", 3, path)
+    assert "the device's own file locks" in skipped.reason
+    assert verdict.errors == (), "it refuses nothing"
+    assert verdict.settings.call_timeout_s == 5, "the rest of the layer counts"
+    alone = judge(local, {"default": layer({"call_timeout_s": 5})})
+    assert verdict.effective == alone.effective
 
 
 def test_a_layer_changes_what_lies_beside_a_lock() -> None:

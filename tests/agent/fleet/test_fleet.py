@@ -88,7 +88,7 @@ async def operator(exchange: Exchange) -> AsyncIterator[Operator]:
         await at_work.clear()
 
 
-async def test_a_layer_takes_effect_is_reported_and_goes_when_it_is_removed(
+async def test_a_layer_takes_effect_is_reported_and_goes_by_a_revision_without_settings(
     desk: Desk, operator: Operator
 ) -> None:
     first = await operator.until(desk, lambda _: True, "the first report")
@@ -101,13 +101,37 @@ async def test_a_layer_takes_effect_is_reported_and_goes_when_it_is_removed(
     await operator.retain(CONFIG_GROUPS.replace("+", "upstairs"), document({"call_timeout_s": 7}))
     await operator.until(desk, lambda r: "group/upstairs" in r.revisions, "its group's layer")
     assert desk.station.agent.live.now.call_timeout_s == 7
-    reports = len(operator.reports.noted)
     await operator.clear()
-    operator.reports.noted.clear()
-    last = await operator.until(desk, lambda r: not r.revisions, "the removal")
-    assert reports
+    await operator.until(desk, lambda r: len(r.errors) == 2, "that the broker has lost them")
+    assert desk.station.agent.live.now.call_timeout_s == 7, "what is lost stays in force"
+    await operator.retain(CONFIG_GROUPS.replace("+", "upstairs"), document({}, 2))
+    await operator.configure(desk, {}, 5)
+    last = await operator.until(desk, lambda r: r.revisions == {"device": 5}, "the removal")
     assert last.hash == first.hash
     assert desk.station.agent.live.now.call_timeout_s == 20, "what its own file says"
+
+
+async def test_what_a_device_has_obeyed_it_keeps_against_less_and_against_another_content(
+    desk: Desk, operator: Operator
+) -> None:
+    await operator.until(desk, lambda _: True, "the first report")
+    await operator.configure(desk, {"call_timeout_s": 8}, 8)
+    await operator.until(desk, lambda r: r.revisions == {"device": 8}, "a layer")
+    for revision, why in (
+        (7, "older than revision 8"),
+        (8, "another content than that of revision 8"),
+    ):
+        operator.reports.noted.clear()
+        await operator.configure(desk, {"call_timeout_s": 9}, revision)
+        report = await operator.until(desk, lambda r: bool(r.outdated), why)
+        (outdated,) = report.outdated
+        assert (outdated.layer, outdated.revision) == ("device", revision)
+        assert why in outdated.reason
+        assert (report.revisions, report.state, report.errors) == ({"device": 8}, "refused", ())
+        assert desk.station.agent.live.now.call_timeout_s == 8
+    await operator.configure(desk, {"call_timeout_s": 9}, 9)
+    report = await operator.until(desk, lambda r: r.revisions == {"device": 9}, "a newer one")
+    assert (report.outdated, report.state) == ((), "applied")
 
 
 async def test_a_layers_ring_tone_that_is_not_on_the_device_is_told_of_and_classic_rings(
@@ -306,10 +330,10 @@ async def test_a_removal_that_a_device_missed_counts_once_it_is_back(
     await operator.until(far_desk, lambda r: r.revisions == {"device": 1}, "a layer")
     far_desk.wire.cut()
     await far_desk.lost()
-    await operator.clear()
+    await operator.configure(far_desk, {}, 2)
     operator.reports.noted.clear()
     await far_desk.wire.mend()
-    await operator.until(far_desk, lambda r: r.revisions == {}, "the removal")
+    await operator.until(far_desk, lambda r: r.revisions == {"device": 2}, "the removal")
     assert far_desk.station.agent.live.now.call_timeout_s == 20
 
 

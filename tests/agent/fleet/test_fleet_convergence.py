@@ -145,7 +145,6 @@ class Device:
 async def play(steps: Sequence[tuple[Any, ...]], folder: Path) -> None:
     broker = RoughBroker(GATE)
     device = Device(broker, folder)
-    unheard: set[str] = set()
     device.start()
     for revision, step in enumerate(steps, 1):
         match step:
@@ -155,9 +154,6 @@ async def play(steps: Sequence[tuple[Any, ...]], folder: Path) -> None:
                 broker.publish(TOPICS[name], b"")
             case ("garbage", name):
                 broker.publish(TOPICS[name], b"{garbage")
-            case ("lose session",):
-                unheard |= {topic for topic, payload in broker.late if not payload}
-                await device.suffer(step)
             case _:
                 await device.suffer(step)
     await device.session.connect()
@@ -167,7 +163,9 @@ async def play(steps: Sequence[tuple[Any, ...]], folder: Path) -> None:
     names = {topic: name for name, topic in TOPICS.items()}
     final = {names[t]: parse_layer(names[t], payload) for t, payload in broker.retained.items()}
     lost = device.fleet.vanished
-    assert {TOPICS[name] for name in lost} <= unheard - set(broker.retained), steps
+    assert not {TOPICS[name] for name in lost} & set(broker.retained), steps
+    missing = {name for name, topic in TOPICS.items() if topic not in broker.retained}
+    assert missing & set(device.fleet.verdict.layers) <= set(lost), "what was in force stays"
     expected = judge(local_file(FILE), final | dict(lost))
     reported = Reported.model_validate_json(broker.reports[-1])
     errors = tuple(e for e in reported.errors if "the broker has lost this layer" not in e.reason)

@@ -10,11 +10,12 @@ from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import CONFIG_DEFAULT
 from tests.broker.running import raw_client
 from tests.cli.fleet_stage import FleetStage, fleet_stage
+from tests.config.fleet_parts import document
 
 
 @pytest.fixture
 async def stage(tmp_path: Path) -> AsyncIterator[FleetStage]:
-    async with fleet_stage(tmp_path) as here:
+    async with fleet_stage(tmp_path, relay=False) as here:
         yield here
 
 
@@ -46,7 +47,7 @@ async def test_layers_that_vanish_with_the_brokers_disk_stay_in_force_and_are_re
     row = (await stage.statuses())["gate"]
     assert (row["state"], row["revisions"]) == ("behind", {"default": 1, "group/north": 1})
     assert {error["layer"] for error in row["errors"]} == {"default", "group/north"}
-    assert all("write it again" in error["reason"] for error in row["errors"])
+    assert all("the broker has lost this layer" in error["reason"] for error in row["errors"])
 
     await stage.run("set", "call_timeout_s=44", "--default")
     (stage.folder / "north.toml").write_text("")
@@ -56,14 +57,19 @@ async def test_layers_that_vanish_with_the_brokers_disk_stay_in_force_and_are_re
     assert (await stage.statuses())["gate"]["state"] == "in step"
 
 
-async def test_layer_that_somebody_removes_is_gone(
+async def test_empty_message_is_a_loss_and_a_layer_goes_only_by_a_revision_without_settings(
     stage: FleetStage,
 ) -> None:
     gate = await stage.add("gate")
-    await stage.run("set", "call_timeout_s=33", "--default")
-    await stage.until(lambda f: len(_revisions(f)) == 1)
     async with raw_client(stage.broker.address) as client:
+        written = document({"call_timeout_s": 33})
+        await client.publish(CONFIG_DEFAULT, written, qos=1, retain=True)
+        await stage.until(lambda f: len(_revisions(f)) == 1)
         await client.publish(CONFIG_DEFAULT, b"", qos=1, retain=True)
-    await stage.until(lambda f: not _revisions(f))
+    await stage.until(lambda f: len(_errors(f)) == 1)
+    assert gate.live.now.call_timeout_s == 33
+    (stage.folder / "default.toml").write_text("")
+    assert (await stage.run("apply", stage.folder / "default.toml")).code == 0
+    await stage.until(lambda f: not _errors(f) and _revisions(f) == {"default": 2})
     assert gate.live.now.call_timeout_s == gate.settings.call_timeout_s
     assert (await stage.statuses())["gate"]["errors"] == []

@@ -119,7 +119,8 @@ async def suffer(broker: RunningBroker, tmp_path: Path, chance: random.Random) -
                 await publish(operator, TOPICS[name], final[name].model_dump_json().encode())
                 if chance.random() < 0.3:
                     await publish(operator, TOPICS[name], b"")
-                    del final[name]
+                    # As a relay puts back what the broker has lost.
+                    await publish(operator, TOPICS[name], final[name].model_dump_json().encode())
             if is_cut:
                 await wire.mend()
             expected = judge(local_file(settings), final)

@@ -24,7 +24,10 @@ async def test_value_is_set_followed_logged_rolled_back_and_taken_out(stage: Fle
     agent = await stage.add("desk", groups=["north"])
     for revision, value in ((1, 0.1), (2, 0.2)):
         done = await stage.run("set", f"audio.ring_volume={value}", "--group", "north")
-        assert (done.code, done.out) == (0, f"Written: group/north revision {revision}\n"), done
+        assert (done.code, done.out) == (
+            0,
+            f"Written: group/north revision {revision}, stored by the relay\n",
+        ), done
     await stage.until(runs("desk", "group/north", 2))
     assert agent.live.now.audio.ring_volume == 0.2
 

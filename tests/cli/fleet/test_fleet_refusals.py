@@ -38,7 +38,7 @@ async def test_what_only_a_file_says_reaches_no_broker_even_where_no_device_is_k
     (await stage.run("log", "--group", "cellar")).must_say_in_one_line("has no revisions")
 
 
-async def test_what_a_devices_file_locks_is_refused_and_names_the_device_and_the_lock(
+async def test_what_a_devices_file_locks_it_skips_and_says_so_and_nobodys_write_is_refused(
     stage: FleetStage,
 ) -> None:
     agent = await stage.add(
@@ -49,9 +49,19 @@ async def test_what_a_devices_file_locks_is_refused_and_names_the_device_and_the
     )
     for pair in ("audio.input_device=spy", 'behaviour.auto_answer.callers=["client:eve"]'):
         ended = await stage.run("set", pair, "--device", "vault")
-        ended.must_say_in_one_line("device vault would refuse it", "the device's own file locks")
-    assert agent.live.now.audio.input_device == "mic"
-    assert (await stage.statuses())["vault"]["revisions"] == {}
+        assert ended.code == 0, ended
+        assert "skipped: device" in ended.out
+        assert "the device's own file locks" in ended.out
+        assert "(on vault)" in ended.out
+    await stage.run("set", "call_timeout_s=7", "--device", "vault")
+    await stage.until(runs("vault", "device", 3))
+    now = agent.live.now
+    assert (now.audio.input_device, now.call_timeout_s) == ("mic", 7)
+    row = (await stage.statuses())["vault"]
+    assert (row["state"], row["errors"]) == ("in step", [])
+    assert {one["path"] for one in row["skipped"]} == {
+        *("audio.input_device", "behaviour.auto_answer.callers")
+    }
 
 
 WIRING = [
