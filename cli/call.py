@@ -27,7 +27,7 @@ from bellwire.signaling.calls.calls import CallState, CallType, Mode
 from bellwire.signaling.twi_params import unique_parameters
 from bellwire.signaling.wire.answers import CallAnswer
 
-_USAGE = "invite NAME...  ·  join NAME  ·  message TEXT  ·  cancel  ·  end  ·  leave"
+_USAGE = "invite NAME...  ·  join NAME  ·  message TEXT  ·  cancel [NAME...]  ·  end  ·  leave"
 
 
 @reported
@@ -64,7 +64,8 @@ def call(
     """Calls identities and shows, live, who answers.
 
     Meanwhile type, or pipe in line by line: `invite NAME...`, `join NAME` (both in advanced mode),
-    `message TEXT`, `cancel` (while nobody has answered), `end`, or `leave` to let the call go on.
+    `message TEXT`, `cancel NAME...` (who has not answered; without names all such), `end`, or `leave`
+    to let the call go on.
     Ctrl-C cancels a call that nobody has answered.
     """
     if sum(map(bool, (to, group, twiml, sid))) != 1:
@@ -170,6 +171,8 @@ class _View:
                     self._operate("join", {"identity": name})
                 case "message", [_, *_]:
                     self._operate("messages", {"content": rest.strip()})
+                case "cancel", [_, *_]:
+                    self._cancel(names)
                 case (("cancel" | "end"), []):
                     self._operate(command, {})
                 case "leave", []:
@@ -182,6 +185,12 @@ class _View:
     def _operate(self, operation: str, body: dict[str, object]) -> None:
         self.shown = self._client.operate(self.shown.call_sid, operation, body)
         self._answer = f"{operation}: done"
+
+    def _cancel(self, names: list[str]) -> None:
+        answer = self._client.operate(self.shown.call_sid, "cancel", {"to": names})
+        self.refresh()  # what an answer to this has for errors are not the call's own
+        left = [f"{error.identity} ({error.reason})" for error in answer.error_invitees]
+        self._answer = f"cancel: not {', '.join(left)}" if left else "cancel: done"
 
     def render(self) -> RenderableType:
         call = self.shown

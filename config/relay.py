@@ -26,6 +26,7 @@ from pydantic_settings import (
 
 from bellwire.config.call_policy import PolicySettings
 from bellwire.config.media_servers import JanusUrl, StunUrl, TurnUrl
+from bellwire.signaling.calls.calls import DEFAULT_MAX_INVITEES, MAX_INVITEES
 from bellwire.signaling.errors import InvalidInput
 from bellwire.signaling.identifiers import IdentityField
 
@@ -136,6 +137,9 @@ class RelaySettings(BaseSettings):
         float,
         Field(ge=3, le=5, description="seconds until a checked invite counts as NotYetReceived"),
     ] = 5.0
+    max_invitees: Annotated[
+        int, Field(ge=1, le=MAX_INVITEES, description="who may be invited to a call in common mode")
+    ] = DEFAULT_MAX_INVITEES
     issuer: str = "bellwire"
     apns: Annotated[dict[str, ApnsApp], Field(description="iOS apps by bundle id")] = Field(
         default_factory=dict
@@ -155,7 +159,31 @@ class RelaySettings(BaseSettings):
         Field(pattern=r"^https?://", description="the relay's URL as Twilio and backends see it"),
     ] = None
     twilio_auth_token_file: Annotated[
-        Path | None, Field(description="holds the auth token that Twilio signs its webhooks with")
+        Path | None,
+        Field(
+            description="holds the auth token that Twilio signs its webhooks with, and the relay its"
+            " requests for TwiML"
+        ),
+    ] = None
+    voice_url: Annotated[
+        str | None,
+        Field(
+            pattern=r"^https?://",
+            max_length=2048,
+            description="asked whom to ring for calls of apps and devices, as a TwiML App's; none: they say",
+        ),
+    ] = None
+    voice_method: Annotated[
+        Literal["POST", "GET"], Field(description="how `voice_url` is asked")
+    ] = "POST"
+    voice_url_timeout_s: Annotated[
+        float, Field(ge=0.5, le=15, description="seconds in which `voice_url` must have answered")
+    ] = 4.0
+    voice_url_allow_private_network: Annotated[
+        bool, Field(description="`voice_url` may be on this machine or a private network")
+    ] = False
+    voice_url_ca_file: Annotated[
+        Path | None, Field(description="certificates to trust there, in place of the public ones")
     ] = None
     stun_urls: Annotated[
         tuple[StunUrl, ...], Field(max_length=8, description="STUN servers, `stun:HOST:PORT`")
@@ -226,6 +254,12 @@ class RelaySettings(BaseSettings):
     log_format: LogFormat = "auto"
 
     @model_validator(mode="after")
+    def _voice_url_is_signed_for(self) -> Self:
+        if self.voice_url is not None and self.twilio_auth_token_file is None:
+            raise ValueError("voice_url needs twilio_auth_token_file: requests to it are signed")
+        return self
+
+    @model_validator(mode="after")
     def _turn_has_one_secret(self) -> Self:
         secrets = sum(given is not None for given in (self.turn_secret, self.turn_secret_file))
         if secrets > 1 or (self.turn_urls and not secrets):
@@ -237,6 +271,11 @@ class RelaySettings(BaseSettings):
         if (self.janus_url is None) != (self.janus_secret_file is None):
             raise ValueError("janus_url and janus_secret_file go together: give both, or neither")
         return self
+
+    @property
+    def all_may_ring_all(self) -> bool:
+        """Whether any app or device may ring anybody: neither a backend nor a policy is asked."""
+        return self.voice_url is None and self.policy.lets_all_ring_all
 
     @property
     def host(self) -> str:

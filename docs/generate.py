@@ -27,7 +27,12 @@ from bellwire.push.metrics import Metrics
 from bellwire.push.problems import problem_of
 from bellwire.signaling import errors, topics
 from bellwire.signaling.calls.calls import UserState
-from bellwire.signaling.calls.events import CallEvent, DeviceChannelRemoved, DoorLockedOut
+from bellwire.signaling.calls.events import (
+    BackendAnswerRefused,
+    CallEvent,
+    DeviceChannelRemoved,
+    DoorLockedOut,
+)
 from bellwire.signaling.calls.rules import TRANSITIONS
 from bellwire.signaling.errors import OperationRefused, Refusal
 from bellwire.signaling.identifiers import DeviceId
@@ -57,9 +62,14 @@ _WHAT_TO_DO = {
     "nobody-to-call": "Register a device for the identity; `error_invitees` says what is missing.",
     "not-found": "Check the path, and the id in it.",
     "conflict": "Use a new `Idempotency-Key` for a new request.",
-    "operation-refused": "Nothing was changed. Read `state`, or the call, and stop trying.",
+    "operation-refused": "Nothing was changed. Read `reason` and `state`, or the call, and stop trying; where"
+    " `reason` is `not-main-device`, `join` first.",
     "too-many-requests": "Wait `Retry-After` seconds. Nothing was made.",
     "unavailable": "Try again after `Retry-After` seconds.",
+    "call-rejected": "Nobody was rung. `reason` says whether it was rejected or busy.",
+    "hung-up": "Nobody was rung: the backend wants no call.",
+    "bad-gateway": "Look at the relay's log and mend the backend; try again then.",
+    "gateway-timeout": "Try again; have the backend answer sooner, or raise `voice_url_timeout_s`.",
 }
 _WHAT_IT_MEANS = {"invalid-input": "A value is not what the field takes."}
 
@@ -235,6 +245,28 @@ def _problem(kind: type[Refusal]) -> Any:  # noqa: ANN401 - a problem document
     return problem_of(example)
 
 
+def error_codes() -> str:
+    """Every code of a call's errors, and when it happens."""
+    return table(
+        ["code", "name", "when it happens in Bellwire"],
+        (
+            [f"[{kind.code}](#{kind.code})", f"`{kind.name}`", kind.happens]
+            for kind in errors.ERROR_TABLE.values()
+        ),
+    )
+
+
+def errors_in_full() -> str:
+    """All that the error table says, under a heading for each code."""
+    return "\n".join(
+        f"### {kind.code}\n\n`{kind.name}`: {kind.description}\n\n{kind.explanation}.\n\n"
+        f"- **When:** {kind.happens}\n"
+        f"- **Causes:** {'; '.join(kind.causes)}.\n"
+        f"- **What helps:** {'; '.join(kind.solutions)}.\n"
+        for kind in errors.ERROR_TABLE.values()
+    )
+
+
 def rights() -> str:
     """What a device may do on which topic."""
     device = DeviceId("ID")
@@ -265,6 +297,7 @@ def bodies() -> str:
         wire.OperationRequest,
         wire.ReceivedRequest,
         wire.RejectRequest,
+        wire.CancelRequest,
         wire.InviteMoreRequest,
         wire.MessageRequest,
         wire.FeedbackRequest,
@@ -349,7 +382,7 @@ def device_events() -> str:
 def webhook_events() -> str:
     """The events that go to webhooks alone."""
     common = {"event", "id", "call_sid", "at"}
-    models = (DoorLockedOut,)
+    models = (DoorLockedOut, BackendAnswerRefused)
     return sections(
         (_tag(model, "event"), model, sent(model, common, missing="may be absent"))
         for model in models
@@ -447,6 +480,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "bodies": bodies,
     "replies": replies,
     "problems": problems,
+    "error-codes": error_codes,
+    "errors": errors_in_full,
     "rights": rights,
     "operator-rights": operator_rights,
     "operations": operations,

@@ -85,6 +85,12 @@ class Metrics:
             ("channel", "reason"),
             registry=self.registry,
         )
+        self.voice_url = Counter(
+            "bellwire_voice_url_total",
+            "Calls of which the voice URL was asked whom to ring, by what came of it",
+            ("result",),
+            registry=self.registry,
+        )
         self.ringing = Gauge(
             "bellwire_calls_with_open_invitations",
             "Calls that somebody has yet to answer",
@@ -102,6 +108,10 @@ class Metrics:
     def count_refused(self, reason: str) -> None:
         """Counts one refusal. Safe from any thread."""
         self.refused.labels(reason).inc()
+
+    def count_voice_url(self, result: str) -> None:
+        """Counts what came of asking the voice URL."""
+        self.voice_url.labels(result).inc()
 
     def exposition(self) -> bytes:
         """All of it in Prometheus' text format."""

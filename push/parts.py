@@ -21,14 +21,19 @@ from bellwire.config.relay import RelaySettings
 from bellwire.push.access.api_keys import ApiKeys, open_api_keys
 from bellwire.push.access.revocation import Access, open_access
 from bellwire.push.access.tokens import AccessTokens, open_access_tokens
+from bellwire.push.backend.callbacks import CallbackChannel, Callbacks
+from bellwire.push.backend.requests import BackendRequests, OwnHost
+from bellwire.push.backend.voice_url import VoiceUrl
 from bellwire.push.calls.calls import Calls
 from bellwire.push.calls.groups import Groups
 from bellwire.push.calls.ice_servers import IceServers, open_ice_servers
 from bellwire.push.calls.policy import CallPolicy
 from bellwire.push.calls.rate_limits import RateLimits
 from bellwire.push.calls.rooms import Rooms, open_rooms
+from bellwire.push.calls.routing import Routing
 from bellwire.push.calls.twilio_notifications import TwilioNotifications, read_auth_token
 from bellwire.push.channels.channel import Channel
+from bellwire.push.channels.live_invite import LiveInvites
 from bellwire.push.channels.mqtt import MqttChannel
 from bellwire.push.channels.payload import PushPayload
 from bellwire.push.channels.webhook.channel import WebhookChannel
@@ -54,6 +59,7 @@ from bellwire.push.store.engine.database import Database
 from bellwire.push.store.rows.devices import registered_among
 from bellwire.push.store.rows.outbox import make_all_due
 from bellwire.push.store.tables import to_ms
+from bellwire.signaling.calls.dials import Callback, CallbackMethod
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import OPERATORS_ECHO
 
@@ -74,10 +80,30 @@ class Files:
         self.ice_servers = open_ice_servers(settings, now=now)
         self.rooms_of = open_rooms(settings)
         self.webhook_channel = WebhookChannel(settings.webhooks, now=now)
+        self.backend = None if self.auth_token is None else _backend(settings, self.auth_token)
 
     async def aclose(self) -> None:
-        """Closes the connections of webhooks."""
+        """Closes the connections of webhooks, and to the backend."""
         await self.webhook_channel.aclose()
+        if self.backend is not None:
+            await self.backend.aclose()
+
+
+def _backend(settings: RelaySettings, auth_token: str) -> BackendRequests:
+    own = None
+    if settings.voice_url is not None:
+        own = OwnHost(
+            settings.voice_url,
+            settings.voice_url_allow_private_network,
+            settings.voice_url_ca_file,
+        )
+    return BackendRequests(auth_token, own)
+
+
+def account_sid(settings: RelaySettings) -> str:
+    """The account that the relay says it is: the same for all relays of one issuer, where none is set."""
+    made = f"AC{hashlib.sha256(settings.issuer.encode()).hexdigest()[:32]}"
+    return settings.account_sid or made
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,17 +177,26 @@ async def open_delivery_parts(on: Ground, tokens: AccessTokens) -> DeliveryParts
         InvalidInput: a push service's credentials are missing, cannot be read, or are none.
     """
     database, now = on.database, on.now
+    account = account_sid(on.settings)
     # Key files are read, and what is not needed is not even imported: firebase-admin takes long.
-    pushes = await asyncio.to_thread(_push_channels, on, tokens)
+    payload = PushPayload(account, tokens.connect_token)
+    pushes = await asyncio.to_thread(_push_channels, on, payload)
     channels: dict[str, Channel] = {"mqtt": MqttChannel(on.session), **pushes}
     streams = StreamReaders(on.session, alone=not database.shared)
     webhooks = Webhooks(on.settings.webhooks, now=now)
     webhook_channel = on.files.webhook_channel
     dead_tokens = DeadTokens(database, streams, on.metrics, now=now, on_event=webhooks.event)
+    callback_channel = CallbackChannel(
+        on.files.backend, database, webhooks.event, on.metrics.count_refused, now=now
+    )
     outbox = Outbox(
         database,
-        # No device has a webhook, so that is not among the kinds that devices may register.
-        {**channels, webhook_channel.kind: webhook_channel},
+        # No device has a webhook or a callback, so these are not among the kinds that devices may register.
+        {
+            **channels,
+            webhook_channel.kind: webhook_channel,
+            callback_channel.kind: callback_channel,
+        },
         on.metrics,
         now=now,
         settle_after_s=_SETTLE_AFTER_S,
@@ -169,7 +204,13 @@ async def open_delivery_parts(on: Ground, tokens: AccessTokens) -> DeliveryParts
         on_event=webhooks.event,
     )
     owed = Deliveries(
-        outbox, channels, streams, now=now, webhooks=webhooks, sign_invite=tokens.signed_invite
+        outbox,
+        channels,
+        streams,
+        now=now,
+        webhooks=webhooks,
+        sign_invite=tokens.signed_invite,
+        for_device=LiveInvites(account, tokens.connect_token).document,
     )
     on.session.on_connected(lambda: outbox.retry_now("mqtt"))
     if not database.shared:
@@ -178,11 +219,8 @@ async def open_delivery_parts(on: Ground, tokens: AccessTokens) -> DeliveryParts
     return DeliveryParts(channels, pushes, streams, outbox, owed, webhooks, webhook_channel)
 
 
-def _push_channels(on: Ground, tokens: AccessTokens) -> dict[str, PushChannel]:
+def _push_channels(on: Ground, payload: PushPayload) -> dict[str, PushChannel]:
     settings, metrics = on.settings, on.metrics
-    # The same for all relays of one issuer, where none is set.
-    account = f"AC{hashlib.sha256(settings.issuer.encode()).hexdigest()[:32]}"
-    payload = PushPayload(settings.account_sid or account, tokens.connect_token)
     channels: dict[str, PushChannel] = {}
     if settings.apns:
         from bellwire.push.channels.apns.channel import ApnsChannel
@@ -200,6 +238,7 @@ class CallParts:
     """Calls, whom they may be for, and what they are connected by."""
 
     calls: Calls
+    routing: Routing
     groups: Groups
     rooms: Rooms
     ice_servers: IceServers
@@ -226,7 +265,18 @@ async def open_call_parts(on: Ground, delivery: DeliveryParts) -> CallParts:
         on_refused=on.metrics.count_refused,
     )
     policy = CallPolicy(settings.policy, on.metrics.count_refused)
-    calls = Calls(database, delivery.owed, on.metrics, limits, policy, now=now)
+    callbacks = Callbacks(delivery.outbox, account_sid(settings), now=now)
+    calls = Calls(
+        database,
+        delivery.owed,
+        on.metrics,
+        limits,
+        policy,
+        callbacks,
+        now=now,
+        max_invitees=settings.max_invitees,
+    )
+    routing = Routing(calls, database, callbacks, _voice_url(on))
     twilio = TwilioNotifications(
         database, delivery.outbox, delivery.channels, on.files.auth_token, limits, now=now
     )
@@ -234,11 +284,25 @@ async def open_call_parts(on: Ground, delivery: DeliveryParts) -> CallParts:
         await calls.load_deadlines()
     return CallParts(
         calls,
+        routing,
         Groups(database),
         on.files.rooms_of(calls),
         on.files.ice_servers,
         twilio,
         alone=not database.shared,
+    )
+
+
+def _voice_url(on: Ground) -> VoiceUrl | None:
+    settings = on.settings
+    if settings.voice_url is None or on.files.backend is None:
+        return None
+    return VoiceUrl(
+        on.files.backend,
+        Callback(settings.voice_url, CallbackMethod(settings.voice_method)),
+        timeout_s=settings.voice_url_timeout_s,
+        account_sid=account_sid(settings),
+        count=on.metrics.count_voice_url,
     )
 
 
@@ -287,6 +351,7 @@ def open_device_parts(
     on_event = delivery.webhooks.event
     operations = DeviceOperations(
         calls.calls,
+        calls.routing,
         on.metrics,
         access.tokens,
         calls.ice_servers,

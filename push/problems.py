@@ -11,10 +11,14 @@ from pydantic import ValidationError
 
 from bellwire.signaling.errors import (
     ERROR_TABLE,
+    BadGateway,
     CallNotFound,
+    CallRejected,
     Conflict,
     Forbidden,
+    GatewayTimeout,
     HeadTooLarge,
+    HungUp,
     InvalidInput,
     NobodyToCall,
     NotFound,
@@ -44,17 +48,25 @@ _STATUS: dict[type[Refusal], HTTPStatus] = {
     OperationRefused: HTTPStatus.CONFLICT,
     TooManyRequests: HTTPStatus.TOO_MANY_REQUESTS,
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    CallRejected: HTTPStatus.FORBIDDEN,
+    HungUp: HTTPStatus.CONFLICT,
+    BadGateway: HTTPStatus.BAD_GATEWAY,
+    GatewayTimeout: HTTPStatus.GATEWAY_TIMEOUT,
 }
 
 
 def problem_of(refusal: Refusal) -> Problem:
-    """The problem document of a refusal."""
+    """The problem document of a refusal; where it has a code, with what the error table says of that."""
+    kind = None if refusal.code is None else ERROR_TABLE[refusal.code]
     return Problem(
         type=problem_type(refusal.slug),
         title=refusal.title,
         status=_STATUS[type(refusal)],
         detail=refusal.detail,
         code=refusal.code,
+        explanation=None if kind is None else kind.explanation,
+        causes=None if kind is None else kind.causes,
+        solutions=None if kind is None else kind.solutions,
         **refusal.fields,
     )
 
@@ -95,6 +107,9 @@ def problem_of_defect() -> Problem:
         status=HTTPStatus.INTERNAL_SERVER_ERROR,
         detail="the relay failed; its log says more",
         code=kind.code,
+        explanation=kind.explanation,
+        causes=kind.causes,
+        solutions=kind.solutions,
     )
 
 
@@ -138,3 +153,9 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 """The refusals that a route may give, as its OpenAPI description has them."""
+
+REFUSALS_BY_BACKEND: dict[int | str, dict[str, Any]] = {
+    502: {"model": Problem, "description": "The backend, asked whom to ring, gave no good answer"},
+    504: {"model": Problem, "description": "The backend, asked whom to ring, was silent"},
+}
+"""The same, of the route that asks a backend."""

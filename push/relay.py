@@ -98,7 +98,7 @@ def _say_ready(relay: Relay, listener: socket.socket, ready: Callable[[str], Non
     settings, broker = relay.ground.settings, relay.ground.session.address.url
     # For the commands on this machine: `bellwire devices`, `call` and `doctor` find the relay here, and
     # doctor what it was told to do, be it in the environment of another process.
-    document = {"url": url, "all_may_ring_all": settings.policy.lets_all_ring_all}
+    document = {"url": url, "all_may_ring_all": settings.all_may_ring_all}
     write_private(settings.data / "relay.json", json.dumps(document))
     log.info("relay serves", url=url, data=str(settings.data), broker=broker)
     ready(url)

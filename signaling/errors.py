@@ -6,12 +6,14 @@ answer in one place.
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, ClassVar
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorKind:
-    """One row of the error table: what a code means, why it is seen and what helps."""
+    """One row of the error table: what a code means, why it is seen, what helps, and when it happens in
+    Bellwire (`docs/errors.md` is made of it)."""
 
     code: int
     name: str
@@ -19,6 +21,7 @@ class ErrorKind:
     explanation: str
     causes: tuple[str, ...]
     solutions: tuple[str, ...]
+    happens: str
 
 
 _NETWORK = ("The network between this device and the relay is down or blocked",)
@@ -36,6 +39,8 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "The relay could not authenticate this client",
             ("The access token is forged, expired or for another relay", "The API key is wrong"),
             ("Ask your backend for a new token (`POST /v1/tokens`)", "Check the key file"),
+            "Over HTTP and WebSocket: 401, where a token or API key is missing, forged, expired"
+            " or revoked. On a device: the broker refuses its password (`Device.open`).",
         ),
         ErrorKind(
             31005,
@@ -44,6 +49,8 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "The connection to the relay failed for a reason no other code names",
             _NETWORK,
             _CHECK_NETWORK,
+            "On a device: the broker or the relay cannot be reached for a reason that no other"
+            " code names.",
         ),
         ErrorKind(
             31008,
@@ -52,6 +59,8 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "The call was cancelled, timed out, or was answered by another device: a normal end",
             ("The caller gave up", "Another device of this identity answered"),
             ("None needed",),
+            "From the relay: 409, where an operation comes to a call, or to an invitation, that"
+            " was cancelled.",
         ),
         ErrorKind(
             31009,
@@ -60,6 +69,7 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "A message could not be sent to the relay",
             _NETWORK,
             _CHECK_NETWORK,
+            "On a device: what it says does not reach the broker.",
         ),
         ErrorKind(
             31201,
@@ -68,6 +78,8 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "The credentials are valid but not for what was asked",
             ("The token names another identity or device",),
             ("Use a token of the identity that acts",),
+            "On a device: the broker does not let it publish where it must, such as after its"
+            " registration was taken away.",
         ),
         ErrorKind(
             31403,
@@ -76,6 +88,9 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "The relay understood the request and will not carry it out",
             ("The call is somebody else's", "The call's state does not allow the operation"),
             ("Read the call's state (`GET /v1/calls/{sid}`) before the next operation",),
+            "From the relay: 403, where the call is somebody else's, the token is another's or"
+            " the call policy says no; 409, where the state does not allow the operation, or"
+            " another device than the main one asks.",
         ),
         ErrorKind(
             31408,
@@ -84,6 +99,7 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "No answer came in time",
             ("The relay or broker is down or overloaded",),
             _CHECK_NETWORK,
+            "On a device: the relay has not answered a request within the time that it had.",
         ),
         ErrorKind(
             31481,
@@ -92,6 +108,8 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "No call has this SID",
             ("The SID is mistyped", "The call is older than the relay keeps"),
             ("List the identity's calls (`GET /v1/calls`)",),
+            "From the relay: 404, where no call has the SID. On a device: a message is to be said"
+            " in a call without a SID, or one that is over.",
         ),
         ErrorKind(
             31487,
@@ -100,6 +118,9 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "The request was ended by a hang-up or cancel before it was answered",
             ("The other party hung up first",),
             ("None needed",),
+            "From the relay: 409, where an operation comes to a call that has ended, or to an"
+            " invitation that has run out. On a device: a call ended before a sound had been"
+            " played to its end. In a call that a backend is asked about: its TwiML hangs up.",
         ),
         ErrorKind(
             31500,
@@ -108,14 +129,17 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "The relay failed in a way it does not know",
             ("A defect in the relay",),
             _RELAY_LOG,
+            "From the relay: 500, a defect; its log says more.",
         ),
         ErrorKind(
             31502,
             "BadGatewayError",
             "Bad gateway",
             "A server behind the relay answered with nonsense",
-            ("A proxy or push service is misconfigured",),
+            ("A proxy or push service is misconfigured", "The backend at `voice_url` is broken"),
             _RELAY_LOG,
+            "On a device: the relay's answer is not understood. In a call that a backend is asked"
+            " about: it answers with what is no TwiML.",
         ),
         ErrorKind(
             31503,
@@ -124,14 +148,17 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "The relay cannot serve the request now",
             ("It is starting, stopping or overloaded", "Its database or broker is away"),
             ("Try again after the time in Retry-After", "Look at /readyz"),
+            "From the relay: 503, while its database or its broker is away, or it stops. On a"
+            " device: it is told to ask less often (429).",
         ),
         ErrorKind(
             31504,
             "GatewayTimeoutError",
             "Gateway timeout",
             "A server behind the relay did not answer in time",
-            ("A push service or the broker is slow or away",),
+            ("A push service, the broker or the backend at `voice_url` is slow or away",),
             _RELAY_LOG,
+            "In a call that a backend is asked about: it does not answer in time.",
         ),
         ErrorKind(
             31530,
@@ -140,6 +167,7 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "The relay's or broker's name could not be resolved",
             ("The name is mistyped", "The network's name server is down"),
             ("Check the address in the configuration", *_CHECK_NETWORK),
+            "In `bellwire doctor`: the name of the relay or of the broker cannot be resolved.",
         ),
         ErrorKind(
             31600,
@@ -148,6 +176,8 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "The invite was rejected on behalf of every device of the identity",
             ("The invitee rejected the call, or is in another one",),
             ("Call again later",),
+            "On the caller's device: every invitee has rejected the call, or is in another one."
+            " In a call that a backend is asked about: its TwiML rejects it.",
         ),
         ErrorKind(
             31604,
@@ -156,6 +186,7 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "Nobody who could be called has this identity",
             ("The identity is mistyped", "No device has been registered for it"),
             ("Register a device (`bellwire devices add`)",),
+            "From the relay: 404, where none of the invitees has a device.",
         ),
         ErrorKind(
             53001,
@@ -164,6 +195,8 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "The device lost the relay during a call and could not get it back",
             _NETWORK,
             _CHECK_NETWORK,
+            "On a device: the broker was lost while the call was on, and did not come back in"
+            " time.",
         ),
         ErrorKind(
             53400,
@@ -172,6 +205,8 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "WebRTC refused this device's own description of its audio",
             ("No audio device", "An unsupported audio constraint"),
             ("Run `bellwire doctor` on the device",),
+            "On a device: the microphone or speaker is not there or does not work, or it has no"
+            " sound at all.",
         ),
         ErrorKind(
             53401,
@@ -180,6 +215,8 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "The media server refused its own description of the audio",
             ("The media server is misconfigured",),
             ("Check the media server's log",),
+            "On a device: the relay has no room for a call of more than five, or its Janus"
+            " refuses.",
         ),
         ErrorKind(
             53402,
@@ -188,6 +225,8 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "WebRTC refused the other party's description of its audio",
             _MEDIA,
             ("Update the software of both ends",),
+            "On a device: what the other party says of its sound is no description that WebRTC"
+            " takes.",
         ),
         ErrorKind(
             53403,
@@ -196,6 +235,7 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "The media server refused this device's description of its audio",
             _MEDIA,
             ("Check the media server's log",),
+            "On a device: the room does not take the description of this device's sound.",
         ),
         ErrorKind(
             53404,
@@ -204,6 +244,7 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "The two ends share neither Opus nor PCMU",
             _MEDIA,
             ("Allow Opus or PCMU at both ends",),
+            "On a device: the other party offers neither Opus nor PCMU.",
         ),
         ErrorKind(
             53405,
@@ -212,6 +253,7 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "No network path for the audio was found, or it was lost for good",
             ("A firewall blocks UDP and no TURN server is configured",),
             ("Configure a TURN server", *_CHECK_NETWORK),
+            "On a device: no way for the sound was found, or it was lost and did not come back.",
         ),
     )
 }
@@ -251,7 +293,7 @@ class Refusal(Exception):
 
     slug: ClassVar[str]
     title: ClassVar[str]
-    code: ClassVar[int | None] = None
+    code: int | None = None
 
     def __init__(self, detail: str, **fields: Any) -> None:  # noqa: ANN401 - JSON members
         super().__init__(detail)
@@ -335,17 +377,37 @@ class Conflict(Refusal):
     title = "The request contradicts an earlier one"
 
 
+class WhyRefused(StrEnum):
+    """Why an operation on a call was refused: by the state of the user or of the call; because the call,
+    or the user's invitation, was cancelled, or the call has ended, or the invitation has run out; or
+    because another device is the user's main one."""
+
+    STATE = "state"
+    CANCELLED = "cancelled"
+    ENDED = "ended"
+    TIMED_OUT = "timed-out"
+    NOT_MAIN_DEVICE = "not-main-device"
+
+
+_CODES = {WhyRefused.CANCELLED: 31008, WhyRefused.ENDED: 31487, WhyRefused.TIMED_OUT: 31487}
+
+
 class OperationRefused(Refusal):
-    """The user's state does not allow the operation; names both."""
+    """The state of the user or of the call does not allow the operation, or another device is the user's
+    main one; names operation, state and reason."""
 
     slug = "operation-refused"
     title = "The state does not allow this operation"
     code = 31403
 
-    def __init__(self, operation: str, state: str, detail: str) -> None:
-        super().__init__(detail, operation=operation, state=state)
+    def __init__(
+        self, operation: str, state: str, detail: str, reason: WhyRefused = WhyRefused.STATE
+    ) -> None:
+        super().__init__(detail, operation=operation, state=state, reason=reason)
         self.operation = operation
         self.state = state
+        self.reason = reason
+        self.code = _CODES.get(reason, 31403)
 
 
 class TooManyRequests(Refusal):
@@ -366,3 +428,36 @@ class Unavailable(Refusal):
     slug = "unavailable"
     title = "Service unavailable"
     code = 31503
+
+
+class CallRejected(Refusal):
+    """The backend, asked whom to ring, has refused the call; `reason` is `rejected` or `busy`."""
+
+    slug = "call-rejected"
+    title = "The backend has refused the call"
+    code = 31600
+
+
+class HungUp(Refusal):
+    """The backend, asked whom to ring, has ended the call instead."""
+
+    slug = "hung-up"
+    title = "The backend has ended the call"
+    code = 31487
+
+
+class BadGateway(Refusal):
+    """The backend, asked whom to ring, could not be reached, or its answer is no TwiML that can be carried
+    out. Nobody was rung."""
+
+    slug = "bad-gateway"
+    title = "The backend's answer is not good"
+    code = 31502
+
+
+class GatewayTimeout(Refusal):
+    """The backend, asked whom to ring, has not answered in time. Nobody was rung."""
+
+    slug = "gateway-timeout"
+    title = "The backend has not answered in time"
+    code = 31504

@@ -31,6 +31,8 @@ from bellwire.signaling.identifiers import CallSid, Identity, parse_call_sid, pa
 from bellwire.signaling.wire.media import MEDIA_MESSAGE_TYPE
 from bellwire.signaling.wire.operations import DeviceMessage
 
+_DOTS_OF_A_JWT = 2
+
 __all__ = [
     "AcceptOptions",
     "Call",
@@ -92,6 +94,8 @@ class Call:
         self.early_media = terms.early_media
         self.only_invited = terms.only_invited
         self.caller_info: CallerInfo | None = None
+        self._account_sid = terms.account_sid
+        self._connect_token = terms.connect_token
         self.uuid: str | None = None
         """The application's own name for it, from `AcceptOptions`."""
         self._requests = lent.requests
@@ -133,10 +137,12 @@ class Call:
     @property
     def parameters(self) -> dict[str, str]:
         """What the relay says of it, under Twilio's names: `CallSid` once there is one, and of an
-        incoming call `From` and `To`."""
+        incoming call `From`, `To` and `AccountSid` (where its relay is of a version that says it)."""
         known: dict[str, str] = {"CallSid": self.sid} if self.sid else {}
         if self.direction is Direction.INCOMING:
             known |= {"From": self.from_ or "", "To": self.to[0]}
+        if self._account_sid is not None:
+            known["AccountSid"] = self._account_sid
         return known
 
     @property
@@ -158,10 +164,11 @@ class Call:
     @property
     def connect_token(self) -> str | None:
         """With it this identity's devices come back into the call (`Device.reconnect`); None before
-        an outgoing call has its SID. It is no secret: the relay knows each device by itself."""
+        an outgoing call has its SID. That of an incoming call is the relay's own, made for this device,
+        and a secret: who shows it over HTTP or WebSocket acts as this device in this call."""
         if not self.sid:
             return None
-        return write_token(self.sid, self.custom_parameters)
+        return self._connect_token or write_token(self.sid, self.custom_parameters)
 
     @property
     def is_muted(self) -> bool:
@@ -199,11 +206,14 @@ class Call:
         self._media.hear_early(parse_identity(self.from_))
         return True
 
-    def reject(self, status: str = RejectStatus.REJECTED) -> None:
-        """Rejects a pending call on behalf of all devices of the identity, as `rejected` or `busy`."""
+    def reject(self, status: str = RejectStatus.REJECTED, *, extended_data: str = "") -> None:
+        """Rejects a pending call on behalf of all devices of the identity, as `rejected` or `busy`. The
+        caller gives up a call that nobody has answered with `cancelled`."""
+        if status == "cancelled" and self._is_unanswered:
+            self.disconnect(extended_data=extended_data)
         if self.status() is not CallStatus.PENDING:
             return
-        self.signalling.reject(RejectStatus(status))
+        self.signalling.reject(RejectStatus(status), extended_data)
         self.course.insights.rejected()
         self.course.close("rejected here")
         self._emit("reject")
@@ -217,20 +227,50 @@ class Call:
         self.course.close("ignored here")
         self._emit("cancel")
 
-    def disconnect(self) -> None:
-        """Hangs up, or gives up a call that nobody has answered; a pending one is rejected."""
+    async def cancel(
+        self, to: Sequence[str] | None = None, *, extended_data: str = ""
+    ) -> dict[Identity, str]:
+        """Withdraws the invitations of those in `to` who have not answered, or of all. Where that leaves
+        nobody but the caller, the call ends.
+
+        Args:
+            to: Identities: of the caller's call anybody, else whom this identity has invited.
+            extended_data: What those hear with it who hear of it.
+
+        Returns:
+            Who of `to` could not be cancelled, and why: `answered`, `not_invited` or `not_yours`.
+
+        Raises:
+            CallError: 31481, the call has no SID yet, or is over; else as the relay refused it, such as
+                31403 where nobody is left to be cancelled.
+        """
+        if not self.sid or self.is_over:
+            raise CallError(31481, "a cancel needs a call under way")
+        named = None if to is None else [Identity(identity) for identity in to]
+        errors = await self._requests.cancel(self.sid, named, extended_data)
+        return {Identity(error.identity): error.reason for error in errors}
+
+    def disconnect(self, *, extended_data: str = "") -> None:
+        """Hangs up, or gives up a call that nobody has answered; a pending one is rejected. Those who
+        hear of it hear `extended_data` with it."""
         if self.status() is CallStatus.PENDING:
-            self.reject()
+            self.reject(extended_data=extended_data)
         elif self.is_over:
             return
-        elif self.direction is Direction.OUTGOING and not self.signalling.answered:
-            self.signalling.withdraw()
+        elif self._is_unanswered:
+            self.signalling.withdraw(extended_data)
             self.course.close("cancelled here")
             self._emit("cancel")
         else:
-            self.signalling.leave()
+            self.signalling.leave(extended_data)
             self.course.close("hung up here")
             self._emit("disconnect")
+
+    @property
+    def _is_unanswered(self) -> bool:
+        """Whether it is this side's own, and nobody has answered it."""
+        mine = self.direction is Direction.OUTGOING
+        return mine and not self.signalling.answered and not self.is_over
 
     def mute(self, should_mute: bool = True) -> None:
         """Has the others hear silence, or the microphone again."""
@@ -396,15 +436,19 @@ def write_token(sid: CallSid, custom_parameters: dict[str, str]) -> str:
 
 
 def read_token(connect_token: str) -> tuple[CallSid, dict[str, str]]:
-    """The call that a connect token is of, and its custom parameters.
+    """The call that a connect token is of, and its custom parameters; the relay's own token (a JWT, which
+    the relay alone checks) has none.
 
     Raises:
         InvalidInput: it is no such token.
     """
+    is_jwt = connect_token.count(".") == _DOTS_OF_A_JWT
+    told = connect_token.split(".")[1] + "===" if is_jwt else connect_token
     try:
-        named = json.loads(base64.urlsafe_b64decode(connect_token))
+        named = json.loads(base64.urlsafe_b64decode(told))
         sid = parse_call_sid(named["call_sid"])
-        parameters = {str(name): str(value) for name, value in named["custom_parameters"].items()}
+        given = {} if is_jwt else named["custom_parameters"]
+        parameters = {str(name): str(value) for name, value in given.items()}
     except (binascii.Error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidInput("this is no connect token of a call") from error
     return sid, parameters

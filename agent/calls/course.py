@@ -4,7 +4,7 @@ What people do with it is in `agent.calls.call`; what is said between here and t
 `agent.calls.signalling`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Concatenate
@@ -78,6 +78,8 @@ class CallTerms:
         early_media: Whether the called side may hear the caller before it answers.
         only_invited: Whether nobody but whom this device invited can be in it with this device.
         audio_devices: Sound devices in place of the configured ones.
+        account_sid: The relay's account, where its invite says it.
+        connect_token: The relay's own token for this call and device, where its invite has one.
     """
 
     direction: Direction
@@ -88,6 +90,8 @@ class CallTerms:
     early_media: bool = False
     only_invited: bool = False
     audio_devices: AudioDevices = field(default_factory=AudioDevices)
+    account_sid: str | None = None
+    connect_token: str | None = None
 
 
 class CallCourse:
@@ -232,6 +236,11 @@ class CallCourse:
             self.move(CallStatus.CONNECTING)
         if not self.is_over:
             self.media.begin(others, caller)
+
+    def learnt(self, custom_parameters: Mapping[str, str]) -> None:
+        """What the call carries, for who came into it by a token that does not tell."""
+        if self._terms.direction is Direction.OUTGOING and not self._terms.custom_parameters:
+            self._terms.custom_parameters.update(custom_parameters)
 
     def has_joined(self, who: Identity) -> None:
         """Somebody else has come into the call: their sound begins."""

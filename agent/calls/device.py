@@ -346,6 +346,8 @@ class Device:
             expires_at=self._now() + left,
             custom_parameters=event.custom_parameters,
             early_media=allows_early_media(event.extended_data),
+            account_sid=event.account_sid,
+            connect_token=event.connect_token,
         )
         call = self._begin(terms, CallSid(event.call_sid))
         call.signalling.ring()

@@ -70,9 +70,10 @@ class CallInvite:
         does. Nobody is heard in return."""
         return self._call.hear_early_media()
 
-    def reject(self, status: str = RejectStatus.REJECTED) -> None:
-        """Rejects it on behalf of all devices of the identity, as `rejected` or `busy`."""
-        self._call.reject(status)
+    def reject(self, status: str = RejectStatus.REJECTED, *, extended_data: str = "") -> None:
+        """Rejects it on behalf of all devices of the identity, as `rejected` or `busy`. Those who hear of
+        it hear `extended_data` with it."""
+        self._call.reject(status, extended_data=extended_data)
 
     def ignore(self) -> None:
         """Silences it on this device alone; the caller hears it ring on."""

@@ -5,6 +5,7 @@ A hang-up holds here at once; the relay hears of it sooner or later.
 """
 
 import secrets
+from collections.abc import Sequence
 from datetime import timedelta
 
 import structlog
@@ -12,8 +13,8 @@ from pydantic import JsonValue, ValidationError
 
 from bellwire.agent.calls.record import Message
 from bellwire.agent.link import Link, RequestRefused
-from bellwire.signaling.calls.calls import RejectStatus, UserState
-from bellwire.signaling.calls.events import CallMessage
+from bellwire.signaling.calls.calls import CallState, RejectStatus, UserState
+from bellwire.signaling.calls.events import CallMessage, ErrorInvitee
 from bellwire.signaling.errors import ERROR_TABLE, CallError, InvalidInput
 from bellwire.signaling.identifiers import CallSid, Identity, parse_identity
 from bellwire.signaling.wire.answers import CallAnswer, Problem
@@ -27,6 +28,7 @@ from bellwire.signaling.wire.operations import (
     DeviceReject,
     DeviceRoom,
     FeedbackIssue,
+    RejectionStatus,
 )
 
 log = structlog.get_logger(__name__)
@@ -77,8 +79,13 @@ class RelayRequests:
     async def tell_until_heard(self, operation: DeviceOperation) -> Problem | None:
         """Tells the relay something that holds here whatever it answers; returns why it refused it,
         if it did."""
+        answer = await self._tell(operation)
+        return answer if isinstance(answer, Problem) else None
+
+    async def _tell(self, operation: DeviceOperation) -> CallAnswer | Problem | None:
+        """The relay's answer, or why it refused; None where there was none."""
         try:
-            await self._link.ask(operation, within=PERSISTENCE)
+            return await self._link.ask(operation, within=PERSISTENCE)
         except RequestRefused as error:
             log.info("relay did not take it", operation=operation.operation, error=str(error))
             return error.problem
@@ -86,33 +93,72 @@ class RelayRequests:
             log.warning("relay not told", operation=operation.operation, error=str(error))
         return None
 
-    async def reject(self, sid: CallSid, status: RejectStatus = RejectStatus.REJECTED) -> None:
+    async def reject(
+        self,
+        sid: CallSid,
+        status: RejectStatus = RejectStatus.REJECTED,
+        extended_data: str = "",
+    ) -> None:
         """Rejects an invite on behalf of a person."""
-        await self.tell_until_heard(DeviceReject(operation="reject", call_sid=sid, status=status))
+        operation = DeviceReject(
+            operation="reject",
+            call_sid=sid,
+            status=RejectionStatus(status),
+            extended_data=extended_data,
+        )
+        await self.tell_until_heard(operation)
 
     async def turn_away(self, sid: CallSid, status: RejectStatus) -> None:
         """Rejects an invite by itself, with nobody's hand on it, and says so; to a relay that is too
         old to hear it, which refuses what it does not know, it is a rejection like any other."""
         problem = await self.tell_until_heard(
-            DeviceReject(operation="reject", call_sid=sid, status=status, automatic=True)
+            DeviceReject(
+                operation="reject", call_sid=sid, status=RejectionStatus(status), automatic=True
+            )
         )
         if problem is not None and problem.status == _NOT_UNDERSTOOD:
             await self.reject(sid, status)
 
-    async def withdraw(self, sid: CallSid) -> None:
-        """Gives up an outgoing call; where somebody has just accepted it, hangs up."""
-        problem = await self.tell_until_heard(DeviceCancel(operation="cancel", call_sid=sid))
-        if problem is not None and problem.state:
-            await self.leave(sid)
+    async def withdraw(self, sid: CallSid, extended_data: str = "") -> None:
+        """Gives up an outgoing call; where somebody has just accepted it, hangs up. The relay then
+        refuses to cancel, or has cancelled the others alone."""
+        answer = await self._tell(
+            DeviceCancel(operation="cancel", call_sid=sid, extended_data=extended_data)
+        )
+        goes_on = isinstance(answer, CallAnswer) and answer.state is not CallState.ENDED
+        if goes_on or (isinstance(answer, Problem) and answer.state):
+            await self.leave(sid, extended_data)
 
-    async def leave(self, sid: CallSid) -> None:
+    async def cancel(
+        self, sid: CallSid, to: Sequence[Identity] | None, extended_data: str = ""
+    ) -> tuple[ErrorInvitee, ...]:
+        """Withdraws invitations, of all where none are named; returns who of them could not be cancelled.
+
+        Raises:
+            CallError: the relay did not take it.
+        """
+        operation = DeviceCancel(
+            operation="cancel",
+            call_sid=sid,
+            to=None if to is None else [*to],
+            extended_data=extended_data,
+        )
+        try:
+            answer = await self.ask(operation, within=_MESSAGE_WITHIN)
+        except RequestRefused as refused:
+            raise error_of(refused) from refused
+        return () if to is None else answer.error_invitees
+
+    async def leave(self, sid: CallSid, extended_data: str = "") -> None:
         """Hangs up. An accept may still be on its way, so where the relay does not yet know of one
         the invite is rejected instead."""
+        quits = DeviceQuit(operation="quit", call_sid=sid, extended_data=extended_data)
+        rejects = DeviceReject(operation="reject", call_sid=sid, extended_data=extended_data)
         for _ in range(_TURNS):
-            problem = await self.tell_until_heard(DeviceQuit(operation="quit", call_sid=sid))
+            problem = await self.tell_until_heard(quits)
             if problem is None or not UserState(problem.state or "").pending:
                 return
-            problem = await self.tell_until_heard(DeviceReject(operation="reject", call_sid=sid))
+            problem = await self.tell_until_heard(rejects)
             if problem is None or UserState(problem.state or "") is not UserState.ACCEPTED:
                 return
 

@@ -2,7 +2,7 @@
 means for the call. It knows nothing of sound.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -70,6 +70,10 @@ class CallNews(Protocol):
         taken, or somebody has accepted this device's call."""
         ...
 
+    def learnt(self, custom_parameters: Mapping[str, str]) -> None:
+        """The call that this device has come into carries these."""
+        ...
+
     def has_joined(self, who: Identity) -> None:
         """Somebody else is in the call now."""
         ...
@@ -134,6 +138,7 @@ class CallSignalling:
         self._rejected: set[str] = set()
         self._followed = 0
         self._rang_out = self._refused = self._withdrawn = False
+        self._parting = ""
 
     @property
     def unanswered(self) -> bool:
@@ -168,9 +173,9 @@ class CallSignalling:
         self._joining = True
         self._tasks.start(self._enter(DeviceJoin(operation="join", call_sid=self.sid)))
 
-    def reject(self, status: RejectStatus) -> None:
+    def reject(self, status: RejectStatus, extended_data: str = "") -> None:
         """Tells the relay that nobody here wants the call, however long that takes."""
-        self._tasks.outlive(self._requests.reject(self.sid, status))
+        self._tasks.outlive(self._requests.reject(self.sid, status, extended_data))
 
     def ignore(self) -> None:
         """Says that this device alone does not ring on."""
@@ -182,15 +187,15 @@ class CallSignalling:
 
         self._tasks.outlive(ignore())
 
-    def withdraw(self) -> None:
+    def withdraw(self, extended_data: str = "") -> None:
         """Gives up an outgoing call. One without a SID yet is given up once it has it."""
-        self._withdrawn = True
+        self._withdrawn, self._parting = True, extended_data
         if self.sid:
-            self._tasks.outlive(self._requests.withdraw(self.sid))
+            self._tasks.outlive(self._requests.withdraw(self.sid, extended_data))
 
-    def leave(self) -> None:
+    def leave(self, extended_data: str = "") -> None:
         """Tells the relay that this identity has hung up, however long that takes."""
-        self._tasks.outlive(self._requests.leave(self.sid))
+        self._tasks.outlive(self._requests.leave(self.sid, extended_data))
 
     # What the relay says
 
@@ -310,6 +315,7 @@ class CallSignalling:
             self.answered, self._joining = True, False
             caller = None if accepted.from_ is None else parse_identity(accepted.from_)
             self._note_parties(accepted)
+            self._news.learnt(accepted.custom_parameters)
             self._news.was_answered(caller, self._with_a_device(accepted))
 
     def _note_parties(self, shown: CallAnswer) -> None:
@@ -335,7 +341,7 @@ class CallSignalling:
             return
         self.sid = CallSid(made.call_sid)
         if self._news.is_over:
-            await self._requests.withdraw(self.sid)
+            await self._requests.withdraw(self.sid, self._parting)
         else:
             self._news.was_made()
 

@@ -131,7 +131,7 @@ def _public_url(settings: RelaySettings) -> Iterator[Finding]:
         yield from examine_text_secret(
             settings.twilio_auth_token_file, "Twilio's auth token", "[0-9a-f]{32}"
         )
-        if settings.public_url is None:
+        if settings.public_url is None and settings.voice_url is None:
             yield bad(
                 "twilio_auth_token_file is set, and public_url is not",
                 "Twilio signs the URL that it calls: write the relay's own, as Twilio sees it",

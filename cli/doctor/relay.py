@@ -49,8 +49,11 @@ def examine_relay(relay: str | None, data: Path | None, key_file: Path | None) -
 def examine_call_policy(settings: RelaySettings) -> Iterator[Finding]:
     """Who may ring whom, by a relay's settings."""
     policy = settings.policy
-    if policy.lets_all_ring_all:
+    if settings.all_may_ring_all:
         yield _all_may_ring_all()
+        return
+    if settings.voice_url is not None:
+        yield good("the backend at voice_url says whom a call of an app or device rings")
         return
     rules = f"{len(policy.rules)} rule{'' if len(policy.rules) == 1 else 's'}"
     others = "is allowed" if policy.default == "allow" else "is refused"

@@ -4,7 +4,7 @@ from importlib.metadata import version
 from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
@@ -27,10 +27,12 @@ from bellwire.push.api import (
 )
 from bellwire.push.api.before_routes import BodyLimit, Counted, RateLimitFirst, WhoAsksFirst
 from bellwire.push.api.call_route import CallsFirst
+from bellwire.push.api.query import refuse_unknown_query
 from bellwire.push.parts import Relay
 from bellwire.push.problems import (
     MEDIA_TYPE,
     REFUSALS,
+    REFUSALS_BY_BACKEND,
     invalid_body,
     problem_of_defect,
     problem_of_validation,
@@ -70,6 +72,7 @@ def build_app(relay: Relay | None = None) -> FastAPI:
         summary="Call invitations on servers you own",
         description=_DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        dependencies=[Depends(refuse_unknown_query)],
     )
     for router in (
         devices.router,
@@ -131,7 +134,7 @@ def _serve_the_description_made_once(app: FastAPI) -> None:
 
 def _describe_refusals(responses: dict[str, Any]) -> None:
     for status, response in responses.items():
-        if status in map(str, REFUSALS):
+        if status in map(str, (*REFUSALS, *REFUSALS_BY_BACKEND)):
             response["content"] = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 
 

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
+from bellwire.push.api.query import refuse_unknown
 from bellwire.push.api.who_asks import CALL_SCOPE, authenticate_by, header_text, take_turn
 from bellwire.push.parts import Relay
 from bellwire.push.problems import problem_of_validation, problem_response, refusal_response
@@ -73,6 +74,7 @@ class CallRoute(APIRoute):
             api_key=header_text(headers, b"x-api-key"),
         )
         take_turn(relay, actor)
+        refuse_unknown(scope["query_string"], ())
         given: dict[str, Any] = {"relay": relay, "actor": actor}
         call_sid: CallSid | None = None
         if scope["path_params"]:

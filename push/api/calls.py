@@ -6,17 +6,18 @@ from functools import partial
 from inspect import Parameter, Signature
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from pydantic import AwareDatetime
 
 from bellwire.push.access.tokens import Actor
 from bellwire.push.api.call_route import CallRoute, media_type
+from bellwire.push.api.query import refuse_unknown_query
 from bellwire.push.api.who_asks import ActorDep, AnyActorDep, RelayDep, settle_device
 from bellwire.push.calls.invites import Invite, invite_from_json, invite_from_twiml
 from bellwire.push.calls.operations import carry_out
 from bellwire.push.delivery.owed import report_deliveries
 from bellwire.push.parts import Relay
-from bellwire.push.problems import REFUSALS
+from bellwire.push.problems import REFUSALS, REFUSALS_BY_BACKEND
 from bellwire.push.store.rows.calls import CallFilter
 from bellwire.push.store.tables import from_ms
 from bellwire.signaling.calls.calls import CallState
@@ -64,7 +65,7 @@ _INVITE_BODY: dict[str, Any] = {
 }
 
 
-router = APIRouter(responses=REFUSALS)
+router = APIRouter(responses=REFUSALS, dependencies=[Depends(refuse_unknown_query)])
 ice = APIRouter(tags=["media"], responses=REFUSALS)
 
 _TAGS: list[str | Enum] = ["calls"]
@@ -79,7 +80,7 @@ async def create(
     """Makes a call and rings every device of the invitees. The body is JSON or TwiML."""
     body = await request.body()
     invite = _invite(relay, actor, request.headers.get("content-type"), body, idempotency_key)
-    created = await relay.calls.calls.create(invite)
+    created = await relay.calls.routing.create(invite)
     answer = CallAnswer.of(created.call)
     if not created.repeated:
         return answer
@@ -96,7 +97,12 @@ def _invite(
 ) -> Invite:
     calls, shown = relay.calls.calls, media_type(content_type)
     if shown in _XML:
-        dial = parse_twiml(body)
+        settings = relay.ground.settings
+        dial = parse_twiml(body, settings.voice_url)
+        if dial.asks_backend and settings.twilio_auth_token_file is None:
+            raise InvalidInput(
+                "`action` and `statusCallback` need a relay that can sign: set twilio_auth_token_file"
+            )
         return invite_from_twiml(
             dial, actor, new_sid=calls.new_sid, at=calls.now(), idempotency_key=key
         )
@@ -122,6 +128,7 @@ router.add_api_route(
     status_code=201,
     response_model=CallAnswer,
     openapi_extra=_INVITE_BODY,
+    responses=REFUSALS_BY_BACKEND,
     route_class_override=CallRoute,
 )
 
@@ -286,7 +293,9 @@ async def room(
     await settle_device(relay, actor, body.device_id)
     identity, device = actor.acting_as(body.identity, body.device_id)
     sid = CallSid(call_sid)
-    sdp = await relay.calls.rooms.enter(sid, identity, device, body.sdp, actor.attestation)
+    sdp = await relay.calls.rooms.enter(
+        sid, identity, device, body.sdp, actor.attestation, by_server=actor.is_server
+    )
     return RoomAnswer(sdp=sdp)
 
 

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, WebSocket
 
 from bellwire.push.access.api_keys import API_KEY_PREFIX
 from bellwire.push.access.tokens import Actor
+from bellwire.push.api.query import refuse_unknown
 from bellwire.push.api.who_asks import CALL_SCOPE, authenticate_by, settle_device
 from bellwire.push.channels.websocket import STREAM
 from bellwire.push.parts import Relay
@@ -31,6 +32,7 @@ async def events(
     """A device's stream. A browser, which cannot set headers, shows its access token as `token`."""
     relay: Relay = socket.app.state.relay
     try:
+        refuse_unknown(socket.scope["query_string"], ("token", "device_id", "cursor"))
         actor, device = await _reader(relay, socket, token, device_id)
         stream = await relay.devices.connections.open_stream(device, _number(cursor))
     except Refusal as refusal:

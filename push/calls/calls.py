@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 
 from bellwire.config.call_policy import PolicySettings
 from bellwire.push.access.tokens import Actor
+from bellwire.push.backend.callbacks import Callbacks, DialledCall
 from bellwire.push.calls.deadlines import Deadlines
 from bellwire.push.calls.invites import Denied, Invite, find_reach, nobody, with_reach
 from bellwire.push.calls.policy import CallPolicy
@@ -43,7 +44,14 @@ from bellwire.push.store.rows.quality import (
     put_feedback,
 )
 from bellwire.push.store.tables import to_ms
-from bellwire.signaling.calls.calls import Attestation, Call, CallState, User
+from bellwire.signaling.calls.calls import (
+    DEFAULT_MAX_INVITEES,
+    Attestation,
+    Call,
+    CallState,
+    NotCancelled,
+    User,
+)
 from bellwire.signaling.calls.commands import (
     Command,
     Expire,
@@ -53,8 +61,8 @@ from bellwire.signaling.calls.commands import (
     Say,
 )
 from bellwire.signaling.calls.events import CallFeedback
-from bellwire.signaling.calls.rules import apply, check_inviter, create_call
-from bellwire.signaling.errors import CallNotFound, Conflict, Forbidden, InvalidInput
+from bellwire.signaling.calls.rules import BACKEND, Outcome, apply, check_inviter, create_call
+from bellwire.signaling.errors import CallNotFound, Conflict, Forbidden, InvalidInput, NotFound
 from bellwire.signaling.identifiers import CallSid, ChannelKind, DeviceId, Identity, new_call_sid
 from bellwire.signaling.wire.operations import FeedbackFields
 
@@ -74,11 +82,12 @@ class Created:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A call before and after a command, and what is owed for it."""
+    """A call before and after a command, what is owed for it, and whom a cancel has left as they were."""
 
     before: Call
     call: Call
     owed: Owed
+    not_cancelled: tuple[tuple[Identity, NotCancelled], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +110,17 @@ class Calls:
         metrics: Metrics,
         rate_limits: RateLimits,
         policy: CallPolicy = CallPolicy(PolicySettings()),  # noqa: B008 - it never changes
+        callbacks: Callbacks | None = None,
         *,
         now: Callable[[], datetime],
+        max_invitees: int = DEFAULT_MAX_INVITEES,
     ) -> None:
+        self._max_invitees = max_invitees
         self._database = database
         self._rate_limits = rate_limits
         self._policy = policy
         self._deliveries = deliveries
+        self._callbacks = callbacks
         self._metrics = metrics
         self._user_states = cache(metrics.user_states.labels)
         self._now = now
@@ -160,7 +173,19 @@ class Calls:
             )
         return created
 
+    async def made_before(self, invite: Invite) -> Created | None:
+        """The call that was made under an invite's Idempotency-Key, or None.
+
+        Raises:
+            Conflict: the key was used with another request.
+        """
+        return await self._database.read(lambda c: _made_before(UnitOfWork(c), invite))
+
     async def carry_out(self, call_sid: CallSid, command: Command) -> Call:
+        """Moves a call by a command of the rules, as `moved` does, and returns it."""
+        return (await self.moved(call_sid, command)).call
+
+    async def moved(self, call_sid: CallSid, command: Command) -> Moved:
         """Moves a call by a command of the rules.
 
         Raises:
@@ -177,7 +202,7 @@ class Calls:
         self.settle([moved])
         if receipt is not None and receipt.kept.is_new:
             self._metrics.invite_received_seconds.labels(receipt.kind).observe(receipt.latency_s)
-        return moved.call
+        return moved
 
     async def expire(self, call_sid: CallSid) -> None:
         """Carries out a deadline that has come."""
@@ -296,6 +321,7 @@ class Calls:
         """
         outcome = apply(call, command)
         owed = self._deliveries.owe(unit, outcome.call, outcome.notices)
+        owed = self._with_callbacks(unit, outcome, owed)
         if outcome.call != call:
             known = {user.identity for user in call.users}
             joined = [u.identity for u in outcome.call.users if u.identity not in known]
@@ -303,7 +329,7 @@ class Calls:
             for user in _invites_over(call, outcome.call):
                 told = partial(self._deliveries.note_forgotten, user=user, at=command.at)
                 unit.forget_events([user.invite_id], told)
-        return Moved(call, outcome.call, owed)
+        return Moved(call, outcome.call, owed, outcome.not_cancelled)
 
     def settle(self, moves: Iterable[Moved]) -> None:
         """Sends what moves have owed, once they are committed, and sets the calls' deadlines."""
@@ -321,14 +347,22 @@ class Calls:
             return repeated, Owed()
         new = invite.request
         itself = new.attestation is Attestation.FULL
-        denied = self._denied(unit, new.caller, itself=itself)
+        denied = nobody if invite.routed else self._denied(unit, new.caller, itself=itself)
         reach = find_reach(unit, invite.to, new.caller, invite.parameters, denied)
         reach.must_reach_somebody(new.caller)
-        outcome = create_call(replace(new, invitees=reach.invitees, unreachable=reach.unreachable))
+        outcome = create_call(
+            replace(
+                new,
+                invitees=reach.invitees,
+                unreachable=reach.unreachable,
+                max_invitees=self._max_invitees,
+            )
+        )
         call = outcome.call
         rung = [device for device in reach.devices if device.identity != new.caller]
         unit.if_not_kept(self._rate_limits.take(rung, Caller(new.caller, itself=itself)))
         owed = self._deliveries.owe(unit, call, outcome.notices, reach.devices)
+        owed = self._with_callbacks(unit, outcome, owed)
         unit.add_call(call)
         if invite.idempotency_key is not None:
             unit.keep_idempotent(
@@ -341,6 +375,16 @@ class Calls:
                 )
             )
         return Created(call), owed
+
+    def _with_callbacks(self, unit: UnitOfWork, outcome: Outcome, owed: Owed) -> Owed:
+        """Owes a backend what has come of its dial, beside what devices are owed."""
+        call = outcome.call
+        if not outcome.dial_news or call.dial is None or self._callbacks is None:
+            return owed
+        of = DialledCall(call.call_sid, call.caller, call.dial)
+        deliveries = self._callbacks.deliveries(of, outcome.dial_news)
+        unit.owe(deliveries, self._callbacks.leased_until_ms)
+        return replace(owed, deliveries=(*owed.deliveries, *deliveries))
 
     def _carry_out(
         self, unit: UnitOfWork, call_sid: CallSid, command: Command
@@ -375,6 +419,7 @@ class Calls:
 
         Raises:
             Conflict: another was said under this one's.
+            NotFound: it is for the backend alone, and no webhook is told of messages.
         """
         sid, fingerprint = said.voice_event_sid, _fingerprint(said)
         kept = unit.find_idempotent(call.call_sid, sid)
@@ -384,6 +429,12 @@ class Calls:
             )
         if kept is not None:
             return Moved(call, call, Owed())
+        if (
+            said.to == (BACKEND,)
+            and call.user(BACKEND) is None
+            and not self._deliveries.backend_hears
+        ):
+            raise NotFound("the relay has no webhook that is told of call.message")
         moved = self.move(unit, call, said)
         unit.keep_idempotent(
             IdempotencyRow(call.call_sid, sid, fingerprint, call.call_sid, to_ms(said.at))

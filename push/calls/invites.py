@@ -16,11 +16,12 @@ from bellwire.push.store.rows.devices import DeviceRow
 from bellwire.push.store.rows.groups import members_of
 from bellwire.signaling.calls.calls import Call, PushText, Unreachable
 from bellwire.signaling.calls.commands import Invitee, InviteMore, NewCall, Say
+from bellwire.signaling.calls.dials import Dial, Leg
 from bellwire.signaling.errors import Forbidden, InvalidInput, NobodyToCall, NotFound
 from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
+from bellwire.signaling.twiml import DEFAULT_TIMEOUT_S as TWIML_TIMEOUT_S
 from bellwire.signaling.twiml import TwimlDial
 from bellwire.signaling.wire.operations import (
-    DEFAULT_TIMEOUT_S,
     GroupReference,
     InviteMoreFields,
     InviteRequest,
@@ -31,7 +32,7 @@ from bellwire.signaling.wire.operations import (
 @dataclass(frozen=True, slots=True)
 class Invite:
     """A call that somebody asks for, to identities or to a group. `parameters` are an invitee's
-    own, where they are not the call's."""
+    own, where they are not the call's. `routed`: the backend has said whom to ring."""
 
     request: NewCall
     to: tuple[Identity, ...] | str
@@ -39,6 +40,7 @@ class Invite:
     actor: Actor
     idempotency_key: str | None = None
     fingerprint: str = ""
+    routed: bool = False
 
 
 def invite_from_json(
@@ -97,35 +99,86 @@ def invite_from_twiml(
     call's own parameters; where they differ, each keeps its own.
 
     Raises:
-        Forbidden: a token calls as somebody else.
+        Forbidden: a token calls as somebody else, or asks for what a backend alone may.
         InvalidInput: a client stands twice.
     """
-    identities = tuple(client.identity for client in dial.clients)
-    parameters = {client.identity: client.custom_parameters for client in dial.clients}
-    if len(parameters) < len(identities):
-        raise InvalidInput("an identity stands in two <Client>s")
-    first = dial.clients[0].custom_parameters
-    shared = {
-        name: value
-        for name, value in first.items()
-        if all(own.get(name) == value for own in parameters.values())
-    }
+    if dial.asks_backend and not actor.is_server:
+        raise Forbidden(
+            "`action` and `statusCallback` are a backend's to ask for: post it with an API key"
+        )
+    shared, parameters = _parameters_of(dial)
+    asks_more = dial.asks_backend or dial.time_limit_s is not None
     return Invite(
         request=NewCall(
             call_sid=new_sid(),
             caller=_caller(actor, dial.caller),
             invitees=(),
             at=at,
-            timeout_s=dial.timeout_s or DEFAULT_TIMEOUT_S,
+            timeout_s=dial.timeout_s or TWIML_TIMEOUT_S,
             device=actor.device,
             custom_parameters=shared,
             attestation=actor.attestation,
+            dial=_dial_of(dial) if asks_more else None,
         ),
-        to=identities,
+        to=tuple(parameters),
         parameters=parameters,
         actor=actor,
         idempotency_key=idempotency_key,
         fingerprint=_fingerprint(repr(dial).encode()),
+    )
+
+
+def routed_invite(invite: Invite, dial: TwimlDial, asked_to: str, *, at: datetime) -> Invite:
+    """The invite that a backend has made of another, to those whom its TwiML names: with their parameters,
+    its time-out, and whom it shows as the caller. The first to answer has the call to themselves.
+
+    Raises:
+        InvalidInput: a client stands twice.
+    """
+    shared, parameters = _parameters_of(dial)
+    asked = invite.request
+    caller_id = None if dial.caller == asked.caller else dial.caller
+    return replace(
+        invite,
+        request=replace(
+            asked,
+            at=at,
+            timeout_s=dial.timeout_s or TWIML_TIMEOUT_S,
+            custom_parameters=shared,
+            dial=replace(
+                _dial_of(dial), first_takes_it=True, caller_id=caller_id, asked_to=asked_to
+            ),
+        ),
+        to=tuple(parameters),
+        parameters=parameters,
+        routed=True,
+    )
+
+
+def _parameters_of(
+    dial: TwimlDial,
+) -> tuple[dict[str, str], dict[Identity, Mapping[str, str]]]:
+    """The parameters that all `<Client>`s are given alike, and those of each."""
+    parameters: dict[Identity, Mapping[str, str]] = {
+        client.identity: client.custom_parameters for client in dial.clients
+    }
+    if len(parameters) < len(dial.clients):
+        raise InvalidInput("an identity stands in two <Client>s")
+    shared = {
+        name: value
+        for name, value in dial.clients[0].custom_parameters.items()
+        if all(own.get(name) == value for own in parameters.values())
+    }
+    return shared, parameters
+
+
+def _dial_of(dial: TwimlDial) -> Dial:
+    return Dial(
+        legs=tuple(
+            Leg(client.identity, client.status_callback, client.events) for client in dial.clients
+        ),
+        action=dial.action,
+        time_limit_s=dial.time_limit_s,
     )
 
 
@@ -153,6 +206,7 @@ def invite_more_command(
         at,
         fields.timeout,
         attestation=actor.attestation,
+        by_server=actor.is_server,
     )
 
 
@@ -181,6 +235,7 @@ def message_command(
         fields.content_type,
         None if fields.to is None else tuple(Identity(identity) for identity in fields.to),
         actor.attestation,
+        actor.is_server,
     )
 
 

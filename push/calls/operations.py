@@ -11,7 +11,7 @@ from typing import Any
 from bellwire.push.access.tokens import Actor
 from bellwire.push.calls.calls import Calls
 from bellwire.push.calls.invites import invite_more_command, message_command
-from bellwire.signaling.calls.calls import Attestation
+from bellwire.signaling.calls.calls import Attestation, RejectStatus
 from bellwire.signaling.calls.commands import (
     Accept,
     Cancel,
@@ -26,8 +26,9 @@ from bellwire.signaling.calls.commands import (
     Say,
 )
 from bellwire.signaling.identifiers import CallSid, ChannelKind, DeviceId, Identity
-from bellwire.signaling.wire.answers import CallAnswer, MessageAnswer
+from bellwire.signaling.wire.answers import CallAnswer, MessageAnswer, failed
 from bellwire.signaling.wire.operations import (
+    CancelFields,
     DataFields,
     DeviceReject,
     FeedbackFields,
@@ -35,6 +36,7 @@ from bellwire.signaling.wire.operations import (
     MessageFields,
     Operation,
     ReceivedFields,
+    RejectionStatus,
     RejectRequest,
     Who,
 )
@@ -96,10 +98,12 @@ async def carry_out(
         rated = await calls.rate(call_sid, asker.identity, device, asked, asker.attestation)
         return CallAnswer.of(rated)
     command = COMMANDS[operation.command](asked, asker)
-    call = await calls.carry_out(call_sid, command)
+    moved = await calls.moved(call_sid, command)
     if isinstance(command, Say):
-        return MessageAnswer.of(call, voice_event_sid=command.voice_event_sid)
-    return CallAnswer.of(call)
+        return MessageAnswer.of(moved.call, voice_event_sid=command.voice_event_sid)
+    if isinstance(command, Cancel) and command.to is not None:
+        return CallAnswer.of(moved.call, error_invitees=failed(moved.not_cancelled))
+    return CallAnswer.of(moved.call)
 
 
 def _as_whom(
@@ -122,12 +126,14 @@ def _accept(asked: DataFields, by: Asker) -> Accept:
     return Accept(by.identity, by.device, by.at, asked.extended_data, by.attestation)
 
 
-def _reject(asked: RejectRequest | DeviceReject, by: Asker) -> Reject:
+def _reject(asked: RejectRequest | DeviceReject, by: Asker) -> Reject | Cancel:
+    if asked.status is RejectionStatus.CANCELLED:
+        return Cancel(by.identity, by.at, asked.extended_data)
     return Reject(
         by.identity,
         by.device,
         by.at,
-        asked.status,
+        RejectStatus(asked.status),
         asked.extended_data,
         by.attestation,
         bool(asked.automatic),
@@ -138,9 +144,10 @@ def _ignore(_: Request, by: Asker) -> Ignore:
     return Ignore(by.identity, by.device, by.at)
 
 
-def _cancel(asked: DataFields, by: Asker) -> Cancel:
+def _cancel(asked: CancelFields, by: Asker) -> Cancel:
     itself = None if by.named is None else by.attestation
-    return Cancel(by.named, by.at, asked.extended_data, attestation=itself)
+    to = None if asked.to is None else tuple(Identity(identity) for identity in asked.to)
+    return Cancel(by.named, by.at, asked.extended_data, to, attestation=itself)
 
 
 def _invite_more(asked: InviteMoreFields, by: Asker) -> InviteMore:
@@ -152,11 +159,13 @@ def _join(asked: DataFields, by: Asker) -> Join:
 
 
 def _quit(asked: DataFields, by: Asker) -> Quit:
-    return Quit(by.identity, by.device, by.at, asked.extended_data, by.attestation)
+    return Quit(
+        by.identity, by.device, by.at, asked.extended_data, by.attestation, by.actor.is_server
+    )
 
 
 def _end(asked: DataFields, by: Asker) -> End:
-    return End(by.named, by.device, by.at, asked.extended_data, by.attestation)
+    return End(by.named, by.device, by.at, asked.extended_data, by.attestation, by.actor.is_server)
 
 
 def _say(asked: MessageFields, by: Asker) -> Say:

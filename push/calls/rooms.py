@@ -29,12 +29,14 @@ from bellwire.config.waiting import Sleep
 from bellwire.push.access.tokens import Actor
 from bellwire.push.calls.calls import Calls
 from bellwire.signaling.calls.calls import Attestation, Call, CallState, UserState
+from bellwire.signaling.calls.rules import check_main_device
 from bellwire.signaling.errors import (
     CallNotFound,
     Forbidden,
     NotFound,
     OperationRefused,
     Unavailable,
+    WhyRefused,
 )
 from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
 from bellwire.signaling.wire.media import MEDIA_SDP_MAX_LENGTH, MESH_USERS
@@ -103,6 +105,8 @@ class Rooms:
         device: DeviceId | None,
         offer: str,
         attestation: Attestation,
+        *,
+        by_server: bool = False,
     ) -> str:
         """Lets a user's sound into the room of its call, in place of what it brought before; returns
         the room's answer, with its candidates.
@@ -113,17 +117,18 @@ class Rooms:
             device: The device that asks.
             offer: The SDP offer, with its candidates: none are taken later.
             attestation: How sure it is that the user itself asks.
+            by_server: Whether a server asks, for whichever device.
 
         Raises:
             CallNotFound: there is no such call.
-            Forbidden: the user is not in it, talks on another device, or talks itself where a server
-                asks.
-            OperationRefused: the user has not accepted, or the call needs no room.
+            Forbidden: the user is not in it, or talks itself where a server asks.
+            OperationRefused: the user has not accepted, another device is its main one, or the call needs no
+                room.
             NotFound: the relay has no Janus.
             Unavailable: Janus does not work.
         """
         call = await self._calls.show(call_sid, Actor(identity, device))
-        _check(call, identity, device, attestation)
+        _check(call, identity, device, attestation, by_server=by_server)
         janus = self._janus
         if janus is None:
             raise NotFound("this relay has no rooms: its settings name no Janus (`janus_url`)")
@@ -265,14 +270,21 @@ def open_rooms(settings: RelaySettings) -> Callable[[Calls], Rooms]:
 
 
 def _check(
-    call: Call, identity: Identity, device: DeviceId | None, attestation: Attestation
+    call: Call,
+    identity: Identity,
+    device: DeviceId | None,
+    attestation: Attestation,
+    *,
+    by_server: bool,
 ) -> None:
     user = call.user(identity)
     state = UserState.UNKNOWN if user is None else user.state
-    if call.state is CallState.ENDED or user is None or state is not UserState.ACCEPTED:
+    if call.state is CallState.ENDED:
+        why = WhyRefused.CANCELLED if call.cancelled else WhyRefused.ENDED
+        raise OperationRefused("room", state, "only who is in a call has a place in its room", why)
+    if user is None or state is not UserState.ACCEPTED:
         raise OperationRefused("room", state, "only who is in a call has a place in its room")
-    if device is not None and user.main_device not in (None, device):
-        raise Forbidden(f"{identity} is in this call on another device")
+    check_main_device(user, "room", device, by_server=by_server)
     # Nobody in a room hears who speaks: what a server said there would pass for the user's own.
     if user.own_attestation is Attestation.FULL and attestation is not Attestation.FULL:
         raise Forbidden(

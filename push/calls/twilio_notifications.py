@@ -5,7 +5,6 @@ notification which was answered with 200 is delivered by whichever relay is aliv
 https://www.twilio.com/docs/voice/sdks/call-notification-webhook
 """
 
-import base64
 import hashlib
 import hmac
 import json
@@ -20,6 +19,7 @@ from urllib.parse import parse_qs, urlsplit, urlunsplit
 import structlog
 from sqlalchemy import Connection, exists, or_, select
 
+from bellwire.push.backend.signature import sign
 from bellwire.push.calls.rate_limits import Caller, RateLimits
 from bellwire.push.channels.payload import CANCEL, apns_payload, fcm_data
 from bellwire.push.delivery.outbox import Outbox
@@ -195,7 +195,9 @@ def check_signature(auth_token: str, url: str, signature: str | None, body: byte
     except ValueError:  # no URL, by the header Host
         variants, digest = (), ""
     # All are compared, each in constant time: Twilio signs the URL with its port or without.
-    signed = [hmac.compare_digest(_sign(auth_token, variant), shown) for variant in variants]
+    signed = [
+        hmac.compare_digest(sign(auth_token, variant).encode(), shown) for variant in variants
+    ]
     is_body = hmac.compare_digest(hashlib.sha256(body).hexdigest().encode(), digest.encode())
     if not (any(signed) and is_body):
         raise Forbidden(
@@ -274,10 +276,6 @@ def _is_known(connection: Connection, event_id: str) -> bool:
         )
     )
     return bool(connection.execute(known).scalar_one())
-
-
-def _sign(auth_token: str, url: str) -> bytes:
-    return base64.b64encode(hmac.digest(auth_token.encode(), url.encode(), "sha1"))
 
 
 def _with_and_without_port(url: str) -> tuple[str, ...]:

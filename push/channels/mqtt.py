@@ -8,11 +8,17 @@ from bellwire.push.channels.channel import (
     refuse_if_too_large,
 )
 from bellwire.push.store.rows.outbox import Delivery
-from bellwire.signaling.calls.events import CallEvent, CallMessage, event_document, what_to_shorten
+from bellwire.signaling.calls.events import (
+    CallEvent,
+    CallMessage,
+    document_within,
+    what_to_shorten,
+)
 from bellwire.signaling.topics import call_topic
 
 LIMIT_BYTES = 5120
-"""As APNs': so that an identity can add a mobile without its invites growing too long."""
+"""As APNs': so that an identity can add a mobile without its invites growing too long. What the relay itself
+adds to an invite for each device (`push.channels.live_invite`) is not counted."""
 
 MESSAGE_LIMIT_BYTES = 10 * 1024
 """Messages are never pushed: room for the longest content (`signaling.wire.requests`) and what
@@ -30,10 +36,11 @@ class MqttChannel:
     def compose(self, event: CallEvent, to: Addressee) -> str:
         """See `Channel.compose`."""
         del to
-        document = event_document(event)
+        limit = MESSAGE_LIMIT_BYTES if isinstance(event, CallMessage) else LIMIT_BYTES
+        document = document_within(event, limit)
         refuse_if_too_large(
             len(document.encode()),
-            MESSAGE_LIMIT_BYTES if isinstance(event, CallMessage) else LIMIT_BYTES,
+            limit,
             what=event.event,
             kind=self.kind,
             shorten=what_to_shorten(event),

@@ -2,12 +2,12 @@
 APNs payload and FCM data that carry them."""
 
 import json
-from collections.abc import Callable, Mapping
-from datetime import datetime
+from collections.abc import Mapping
 
 from pydantic_core import to_json
 
 from bellwire.push.channels.channel import Addressee, refuse_if_too_large
+from bellwire.push.channels.live_invite import ConnectToken
 from bellwire.signaling.calls.events import (
     CallCancelled,
     CallEnded,
@@ -15,11 +15,8 @@ from bellwire.signaling.calls.events import (
     CallReceived,
     CallTimeout,
 )
-from bellwire.signaling.identifiers import CallSid, DeviceId, Identity, wire_address
+from bellwire.signaling.identifiers import wire_address
 from bellwire.signaling.twi_params import encode_params
-
-ConnectToken = Callable[[Identity, DeviceId, CallSid, datetime], str]
-"""Makes the token with which a device answers one call, until a while after the invite's end."""
 
 APNS_LIMIT_BYTES = 5120
 """Apple's limit of a VoIP push, in bytes of the body."""

@@ -17,7 +17,7 @@ from bellwire.broker.session.messages import Incoming
 from bellwire.broker.session.session import NotConnected, Session
 from bellwire.config.waiting import Alarm
 from bellwire.push.channels.channel import refuse_if_too_large
-from bellwire.signaling.calls.events import CallEvent, event_document, what_to_shorten
+from bellwire.signaling.calls.events import CallEvent, document_within, what_to_shorten
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import STREAMS_GROWN
 
@@ -34,12 +34,12 @@ _DEVICES: TypeAdapter[list[DeviceId]] = TypeAdapter(list[DeviceId])
 
 
 def compose_stream_event(event: CallEvent) -> str:
-    """The document that carries an event.
+    """The document that carries an event, but for what an invite says to one device alone.
 
     Raises:
         TooLarge: it is over the limit.
     """
-    document = event_document(event)
+    document = document_within(event, LIMIT_BYTES)
     refuse_if_too_large(
         len(document.encode()),
         LIMIT_BYTES,

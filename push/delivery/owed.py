@@ -30,7 +30,7 @@ from bellwire.push.store.rows.events import StreamEvent, Unread
 from bellwire.push.store.rows.outbox import Delivery, Forgotten, owe, owed_already
 from bellwire.push.store.tables import from_ms, to_ms
 from bellwire.signaling.calls.calls import Call, User
-from bellwire.signaling.calls.events import CallFeedback, CallReceived, Try
+from bellwire.signaling.calls.events import CallEvent, CallFeedback, CallReceived, Try
 from bellwire.signaling.calls.rules import Notice, Recipient, invite_event
 from bellwire.signaling.identifiers import DeviceId, Identity
 from bellwire.signaling.wire.answers import CallDeliveriesAnswer, DeliveryAnswer
@@ -39,6 +39,8 @@ from bellwire.signaling.wire.requests import PUSH_KINDS
 EVENT_LIFE = timedelta(hours=1)
 """How long an event that is no invite waits for a device that is away."""
 
+ForDevice = Callable[[str, CallEvent, DeviceRow], str]
+"""Writes an event's document for one device, which reads it over MQTT or its stream."""
 
 PUSHED_NOTICE_LIFE = timedelta(seconds=5)
 """How long a push that an invite is over is worth a try, should the invite's own time be over before."""
@@ -65,6 +67,7 @@ class Deliveries:
         now: Tells the time.
         webhooks: What operators' backends are owed.
         sign_invite: Puts the relay's word on who calls into an invite.
+        for_device: Puts what is for one device alone into the document of an invite.
     """
 
     def __init__(
@@ -76,13 +79,20 @@ class Deliveries:
         now: Callable[[], datetime],
         webhooks: Webhooks | None = None,
         sign_invite: Callable[[CallReceived], CallReceived] = lambda invite: invite,
+        for_device: ForDevice = lambda document, _, __: document,
     ) -> None:
         self._sign_invite = sign_invite
         self._webhooks = webhooks
         self._outbox = outbox
         self._channels = channels
         self._streams = streams
+        self._for_device = for_device
         self._now = now
+
+    @property
+    def backend_hears(self) -> bool:
+        """Whether a message to the backend reaches a webhook."""
+        return self._webhooks is not None and self._webhooks.wants("call.message")
 
     def owe(
         self,
@@ -109,13 +119,15 @@ class Deliveries:
             event, device_id = notice.event, device.device_id
             expires_at_ms = to_ms(_end_of_life(notice, call, device, channel.kind))
             if channel.kind == STREAM:
-                document = compose_stream_event(event)
+                document = self._for_device(compose_stream_event(event), event, device)
                 events.append(StreamEvent(device_id, event.id, document, expires_at_ms))
             else:
                 way = self._channels.get(channel.kind)
                 if way is None:
                     continue  # Of an app that the relay's settings no longer hold.
                 payload = way.compose(event, Addressee(call, device, channel))
+                if payload is not None and channel.kind == "mqtt":
+                    payload = self._for_device(payload, event, device)
                 if payload is not None:
                     deliveries.append(
                         Delivery(

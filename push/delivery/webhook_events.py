@@ -41,7 +41,7 @@ KEPT = timedelta(days=7)
 EVENT_NAMES = frozenset(
     {model.model_fields["event"].default for model in get_args(CallEvent)}
     | {"call.feedback", "call.insight", "delivery.failed"}
-    | {"device.channel_removed", "door.locked_out"}
+    | {"device.channel_removed", "door.locked_out", "backend.answer_refused"}
 )
 """The events that a target may ask for."""
 
@@ -168,6 +168,10 @@ class Webhooks:
         event = WebhookEvent(event_id, TEST_EVENT, "", to_ms(at), body)
         owe(connection, [self._delivery(event, name)], to_ms(at))
         return event_id
+
+    def wants(self, event: str) -> bool:
+        """Whether any target is told of an event."""
+        return bool(self._wanting(event))
 
     def owed(self, connection: Connection) -> dict[str, int]:
         """How many events each target is owed."""

@@ -13,6 +13,7 @@ from bellwire.push.calls.ice_servers import IceServers
 from bellwire.push.calls.invites import invite_from_json
 from bellwire.push.calls.operations import carry_out
 from bellwire.push.calls.rooms import Rooms
+from bellwire.push.calls.routing import Routing
 from bellwire.push.devices.door_reports import DoorReports
 from bellwire.push.metrics import Metrics
 from bellwire.push.problems import problem_of, problem_of_defect, problem_of_validation
@@ -46,6 +47,7 @@ class DeviceOperations:
 
     Args:
         calls: The relay's calls.
+        routing: Makes new ones.
         metrics: Counts the operations.
         tokens: Holds the relay's public keys.
         ice_servers: Tells the servers to connect calls by.
@@ -57,6 +59,7 @@ class DeviceOperations:
     def __init__(
         self,
         calls: Calls,
+        routing: Routing,
         metrics: Metrics,
         tokens: AccessTokens,
         ice_servers: IceServers,
@@ -66,6 +69,7 @@ class DeviceOperations:
         check_after_s: float,
     ) -> None:
         self._calls = calls
+        self._routing = routing
         self._metrics = metrics
         self._tokens = tokens
         self._ice_servers = ice_servers
@@ -122,7 +126,7 @@ class DeviceOperations:
         return DeviceResponse(status=200, call=call, voice_event_sid=said)
 
     async def _invite(self, asked: DeviceInvite, actor: Actor) -> DeviceResponse:
-        created = await self._calls.create(
+        created = await self._routing.create(
             invite_from_json(
                 asked,
                 actor,

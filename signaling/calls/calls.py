@@ -5,6 +5,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
 
+from bellwire.signaling.calls.dials import Dial
 from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
 
 if TYPE_CHECKING:
@@ -21,7 +22,14 @@ else:
 
 
 MAX_USERS = 10
-"""Users of one call, the caller included (seed 001: "a maximum of 10 users")."""
+"""Who is in an advanced call or invited to it at once, the caller included (seed 001: "a maximum of 10
+users"). A common call that has had more is a large one: most of its users hear of themselves alone."""
+
+DEFAULT_MAX_INVITEES, MAX_INVITEES = 30, 100
+"""How many may be invited to a common call, as a relay is told, and at most."""
+
+MAX_KNOWN = MAX_INVITEES + 1
+"""How many users a call remembers, those who have left it among them: it is kept as one document."""
 
 
 class Mode(StrEnum):
@@ -73,6 +81,8 @@ class EndReason(StrEnum):
     """A user of an advanced call, or a server, ended it for all."""
     ABANDONED = "abandoned"
     """All had left an advanced call, and nobody came back."""
+    TIME_LIMIT = "time-limit"
+    """The time was over that the backend's TwiML gives it (`timeLimit`)."""
     UNKNOWN = "unknown"
     """What a newer relay says."""
 
@@ -112,6 +122,11 @@ Unreachable = Literal["unknown", "no_device", "forbidden"]
 policy does not let the caller ring it."""
 
 
+NotCancelled = Literal["answered", "not_invited", "not_yours"]
+"""Why somebody's invitation could not be cancelled: it was answered, there is none (any more), or others
+have made it."""
+
+
 class RejectStatus(StrEnum):
     """Why an invite was rejected (seed 002)."""
 
@@ -136,7 +151,8 @@ class User:
     """The id of the event that carries the invite, empty for who was not invited."""
     invited_at: datetime | None = None
     invited_by: Identity | None = None
-    """Who invited the user into a call under way; None where the call's own caller did."""
+    """Who invited the user into a call under way, and so may cancel it; None where the call's own caller did,
+    or a server."""
     attestation: Attestation | None = None
     """How sure the relay is of who invited the user; None where nobody in particular did."""
     check_at: datetime | None = None
@@ -179,6 +195,8 @@ class Call:
     """Whether it ended because its caller withdrew it, or went offline."""
     abandoned_until: datetime | None = None
     """An advanced call that nobody is in, or invited to, ends then unless somebody joins."""
+    dial: Dial | None = None
+    """The `<Dial>` of a backend that it was made by, where it asks for more than ringing."""
     answered_at: datetime | None = None
     """When the first other than the caller came into it. A relay of the version before kept neither
     this nor what follows."""
@@ -208,6 +226,16 @@ class Call:
     def accepted(self) -> tuple[User, ...]:
         """The users who are in the call."""
         return tuple(user for user in self.users if user.state is UserState.ACCEPTED)
+
+    @property
+    def here(self) -> tuple[User, ...]:
+        """The users who are in the call, or invited to it."""
+        return tuple(u for u in self.users if u.state.pending or u.state is UserState.ACCEPTED)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it has so many users that not all of them hear of each other."""
+        return self.mode is Mode.COMMON and len(self.users) > MAX_USERS
 
     def with_joined(self, user: User) -> "Call":
         """The call with one more user."""
@@ -247,6 +275,8 @@ class Call:
         ]
         if self.abandoned_until is not None:
             moments.append(self.abandoned_until)
+        if self.dial is not None and self.dial.ends_at is not None:
+            moments.append(self.dial.ends_at)
         return min(moments, default=None)
 
     @property

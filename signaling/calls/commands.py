@@ -2,7 +2,8 @@
 
 Each command carries the moment it happens at, and who does it: an identity and the device of it, if
 one is known. An identity None is a server, which acts on nobody's behalf. `attestation` is how sure the
-relay is that the identity itself does it; a server that does it in its name is `PARTIAL`.
+relay is that the identity itself does it; a server that does it in its name is `PARTIAL`. `by_server`
+says that a server asks, whatever device it names: it need not be the user's main one.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from datetime import datetime
 from pydantic import JsonValue
 
 from bellwire.signaling.calls.calls import (
+    DEFAULT_MAX_INVITEES,
     Attestation,
     CallType,
     Mode,
@@ -19,6 +21,7 @@ from bellwire.signaling.calls.calls import (
     RejectStatus,
     Unreachable,
 )
+from bellwire.signaling.calls.dials import Dial
 from bellwire.signaling.identifiers import CallSid, ChannelKind, DeviceId, Identity
 
 
@@ -34,7 +37,7 @@ class Invitee:
 @dataclass(slots=True, unsafe_hash=True)  # frozen, it is made eight times slower
 class NewCall:
     """A call to be made. With `check_after_s`, who has not confirmed by then is NotYetReceived.
-    `attestation` is how sure it is that `caller` calls."""
+    `attestation` is how sure it is that `caller` calls; `max_invitees` bounds a common call."""
 
     call_sid: CallSid
     caller: Identity | None
@@ -50,6 +53,8 @@ class NewCall:
     unreachable: tuple[tuple[Identity, Unreachable], ...] = ()
     check_after_s: float | None = None
     attestation: Attestation | None = None
+    dial: Dial | None = None
+    max_invitees: int = DEFAULT_MAX_INVITEES
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +104,13 @@ class Ignore:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """The caller withdraws the invitations; `identity` None where a server does."""
+    """Whoever has invited others withdraws invitations: the caller anybody's, who has invited somebody
+    into the call theirs, a server (`identity` None) anybody's. `to` names whose; None: all that may be."""
 
     identity: Identity | None
     at: datetime
     extended_data: str = ""
+    to: tuple[Identity, ...] | None = None
     attestation: Attestation | None = None
 
 
@@ -137,6 +144,7 @@ class InviteMore:
     timeout_s: float
     unreachable: tuple[tuple[Identity, Unreachable], ...] = ()
     attestation: Attestation | None = None
+    by_server: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +167,7 @@ class Quit:
     at: datetime
     extended_data: str = ""
     attestation: Attestation | None = None
+    by_server: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +180,7 @@ class End:
     at: datetime
     extended_data: str = ""
     attestation: Attestation | None = None
+    by_server: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +196,7 @@ class Say:
     content_type: str = "application/json"
     to: tuple[Identity, ...] | None = None
     attestation: Attestation | None = None
+    by_server: bool = False
 
 
 Command = (

@@ -31,8 +31,7 @@ def ending_of(call: Call, command: Command | None) -> Ending:
         case GoOffline():
             return Ending(EndReason.CALLER_OFFLINE, command.identity)
         case Expire():
-            is_over = call.abandoned_until is not None and call.abandoned_until <= command.at
-            return Ending(EndReason.ABANDONED if is_over else EndReason.TIMEOUT)
+            return Ending(_of_time(call, command))
         case Reject():
             return Ending(_of_rejection(call, command), command.identity, command.attestation)
         case Quit() | End():
@@ -40,6 +39,13 @@ def ending_of(call: Call, command: Command | None) -> Ending:
             return Ending(_of_leaving(call, command), command.identity, itself)
         case _:
             return Ending(EndReason.ENDED)
+
+
+def _of_time(call: Call, command: Expire) -> EndReason:
+    if call.abandoned_until is not None and call.abandoned_until <= command.at:
+        return EndReason.ABANDONED
+    limit = None if call.dial is None else call.dial.ends_at
+    return EndReason.TIMEOUT if limit is None or limit > command.at else EndReason.TIME_LIMIT
 
 
 def _of_rejection(call: Call, command: Reject) -> EndReason:

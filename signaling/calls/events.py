@@ -24,6 +24,7 @@ from bellwire.signaling.calls.calls import (
     CallType,
     EndReason,
     Mode,
+    NotCancelled,
     RejectStatus,
     Unreachable,
     UserState,
@@ -79,21 +80,34 @@ class TriedInvitee(BaseModel):
 
 
 class ErrorInvitee(BaseModel):
-    """An invitee who cannot be called, and why: `unknown`, `no_device`, or `forbidden` by the relay's
-    call policy."""
+    """Somebody who cannot be called, and why: `unknown`, `no_device`, or `forbidden` by the relay's call
+    policy. In the answer to a cancel that names whom, somebody whose invitation was not cancelled:
+    `answered`, `not_invited` or `not_yours`."""
 
     model_config = ConfigDict(frozen=True)
 
     identity: str
-    reason: Unreachable
+    reason: Unreachable | NotCancelled
 
 
 class CallCreated(_Event):
-    """To the caller: the call's SID and, per invitee, what is tried."""
+    """To the caller: the call's SID and, per invitee, what is tried. Where that would be too long for the
+    channel it goes over, both lists are empty and the counts are there instead; `GET` of the call has who
+    they are."""
 
     event: Literal["call.created"] = "call.created"
     invitees: tuple[TriedInvitee, ...]
     error_invitees: tuple[ErrorInvitee, ...] = ()
+    invitees_count: int | None = None
+    error_invitees_count: int | None = None
+
+    def in_counts(self) -> "CallCreated":
+        """The same event without its lists."""
+        counts = {
+            "invitees_count": len(self.invitees),
+            "error_invitees_count": len(self.error_invitees),
+        }
+        return self.model_copy(update={"invitees": (), "error_invitees": (), **counts})
 
 
 class CallerToken(BaseModel):
@@ -109,7 +123,10 @@ class CallerToken(BaseModel):
 class CallReceived(_Event):
     """To each device of each invitee: the call invite. `from` is absent where nobody in particular
     calls; addresses are written as on Twilio's wire, `client:alice`. `caller_info` says how sure the
-    relay is of `from`, with its signature (a JWT) over MQTT and WebSocket."""
+    relay is of `from`, with its signature (a JWT) over MQTT and WebSocket. There it also has the relay's
+    `account_sid`, and the `connect_token` with which this device, as an app that was woken by a push,
+    takes part in this call over HTTP and WebSocket; in a push they are `twi_account_sid` and
+    `twi_bridge_token`."""
 
     event: Literal["call.received"] = "call.received"
     from_: str | None = Field(default=None, alias="from")
@@ -123,6 +140,8 @@ class CallReceived(_Event):
     content: str | None = None
     payload: str | None = None
     caller_info: CallerToken | None = None
+    account_sid: str | None = None
+    connect_token: str | None = None
 
 
 class CallUserStateChanged(_Event):
@@ -146,7 +165,8 @@ CancelReason = Literal["cancelled", "answered_elsewhere", "rejected_elsewhere", 
 
 class CallCancelled(_Event):
     """To who need not answer any more: the caller withdrew, or another device of the identity
-    answered; `joined_elsewhere` where another took over a call that this one was in."""
+    answered; `joined_elsewhere` where another took over a call that this one was in. `extended_data` is
+    what whoever did it said to it."""
 
     event: Literal["call.cancelled"] = "call.cancelled"
     reason: CancelReason = "cancelled"
@@ -161,18 +181,21 @@ class CallTimeout(_Event):
 
 class CallEnded(_Event):
     """To all who are invited or in the call: it is over. `reason` says what made an end of it, and
-    `ended_by` who: absent where time did, or a server."""
+    `ended_by` who: absent where time did, or a server. `extended_data` is what whoever ended it said to it;
+    absent where that is nothing, or time ended it."""
 
     event: Literal["call.ended"] = "call.ended"
     reason: EndReason | None = None
     ended_by: str | None = None
+    extended_data: str | None = None
 
 
 class CallMessage(_Event):
     """To the other parties: what one of them says to them through the relay (seed 003, "Call
     Message Events"). `from` is absent where a server says it for itself; `attestation` says how sure the
     relay is of `from`: `A`, its own token or connection said it, `B`, a server did in its name.
-    `voice_event_sid` names the message."""
+    `voice_event_sid` names the message. `to_backend` is there, and true, where the sender has named
+    `backend` in `to`: it is for the backend, and for those in `recipients`, where there are any."""
 
     event: Literal["call.message"] = "call.message"
     from_: str | None = Field(default=None, alias="from")
@@ -181,6 +204,7 @@ class CallMessage(_Event):
     content: JsonValue
     voice_event_sid: str
     attestation: Attestation | None = None
+    to_backend: Literal[True] | None = None
 
 
 class DeviceChannelRemoved(_Document):
@@ -278,6 +302,18 @@ class DoorLockedOut(_Document):
     until: Moment
 
 
+class BackendAnswerRefused(_Document):
+    """To webhooks: a backend has answered the `action` of a call's `<Dial>` with something that the relay
+    does not do, which `reason` names. The call is over all the same. `url` is without its query."""
+
+    event: Literal["backend.answer_refused"] = "backend.answer_refused"
+    id: str
+    at: Moment
+    call_sid: CallSidField
+    url: str
+    reason: str
+
+
 CallEvent = (
     CallCreated
     | CallReceived
@@ -308,6 +344,14 @@ def what_to_shorten(event: CallEvent) -> str:
             return "content"
         case _:
             return "extended_data"
+
+
+def document_within(event: CallEvent, limit_bytes: int) -> str:
+    """The event's document for a channel that carries so many bytes: `call.created` then gives counts where
+    its lists are too long. Others are as long as they are."""
+    if isinstance(event, CallCreated) and len(event.document.encode()) > limit_bytes:
+        return event.in_counts().document
+    return event.document
 
 
 def event_document(event: CallEvent | DeviceChannelRemoved) -> str:

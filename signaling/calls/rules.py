@@ -8,7 +8,8 @@ What moves them. A command (`signaling.calls.commands`) says who does what, on w
 
     who                              may                               while
     somebody invited                 received, accept, reject, ignore  pending, and in time
-    the caller, or a server for it   cancel                            the call rings
+    the caller                       cancel, of anybody                whoever is cancelled is pending
+    who invited somebody             cancel, of whom they invited      the same
     somebody in the call             quit; message
     ... of an advanced call          invite, end
     anybody, of an advanced call     join                              it goes on
@@ -18,11 +19,22 @@ What moves them. A command (`signaling.calls.commands`) says who does what, on w
 `TRANSITIONS`, below, says where each of these moves the user it is done to. What it does not hold is
 refused and changes nothing. Doing again what the same device has done is no error and changes nothing.
 
+Whose hand it is. The device that made, accepted or joined the call for a user is the user's *main device*,
+and it alone says what `invite`, `quit`, `end` and `message` say while the user is in the call; another one
+joins first. A server is no device and may do so in anybody's name, and where a server has acted there is
+no main device, and any acts. What comes before a user is in the call, and `cancel`, any device does.
+
+How many. An advanced call has ten users who are in it or invited (`MAX_USERS`); who has gone makes room. A
+common call has as many invitees as its relay allows (`NewCall.max_invitees`). With more than ten users
+a change of one is told to the caller, those in the call and the one who changed alone: told to all, a call
+of a hundred would be ten thousand events.
+
 What ends a call. After each command `_settle` looks at the whole of it. A common call has ended when
 nobody is pending and fewer than two parties are left; when the last party has gone, who is pending
 is cancelled first. An advanced call lives until somebody in it, or a server, ends it, and at most an
-hour (`ABANDONED_AFTER`) after everybody has left. A cancel, or the caller's going offline while it
-rings, ends either.
+hour (`ABANDONED_AFTER`) after everybody has left. A cancel that leaves nobody invited and nobody but the
+caller in the call ends either, and so does the caller's going offline while it rings: it is *cancelled*.
+A call by TwiML may have a time limit, and be the first one's to answer (`dial_course`).
 
 Who wins a race. Two devices of a user accept at once, or an accept meets a cancel or a time-out: the
 first command wins. It has moved the state, from which the table holds no way for the second: that one
@@ -47,11 +59,13 @@ from enum import StrEnum
 from typing import Any
 
 from bellwire.signaling.calls.calls import (
+    MAX_KNOWN,
     MAX_USERS,
     Attestation,
     Call,
     CallState,
     Mode,
+    NotCancelled,
     RejectStatus,
     Unreachable,
     User,
@@ -75,6 +89,7 @@ from bellwire.signaling.calls.commands import (
     Reject,
     Say,
 )
+from bellwire.signaling.calls.dial_course import DialNews, follow, takes_from_others
 from bellwire.signaling.calls.endings import ending_of
 from bellwire.signaling.calls.events import (
     CallCancelled,
@@ -90,7 +105,7 @@ from bellwire.signaling.calls.events import (
     ErrorInvitee,
     TriedInvitee,
 )
-from bellwire.signaling.errors import Forbidden, InvalidInput, OperationRefused
+from bellwire.signaling.errors import Forbidden, InvalidInput, OperationRefused, WhyRefused
 from bellwire.signaling.identifiers import DeviceId, Identity, wire_address
 
 
@@ -113,6 +128,7 @@ class Move(StrEnum):
 
 _PENDING = (UserState.INVITING, UserState.NOT_YET_RECEIVED, UserState.RECEIVED)
 _GONE = (UserState.REJECTED, UserState.CANCELED, UserState.TIMEOUT, UserState.QUIT)
+_ANSWERED = (UserState.ACCEPTED, UserState.REJECTED, UserState.QUIT)
 
 TRANSITIONS: dict[tuple[Move, UserState], UserState] = {
     **{(Move.RECEIVED, state): UserState.RECEIVED for state in _PENDING},
@@ -126,6 +142,10 @@ TRANSITIONS: dict[tuple[Move, UserState], UserState] = {
     (Move.QUIT, UserState.ACCEPTED): UserState.QUIT,
 }
 """Move and state of the user it is done to -> the user's new state. What is not here is refused."""
+
+BACKEND = Identity("backend")
+"""Whom a message names that is for the backend alone: it goes to webhooks, and to no device. Where a user of
+the call has this name, it is that user who is meant."""
 
 ABANDONED_AFTER = timedelta(hours=1)
 """How long an advanced call that everybody has left waits for somebody to join it again."""
@@ -154,33 +174,38 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A call after a command, and what is to be told. An unchanged call without notices: nothing
-    was done."""
+    """A call after a command, what is to be told, and whose invitations a cancel that named them has left
+    as they were. An unchanged call without notices: nothing was done. `dial_news` is for the backend that
+    had the call made by TwiML."""
 
     call: Call
     notices: tuple[Notice, ...] = ()
+    not_cancelled: tuple[tuple[Identity, NotCancelled], ...] = ()
+    dial_news: tuple[DialNews, ...] = ()
 
 
 def apply(call: Call, command: Command) -> Outcome:
     """The call after the command.
 
     Raises:
-        OperationRefused: the state of the user or of the call does not allow it.
-        Forbidden: the one who asks is not in the call, or is not its caller.
+        OperationRefused: the state of the user or of the call does not allow it, or another device is the
+            user's main one.
+        Forbidden: the one who asks is not in the call, or has invited nobody whom it could cancel.
         InvalidInput: it asks for what no call can have, such as an eleventh user.
     """
-    change = _Change(call, command.at, command)
+    said = command.extended_data if isinstance(command, _SAYING) else ""
+    change = _Change(call, command.at, command, said)
     _RULES[type(command)](change, command)
     _settle(change)
-    return change.outcome()
+    return _with_dial(call, change)
 
 
 def create_call(new: NewCall) -> Outcome:
     """The call that a new invitation makes, and its invites.
 
     Raises:
-        InvalidInput: no invitee, one twice, the caller among them, over 10 users, or a timeout
-            outside 1 to 600 s.
+        InvalidInput: no invitee, one twice, the caller among them, more users than the mode allows, or
+            a timeout outside 1 to 600 s.
     """
     _check_new(new)
     timeout = timedelta(seconds=new.timeout_s)
@@ -198,11 +223,15 @@ def create_call(new: NewCall) -> Outcome:
             push=new.push,
             unreachable=new.unreachable,
             check_after_s=new.check_after_s,
+            dial=new.dial,
         ),
         new.at,
     )
+    attestation = new.attestation
+    if new.dial is not None and new.dial.caller_id not in (None, new.caller):
+        attestation = Attestation.PARTIAL  # who is shown as the caller, only the backend says
     for invitee in new.invitees:
-        change.invite(_invited(change.call, invitee, new.attestation), timeout)
+        change.invite(_invited(change.call, invitee, attestation), timeout)
     change.tell(
         [_devices_of(user) for user in change.call.accepted],
         lambda id_: CallCreated(
@@ -218,7 +247,15 @@ def create_call(new: NewCall) -> Outcome:
             ),
         ),
     )
-    return change.outcome()
+    return _with_dial(None, change)
+
+
+def _with_dial(before: Call | None, change: _Change) -> Outcome:
+    outcome = change.outcome()
+    if outcome.call.dial is None:
+        return outcome
+    call, news = follow(before, outcome.call, change.at)
+    return Outcome(call, outcome.notices, outcome.not_cancelled, news)
 
 
 def check_inviter(call: Call, command: InviteMore) -> None:
@@ -226,18 +263,41 @@ def check_inviter(call: Call, command: InviteMore) -> None:
 
     Raises:
         Forbidden: the inviter is nobody of the call.
-        OperationRefused: the call is in common mode or over, or the inviter is not in it.
+        OperationRefused: the call is in common mode or over, the inviter is not in it, or another device
+            is the inviter's main one.
     """
     inviter = None if command.identity is None else _member(call, command.identity)
     _refuse_unless_advanced(call, Move.INVITE, inviter)
     if inviter is not None and inviter.state is not UserState.ACCEPTED:
         raise OperationRefused(Move.INVITE, inviter.state, f"{inviter.identity} is not in the call")
+    if inviter is not None:
+        check_main_device(inviter, Move.INVITE, command.device, by_server=command.by_server)
+
+
+def check_main_device(
+    user: User, operation: str, device: DeviceId | None, *, by_server: bool
+) -> None:
+    """Lets a user's main device, where there is one, speak for the user who is in the call, and no other.
+
+    Raises:
+        OperationRefused: it is another, or none is named; not of a server, which may.
+    """
+    if user.main_device in (None, device) or by_server:
+        return
+    asking = "no device is named" if device is None else f"{device} is not it"
+    raise OperationRefused(
+        operation,
+        user.state,
+        f"{user.identity} is in the call on {user.main_device}, and {asking}: `join` on this one first",
+        WhyRefused.NOT_MAIN_DEVICE,
+    )
 
 
 def invite_event(call: Call, user: User) -> CallReceived:
     """The invite of one user, the same each time it is sent."""
     own = user.custom_parameters
-    inviter = user.invited_by or call.caller
+    shown = None if call.dial is None else call.dial.caller_id
+    inviter = user.invited_by or shown or call.caller
     return CallReceived(
         id=user.invite_id,
         call_sid=call.call_sid,
@@ -310,21 +370,61 @@ def _refuse_if_late(
     """Lets no answer pass after its invitation's end, which may not have been carried out yet."""
     is_open = call.state is not CallState.ENDED
     if is_open and user.state.pending and user.expires_at <= command.at:
-        raise OperationRefused(move, UserState.TIMEOUT, "the invitation has run out")
+        raise OperationRefused(
+            move, UserState.TIMEOUT, "the invitation has run out", WhyRefused.TIMED_OUT
+        )
 
 
 def _cancel(change: _Change, command: Cancel) -> None:
-    """The caller withdraws. Too late once somebody has answered: that answer has won."""
+    """Withdraws invitations. Too late for who has answered: that answer has won."""
     call = change.call
-    if command.identity is not None and command.identity != call.caller:
-        raise Forbidden("only the caller may cancel a call")
-    if call.cancelled:
+    _refuse_who_invited_nobody(call, command.identity)
+    if command.to is not None:
+        change.not_cancelled = tuple(_not_cancelled(call, command.identity, command.to))
+    if call.state is CallState.ENDED:
+        if call.cancelled:
+            return
+        raise _too_late(Move.CANCEL, call)
+    theirs = [user for user in call.users if _may_cancel(call, command.identity, user)]
+    meant = [user for user in theirs if command.to is None or user.identity in command.to]
+    pending = [user for user in meant if user.state.pending]
+    for user in pending:
+        change.move(user, Move.CANCEL, extended_data=command.extended_data)
+    may_end = bool(pending) or (command.to is None and command.identity in (None, call.caller))
+    if may_end and all(user.identity == call.caller for user in change.call.here):
+        change.withdraw()
+    elif not pending and command.to is None and not any(_is_cancelled(user) for user in theirs):
+        raise OperationRefused(Move.CANCEL, call.state, "nobody is left who could be cancelled")
+
+
+def _refuse_who_invited_nobody(call: Call, who: Identity | None) -> None:
+    if who in (None, call.caller) or any(user.invited_by == who for user in call.users):
         return
-    if call.state is not CallState.RINGING:
-        raise OperationRefused(
-            Move.CANCEL, call.state, f"a call that is {call.state} cannot be cancelled"
-        )
-    _withdraw(change, command.extended_data)
+    raise Forbidden("only the caller of a call, and who has invited somebody into it, may cancel")
+
+
+def _may_cancel(call: Call, who: Identity | None, user: User) -> bool:
+    return bool(user.invite_id) and (who in (None, call.caller) or user.invited_by == who)
+
+
+def _is_cancelled(user: User) -> bool:
+    return user.state is UserState.CANCELED
+
+
+def _not_cancelled(
+    call: Call, who: Identity | None, to: Iterable[Identity]
+) -> Iterator[tuple[Identity, NotCancelled]]:
+    """Whose invitations a cancel leaves as they are, and why. Who is cancelled already is none of them."""
+    for identity in to:
+        user = call.user(identity)
+        if user is None or not user.invite_id:
+            yield identity, "not_invited"
+        elif not _may_cancel(call, who, user):
+            yield identity, "not_yours"
+        elif user.state in _ANSWERED:
+            yield identity, "answered"
+        elif not user.state.pending and not _is_cancelled(user):
+            yield identity, "not_invited"
 
 
 def _go_offline(change: _Change, command: GoOffline) -> None:
@@ -338,14 +438,9 @@ def _go_offline(change: _Change, command: GoOffline) -> None:
     ):
         return
     if caller.main_device == command.device or (caller.main_device is None and command.last):
-        _withdraw(change, "")
-
-
-def _withdraw(change: _Change, extended_data: str) -> None:
-    for user in change.call.pending:
-        change.move(user, Move.CANCEL, extended_data=extended_data)
-    change.call = replace(change.call, cancelled=True)
-    change.end()
+        for user in call.pending:
+            change.move(user, Move.CANCEL)
+        change.withdraw()
 
 
 def _expire(change: _Change, command: Expire) -> None:
@@ -358,7 +453,8 @@ def _expire(change: _Change, command: Expire) -> None:
             change.move(user, Move.TIMEOUT)
         elif user.state is UserState.INVITING and user.check_at and user.check_at <= command.at:
             change.move(user, Move.NOT_RECEIVED)
-    if call.abandoned_until is not None and call.abandoned_until <= command.at:
+    limits = (call.abandoned_until, None if call.dial is None else call.dial.ends_at)
+    if any(limit is not None and limit <= command.at for limit in limits):
         change.end()
 
 
@@ -371,11 +467,12 @@ def _invite_more(change: _Change, command: InviteMore) -> None:
     """
     check_inviter(change.call, command)
     call = change.call
-    known = {user.identity for user in call.users}
-    new = [i.identity for i in command.invitees if i.identity not in known]
-    _check_room([i.identity for i in command.invitees], others=0)
-    if new:
-        _check_room(new, others=len(known))
+    asked = [invitee.identity for invitee in command.invitees]
+    _check_listed(asked)
+    here = {user.identity for user in call.here}
+    rung = [identity for identity in asked if identity not in here]
+    if rung:
+        _check_room(call, rung)
     _check_timeout(command.timeout_s)
     change.call = replace(call, unreachable=_unreachable(call, command))
     for invitee in command.invitees:
@@ -400,11 +497,14 @@ def _join(change: _Change, command: Join) -> None:
     user = call.user(command.identity)
     if user is not None and user.state is UserState.ACCEPTED and call.state is not CallState.ENDED:
         if _takes_over(user, command):
-            change.hand_over(user, command.device, command.attestation)
+            change.hand_over(user, command)
         return
     if user is None and call.mode is Mode.COMMON:
         raise Forbidden(f"{command.identity} is not in this call")
     _refuse_unless_advanced(call, Move.JOIN, user)
+    if user is not None:
+        change.next_state(user, Move.JOIN, Move.JOIN)
+    _check_room(call, [command.identity])
     if user is not None:
         change.move(
             replace(user, main_device=None),  # it comes back on another, or on none that is named
@@ -414,7 +514,6 @@ def _join(change: _Change, command: Join) -> None:
             attestation=command.attestation,
         )
         return
-    _check_room([command.identity], others=len(call.users))
     joined = User(
         command.identity,
         UserState.ACCEPTED,
@@ -439,10 +538,13 @@ def _quit(change: _Change, command: Quit | End) -> None:
     user = _member(change.call, command.identity)
     if user.state is UserState.QUIT:
         return
+    asked = Move.END if isinstance(command, End) else Move.QUIT
+    change.next_state(user, Move.QUIT, asked)
+    check_main_device(user, asked, command.device, by_server=command.by_server)
     change.move(
         user,
         Move.QUIT,
-        asked=Move.END if isinstance(command, End) else Move.QUIT,
+        asked=asked,
         # The device whose audio runs stays the main one, so that it hears of the hang-up.
         main_device=user.main_device or command.device,
         extended_data=command.extended_data,
@@ -464,24 +566,30 @@ def _end(change: _Change, command: End) -> None:
             Move.END, user.state, f"{user.identity} is {user.state}, not in the call"
         )
     if change.call.state is not CallState.ENDED:
+        check_main_device(user, Move.END, command.device, by_server=command.by_server)
         change.end()
 
 
 def _say(change: _Change, command: Say) -> None:
     call = change.call
     sender = None if command.identity is None else _member(change.call, command.identity)
+    to_backend = BACKEND in (command.to or ()) and call.user(BACKEND) is None
     meant = (
-        None if command.to is None else [_member(change.call, identity) for identity in command.to]
+        None
+        if command.to is None
+        else [_member(call, one) for one in command.to if not (to_backend and one == BACKEND)]
     )
     if call.state is CallState.ENDED:
-        raise OperationRefused(Move.MESSAGE, CallState.ENDED, "the call has ended")
+        raise _too_late(Move.MESSAGE, call, sender)
     parties = [*call.pending, *call.accepted]
     if sender is not None and sender not in parties:
         raise OperationRefused(
             Move.MESSAGE, sender.state, f"{sender.identity} is {sender.state}, not in the call"
         )
+    if sender is not None and sender.state is UserState.ACCEPTED:
+        check_main_device(sender, Move.MESSAGE, command.device, by_server=command.by_server)
     listeners = [u for u in (parties if meant is None else meant) if u in parties and u != sender]
-    if not listeners:
+    if not listeners and not to_backend:
         raise OperationRefused(Move.MESSAGE, call.state, "nobody is there to hear it")
     change.tell_as_it_is(
         tuple(_devices_of(user) for user in listeners),
@@ -495,9 +603,13 @@ def _say(change: _Change, command: Say) -> None:
             content=command.content,
             voice_event_sid=command.voice_event_sid,
             attestation=None if sender is None else command.attestation,
+            to_backend=to_backend or None,
         ),
     )
 
+
+_SAYING = Accept | Reject | Cancel | Join | Quit | End
+"""The commands that carry something to those who hear of what comes of them."""
 
 _RULES: dict[type[Command], Callable[[_Change, Any], None]] = {
     Expire: _expire,
@@ -519,12 +631,14 @@ def _settle(change: _Change) -> None:
     call = change.call
     if call.state is CallState.ENDED:
         return
+    for user in takes_from_others(call):
+        change.move(user, Move.CANCEL)
     if call.mode is Mode.ADVANCED:
         _watch_over(change)
         return
     if call.caller is not None and not call.accepted:
         for user in call.pending:
-            change.move(user, Move.CANCEL)
+            change.move(user, Move.CANCEL, extended_data=change.said)
     # A server that calls on nobody's behalf is a party that cannot hang up.
     parties = len(change.call.accepted) + (call.caller is None)
     if not change.call.pending and parties < 2:
@@ -560,22 +674,40 @@ def _refuse_unless_advanced(call: Call, move: Move, user: User | None) -> None:
         OperationRefused: it is another.
     """
     if call.state is CallState.ENDED:
-        raise OperationRefused(move, CallState.ENDED, "the call has ended")
+        raise _too_late(move, call, user)
     if call.mode is not Mode.ADVANCED:
         state = call.state if user is None else user.state
         raise OperationRefused(move, state, f"to {move} needs a call in advanced mode")
+
+
+def _too_late(move: Move, call: Call, user: User | None = None) -> OperationRefused:
+    """The refusal of what comes to a call that is over."""
+    if call.cancelled or (user is not None and _is_cancelled(user)):
+        return OperationRefused(
+            move, CallState.ENDED, "the call was cancelled", WhyRefused.CANCELLED
+        )
+    return OperationRefused(move, CallState.ENDED, "the call has ended", WhyRefused.ENDED)
+
+
+_WHY = {UserState.CANCELED: WhyRefused.CANCELLED, UserState.TIMEOUT: WhyRefused.TIMED_OUT}
 
 
 def _check_new(new: NewCall) -> None:
     identities = [invitee.identity for invitee in new.invitees]
     if new.caller in identities or any(new.caller == missed for missed, _ in new.unreachable):
         raise InvalidInput(f"{new.caller} cannot call itself")
-    _check_room(identities, others=int(new.caller is not None))
+    _check_listed(identities)
+    if new.mode is Mode.ADVANCED:
+        _refuse_over_ten(len(identities) + (new.caller is not None))
+    elif len(identities) > new.max_invitees:
+        raise InvalidInput(
+            f"a call in common mode has at most {new.max_invitees} invitees, not {len(identities)}"
+        )
     _check_timeout(new.timeout_s)
 
 
-def _check_room(identities: list[Identity], *, others: int) -> None:
-    """Refuses more users than a call has room for beside `others`, nobody, and one twice.
+def _check_listed(identities: list[Identity]) -> None:
+    """Refuses nobody, and one twice.
 
     Raises:
         InvalidInput: it is so.
@@ -584,9 +716,28 @@ def _check_room(identities: list[Identity], *, others: int) -> None:
         raise InvalidInput("a call needs at least one invitee")
     if len(set(identities)) < len(identities):
         raise InvalidInput("an identity is invited twice")
-    users = len(identities) + others
+
+
+def _check_room(call: Call, coming: list[Identity]) -> None:
+    """Refuses more than an advanced call has room for; who has gone takes none.
+
+    Raises:
+        InvalidInput: too many would be in it or invited, or have ever been.
+    """
+    _refuse_over_ten(len(call.here) + len(coming))
+    known = len({*coming, *(user.identity for user in call.users)})
+    if known > MAX_KNOWN:
+        raise InvalidInput(
+            f"a call remembers at most {MAX_KNOWN} users, those who have left it too, and here are {known}:"
+            " make a new one"
+        )
+
+
+def _refuse_over_ten(users: int) -> None:
     if users > MAX_USERS:
-        raise InvalidInput(f"a call has at most {MAX_USERS} users with the caller, not {users}")
+        raise InvalidInput(
+            f"a call in advanced mode has at most {MAX_USERS} users with the caller, not {users}"
+        )
 
 
 def _check_timeout(timeout_s: float) -> None:
@@ -629,10 +780,15 @@ class _Change:
     """A call on its way from one state to the next, and the notices owed for it: who hears of each
     move, on which devices, under which event id."""
 
-    def __init__(self, call: Call, at: datetime, command: Command | None = None) -> None:
+    def __init__(
+        self, call: Call, at: datetime, command: Command | None = None, said: str = ""
+    ) -> None:
         self.call = call
         self.at = at
         self._command = command
+        self.said = said
+        """What whoever changes it says to it (`extended_data`)."""
+        self.not_cancelled: tuple[tuple[Identity, NotCancelled], ...] = ()
         self._notices: list[Notice] = []
         self._events = call.events
 
@@ -640,7 +796,7 @@ class _Change:
         """What came of it."""
         if self._events != self.call.events:
             self.call = replace(self.call, events=self._events)
-        return Outcome(self.call, tuple(self._notices))
+        return Outcome(self.call, tuple(self._notices), self.not_cancelled)
 
     def tell(self, recipients: Iterable[Recipient], event: Callable[[str], CallEvent]) -> None:
         """Owes an event to some, or to no device at all: webhooks hear of it all the same. `event`
@@ -711,11 +867,14 @@ class _Change:
             OperationRefused: nowhere.
         """
         if self.call.state is CallState.ENDED:
-            raise OperationRefused(asked, CallState.ENDED, "the call has ended")
+            raise _too_late(asked, self.call, user)
         state = TRANSITIONS.get((move, user.state))
         if state is None:
             raise OperationRefused(
-                asked, user.state, f"{user.identity} is {user.state} and cannot {asked} now"
+                asked,
+                user.state,
+                f"{user.identity} is {user.state} and cannot {asked} now",
+                _WHY.get(user.state, WhyRefused.STATE),
             )
         return state
 
@@ -725,18 +884,21 @@ class _Change:
         self._open_by(user, move)
         self.tell_state_of(user, user.extended_data)
 
-    def hand_over(
-        self, user: User, device: DeviceId | None, attestation: Attestation | None
-    ) -> None:
+    def hand_over(self, user: User, command: Join) -> None:
         """Makes another device of a user in the call its main one, unseen by the other users, who are
         told only where the relay is now more or less sure that it is the user."""
+        device, attestation = command.device, command.attestation
         taken = replace(user, main_device=device, own_attestation=attestation)
         self.call = self.call.with_user(taken)
         if device != user.main_device:
             self.tell(
                 [Recipient(user.identity, only=user.main_device, except_device=device)],
                 lambda id_: CallCancelled(
-                    id=id_, call_sid=self.call.call_sid, at=self.at, reason="joined_elsewhere"
+                    id=id_,
+                    call_sid=self.call.call_sid,
+                    at=self.at,
+                    reason="joined_elsewhere",
+                    extended_data=command.extended_data,
                 ),
             )
         if attestation is not user.own_attestation:
@@ -776,19 +938,21 @@ class _Change:
             ended_attestation=ending.attestation,
         )
         self.tell(
-            [
-                _devices_of(user)
-                for user in self.call.users
-                if user.state.pending or user.state is UserState.ACCEPTED
-            ],
+            [_devices_of(user) for user in self.call.here],
             lambda id_: CallEnded(
                 id=id_,
                 call_sid=self.call.call_sid,
                 at=self.at,
                 reason=ending.reason,
                 ended_by=ending.by,
+                extended_data=self.said or None,
             ),
         )
+
+    def withdraw(self) -> None:
+        """Ends the call as one that its caller has withdrawn."""
+        self.call = replace(self.call, cancelled=True)
+        self.end()
 
     def _next_id(self) -> str:
         self._events += 1
@@ -828,7 +992,7 @@ class _Change:
                     call_sid=self.call.call_sid,
                     at=self.at,
                     reason=reasons[move],
-                    extended_data=extended_data if move is Move.CANCEL else "",
+                    extended_data=extended_data,
                 ),
             )
         elif move is Move.TIMEOUT:
@@ -838,9 +1002,11 @@ class _Change:
             )
 
     def _who_learns_of(self, moved: User) -> Iterator[Recipient]:
+        all_hear = not self.call.is_large
         for user in self.call.users:
-            concerned = user.identity == self.call.caller or user.state.pending
-            concerned |= user.state is UserState.ACCEPTED
-            concerned |= user.state is UserState.QUIT and user.identity == moved.identity
+            itself = user.identity == moved.identity
+            concerned = user.identity == self.call.caller or user.state is UserState.ACCEPTED
+            concerned |= user.state.pending and (all_hear or itself)
+            concerned |= user.state is UserState.QUIT and itself
             if concerned:
                 yield _devices_of(user)

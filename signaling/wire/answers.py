@@ -1,5 +1,6 @@
 """What the relay answers, over HTTP and MQTT alike. Clients must ignore members they do not know."""
 
+from collections.abc import Iterable
 from typing import Any, Literal, Self
 
 from pydantic import (
@@ -18,16 +19,25 @@ from bellwire.signaling.calls.calls import (
     CallType,
     EndReason,
     Mode,
+    NotCancelled,
     RejectStatus,
+    Unreachable,
     UserState,
 )
 from bellwire.signaling.calls.events import ErrorInvitee, Moment, Try
-from bellwire.signaling.identifiers import ChannelKind
+from bellwire.signaling.identifiers import ChannelKind, Identity
 from bellwire.signaling.tokens import Jwk, Scope
 
 
 class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+
+def failed(
+    reasons: Iterable[tuple[Identity, Unreachable | NotCancelled]],
+) -> tuple[ErrorInvitee, ...]:
+    """Those for whom something failed, and why, as an answer tells them."""
+    return tuple(ErrorInvitee(identity=identity, reason=reason) for identity, reason in reasons)
 
 
 class UserAnswer(_Answer):
@@ -45,10 +55,11 @@ class UserAnswer(_Answer):
 
 class CallAnswer(_Answer):
     """A call as it stands. `state` is the call's own; `to` are those who were invited, `error_invitees`
-    could not be. `attestation` says how sure the relay is of `from`: `A`, the caller's own token or
-    connection; `B`, a server said so. `answered_at` and `answered_by` tell the first answer, `duration_s`
-    the seconds from it to the end; `ended_by` is null where time ended the call, or a server. What is
-    not yet so is null, and what a relay of an older version has not kept."""
+    could not be, or, in the answer to a `cancel` that names whom, could not be cancelled. `attestation` says
+    how sure the relay is of `from`: `A`, the caller's own token or connection; `B`, a server said so.
+    `answered_at` and `answered_by` tell the first answer, `duration_s` the seconds from it to the end;
+    `ended_by` is null where time ended the call, or a server. What is not yet so is null, and what a relay
+    of an older version has not kept."""
 
     call_sid: str
     state: CallState
@@ -72,8 +83,11 @@ class CallAnswer(_Answer):
     duration_s: float | None = None
 
     @classmethod
-    def of(cls, call: Call, **more: str) -> Self:
-        """The answer that shows this call, and what else it says."""
+    def of(
+        cls, call: Call, *, error_invitees: tuple[ErrorInvitee, ...] | None = None, **more: str
+    ) -> Self:
+        """The answer that shows this call, and what else it says. `error_invitees` are, unless told, those
+        who could not be invited."""
         return cls(
             **more,
             call_sid=call.call_sid,
@@ -96,10 +110,7 @@ class CallAnswer(_Answer):
                 )
                 for user in call.users
             ),
-            error_invitees=tuple(
-                ErrorInvitee(identity=identity, reason=reason)
-                for identity, reason in call.unreachable
-            ),
+            error_invitees=(failed(call.unreachable) if error_invitees is None else error_invitees),
             to=call.invited,
             attestation=call.attestation,
             answered_at=call.answered_at,
@@ -332,8 +343,9 @@ class GroupListAnswer(_Answer):
 
 
 class Problem(BaseModel):
-    """Why a request was refused (RFC 9457). `code` is Twilio's where one fits; `operation` and
-    `state` are there for a refused operation."""
+    """Why a request was refused (RFC 9457). `code` is Twilio's where one fits, and `explanation`, `causes`
+    and `solutions` are what `docs/errors.md` says of it; `operation`, `state` and `reason` are there for a
+    refused operation."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -342,8 +354,12 @@ class Problem(BaseModel):
     status: int
     detail: str
     code: int | None = None
+    explanation: str | None = None
+    causes: tuple[str, ...] | None = None
+    solutions: tuple[str, ...] | None = None
     operation: str | None = None
     state: str | None = None
+    reason: str | None = None
 
 
 class DeviceResponse(_Answer):

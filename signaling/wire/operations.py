@@ -27,7 +27,15 @@ from pydantic import (
 )
 
 from bellwire.signaling.calls import commands
-from bellwire.signaling.calls.calls import MAX_USERS, CallState, CallType, Mode, RejectStatus
+from bellwire.signaling.calls.calls import (
+    MAX_INVITEES,
+    MAX_KNOWN,
+    MAX_USERS,
+    CallState,
+    CallType,
+    Mode,
+    RejectStatus,
+)
 from bellwire.signaling.calls.commands import Command
 from bellwire.signaling.identifiers import (
     CallSidField,
@@ -222,19 +230,28 @@ class DeviceAccept(DataFields, _OfCall):
     operation: Literal["accept"]
 
 
-class RejectRequest(OperationRequest):
-    """A rejection and its reason."""
+class RejectionStatus(StrEnum):
+    """What a rejection says (seed 002). With `cancelled` it is the caller's, and a cancel."""
 
-    status: RejectStatus = RejectStatus.REJECTED
+    REJECTED = RejectStatus.REJECTED.value
+    BUSY = RejectStatus.BUSY.value
+    CANCELLED = "cancelled"
+
+
+class RejectRequest(OperationRequest):
+    """A rejection and its reason; `cancelled` is the caller's word for a cancel."""
+
+    status: RejectionStatus = RejectionStatus.REJECTED
     automatic: Automatic = None
 
 
 @_operation(f"{_CALL}/reject", RejectRequest, commands.Reject)
 class DeviceReject(DataFields, _OfCall):
-    """Rejects for an identity, with status `rejected` or `busy`."""
+    """Rejects for an identity, with status `rejected` or `busy`. By the caller, with status `cancelled`, it
+    is a `cancel` of all."""
 
     operation: Literal["reject"]
-    status: RejectStatus = RejectStatus.REJECTED
+    status: RejectionStatus = RejectionStatus.REJECTED
     automatic: Automatic = None
 
 
@@ -245,9 +262,25 @@ class DeviceIgnore(_OfCall):
     operation: Literal["ignore"]
 
 
-@_operation(f"{_CALL}/cancel", OperationRequest, commands.Cancel, who=Who.USER_OR_SERVER)
-class DeviceCancel(DataFields, _OfCall):
-    """Withdraws the invitations while nobody has accepted: the caller may, and a server."""
+class CancelFields(DataFields):
+    """Whose invitations are withdrawn: of those in `to`, absent of all whom the one who asks may cancel."""
+
+    to: Annotated[list[IdentityField], Field(min_length=1, max_length=MAX_INVITEES)] | None = None
+
+    @field_validator("to", mode="after")
+    @classmethod
+    def _refuse_repeats(cls, to: list[str] | None) -> list[str] | None:
+        return None if to is None else each_once(to)
+
+
+class CancelRequest(CancelFields, AsWhom):
+    """See `CancelFields`."""
+
+
+@_operation(f"{_CALL}/cancel", CancelRequest, commands.Cancel, who=Who.USER_OR_SERVER)
+class DeviceCancel(CancelFields, _OfCall):
+    """Withdraws invitations of some or all who have not answered: the caller anybody's, who has invited
+    somebody theirs, and a server. `error_invitees` of the answer says who of `to` was not cancelled."""
 
     operation: Literal["cancel"]
 
@@ -311,13 +344,13 @@ def _depth(content: JsonValue) -> int:
 
 
 class MessageFields(Request):
-    """Something to tell the other parties of a call, or those of them in `to`. Repeated under one
-    `voice_event_sid`, it is heard once."""
+    """Something to tell the other parties of a call, or those of them in `to`; `backend` in `to` is the
+    backend, which webhooks tell. Repeated under one `voice_event_sid`, it is heard once."""
 
     message_type: Annotated[str, Field(min_length=1, max_length=64)] = "user-defined-message"
     content_type: Literal["application/json"] = "application/json"
     content: JsonValue
-    to: Annotated[list[IdentityField], Field(min_length=1, max_length=MAX_USERS)] | None = None
+    to: Annotated[list[IdentityField], Field(min_length=1, max_length=MAX_KNOWN)] | None = None
     voice_event_sid: VoiceEventSid | None = None
 
     @field_validator("to", mode="after")
@@ -385,7 +418,9 @@ class InviteRequest(Request):
 
     from_: IdentityField | None = Field(default=None, alias="from")
     to: Annotated[
-        Annotated[list[IdentityField], Field(min_length=1, max_length=MAX_USERS), Tag("identities")]
+        Annotated[
+            list[IdentityField], Field(min_length=1, max_length=MAX_INVITEES), Tag("identities")
+        ]
         | Annotated[GroupReference, Tag("group")],
         Discriminator(_kind_of_receiver),
     ]

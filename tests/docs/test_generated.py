@@ -7,6 +7,7 @@ import pytest
 
 from bellwire.signaling.calls.events import CallEvent
 from bellwire.signaling.calls.rules import Move
+from bellwire.signaling.errors import WhyRefused
 from docs.generate import FILES, PARTS, generated_files, with_parts
 from tests.docs.documents import DOCUMENTS, ROOT
 from tests.test_imports import MAY_IMPORT
@@ -49,10 +50,14 @@ def test_command_line_and_openapi_are_generated_whole() -> None:
 
 
 def test_tables_of_the_calls_page_have_every_operation_and_every_event() -> None:
-    rows = re.findall(r"^\| (.+?) \|", (ROOT / "docs/calls.md").read_text(), re.MULTILINE)
+    text = (ROOT / "docs/calls.md").read_text()
+    head = "| `reason` | code | why |\n"
+    reasons = text.partition(head)[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `([\w-]+)`", reasons, re.MULTILINE)) == {*WhyRefused}
+    rows = re.findall(r"^\| (.+?) \|", text.replace(head + reasons, ""), re.MULTILINE)
     operations = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     by_the_relay = {Move.NOT_RECEIVED, Move.TIMEOUT}
-    assert operations == set(Move) - by_the_relay | {"feedback"}
+    assert operations == set(Move) - by_the_relay | {"feedback", "room"}
     events = {name for row in rows for name in re.findall(r"^\[([\w.]+)\]", row)}
     assert events == {kind.model_fields["event"].default for kind in get_args(CallEvent)}
 

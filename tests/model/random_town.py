@@ -12,7 +12,7 @@ from tests.model.stage import DEAF, NOBODY, Part, Stage
 from tests.signaling.call_model import GONE, Expected, Model, Verdict
 
 ALICE = "alice"
-PEOPLE = [ALICE, *(f"user{number}" for number in range(11))]
+PEOPLE = [ALICE, *(f"user{number}" for number in range(13))]
 FEW = [ALICE, ALICE, *PEOPLE[1:4] * 2]
 """Few people do most, so that one of them comes through many states."""
 CHANGING = PEOPLE[2:4]
@@ -28,7 +28,7 @@ invitees = st.lists(
     max_size=10,
     unique=True,
 )
-callees = st.lists(st.sampled_from(PEOPLE[1:]), min_size=1, max_size=9, unique=True) | invitees
+callees = st.lists(st.sampled_from(PEOPLE[1:]), min_size=1, max_size=12, unique=True) | invitees
 which = st.integers(0, 11)
 has_calls = precondition(lambda self: self.calls)
 
@@ -44,7 +44,7 @@ class RandomTown(Stage):
     @initialize(
         caller=st.sampled_from([ALICE, ALICE, ALICE, None]),
         device=some_device,
-        invitees=st.sampled_from([1, 2, 3, 9]),
+        invitees=st.sampled_from([1, 2, 3, 9, 12]),
         mode=st.sampled_from([Mode.COMMON, Mode.ADVANCED, Mode.ADVANCED]),
         check=st.booleans(),
     )
@@ -52,7 +52,7 @@ class RandomTown(Stage):
         self, caller: str | None, device: str | None, invitees: int, mode: Mode, check: bool
     ) -> None:
         more = {"mode": mode, "check_not_received": check, "timeout": 60}
-        to = PEOPLE[1 : 1 + invitees]
+        to = PEOPLE[1 : 1 + (invitees if mode is Mode.COMMON else min(invitees, 9))]
         self.makes(caller, device, to, more, by_token=True, key=None)
 
     @precondition(lambda self: len(self.living) < ALIVE_AT_ONCE and len(self.calls) < CALLS)
@@ -140,18 +140,35 @@ class RandomTown(Stage):
         self.plays(call, "ignore", who, device, lambda model: model.ignore(who, self.relay.now))
 
     @precondition(lambda self: any(call.operations > 4 for call in self.calls))
-    @rule(which=which, part=mostly("caller") | st.none(), by_token=st.booleans())
-    def cancels(self, which: int, part: Part | None, by_token: bool) -> None:
+    @rule(
+        which=which,
+        part=mostly("caller", "inside") | st.none(),
+        to=st.none() | st.lists(mostly("invited", "user"), min_size=1, max_size=4),
+        by_token=st.booleans(),
+        as_rejection=st.booleans(),
+    )
+    def cancels(
+        self,
+        which: int,
+        part: Part | None,
+        to: list[Part] | None,
+        by_token: bool,
+        as_rejection: bool,
+    ) -> None:
+        """All or some; the caller's rejection with the status `cancelled` is a cancel of all."""
         call = self.call_of(which)
         who = None if part is None else self.somebody(call, part, PEOPLE)
-        # Who cancels where nobody is left to be cancelled may as well end the call: not decided.
-        if call.model.answered or call.model.ended or call.model.invited:
-
-            def on_model(model: Model) -> Verdict | Expected:
-                came = model.cancel(who, self.relay.now)
-                repeats = call.withdrawn and came is Verdict.REFUSED
-                return Verdict.REFUSED_OR_NOTHING if repeats else came
-
+        meant = None if to is None else sorted({self.somebody(call, one, PEOPLE) for one in to})
+        on_model = lambda model: model.cancel(who, self.relay.now, meant)  # noqa: E731
+        if meant is not None:
+            names = [self.town.real(one) for one in meant]
+            self.plays(call, "cancel", who, None, on_model, by_token=by_token, to=names)
+        elif as_rejection and who is not None:
+            said = {"status": "cancelled"}
+            self.plays(
+                call, "reject", who, None, on_model, by_token=by_token, asked="cancel", **said
+            )
+        else:
             self.plays(call, "cancel", who, None, on_model, by_token=by_token)
 
     @has_calls
@@ -183,12 +200,17 @@ class RandomTown(Stage):
         }
         reached = [one for one in invitees if one not in missed]
         if reached:
+            server = self.is_server(who, "phone", by_token=by_token)
+
+            def on_model(model: Model) -> Verdict | Expected:
+                return model.invite(who, reached, timeout_s, self.relay.now, "phone", server=server)
+
             self.plays(
                 call,
                 "invite",
                 who,
                 "phone",
-                lambda model: model.invite(who, reached, timeout_s, self.relay.now),
+                on_model,
                 by_token=by_token,
                 **body,
             )
@@ -220,41 +242,54 @@ class RandomTown(Stage):
         self.plays(call, "join", who, device, on_model, by_token=by_token)
 
     @has_calls
-    @rule(which=which, part=mostly("inside"), device=devices, by_token=st.booleans())
-    def quits(self, which: int, part: Part, device: str, by_token: bool) -> None:
+    @rule(which=which, part=mostly("inside"), device=some_device, by_token=st.booleans())
+    def quits(self, which: int, part: Part, device: str | None, by_token: bool) -> None:
         call = self.call_of(which)
         who = self.somebody(call, part, PEOPLE)
-        on_model = lambda model: model.quit(who, device, self.relay.now)  # noqa: E731
+        server = self.is_server(who, device, by_token=by_token)
+        on_model = lambda model: model.quit(who, device, self.relay.now, server=server)  # noqa: E731
         self.plays(call, "quit", who, device, on_model, by_token=by_token)
 
     @precondition(lambda self: any(call.operations > 8 for call in self.calls))
-    @rule(which=which, part=mostly("inside") | st.none(), device=devices)
-    def ends(self, which: int, part: Part | None, device: str) -> None:
+    @rule(
+        which=which,
+        part=mostly("inside") | st.none(),
+        device=some_device,
+        by_token=st.booleans(),
+    )
+    def ends(self, which: int, part: Part | None, device: str | None, by_token: bool) -> None:
         call = self.call_of(which)
         who = None if part is None else self.somebody(call, part, PEOPLE)
-        on_model = lambda model: model.end(who, device, self.relay.now)  # noqa: E731
-        self.plays(call, "end", who, device if who else None, on_model)
+        server = self.is_server(who, device, by_token=by_token)
+        on_model = lambda model: model.end(who, device, self.relay.now, server=server)  # noqa: E731
+        self.plays(call, "end", who, device if who else None, on_model, by_token=by_token)
 
     @has_calls
     @rule(
         which=which,
         part=mostly("inside", "invited") | st.none(),
         to=st.none() | mostly("inside", "invited"),
+        device=some_device,
         by_token=st.booleans(),
     )
-    def says(self, which: int, part: Part | None, to: Part | None, by_token: bool) -> None:
+    def says(
+        self, which: int, part: Part | None, to: Part | None, device: str | None, by_token: bool
+    ) -> None:
         call = self.call_of(which)
         who = None if part is None else self.somebody(call, part, PEOPLE)
         meant = None if to is None else [self.somebody(call, to, PEOPLE)]
 
+        server = self.is_server(who, device, by_token=by_token)
+
         def on_model(model: Model) -> Verdict | Expected:
-            heard = model.hearers(who, meant)
+            heard = model.hearers(who, meant, device, server=server)
             return heard if isinstance(heard, Verdict) else Verdict.NOTHING
 
         body: dict[str, Any] = {"content": "hello"}
         if meant is not None:
             body["to"] = [self.town.real(one) for one in meant]
-        self.plays(call, "messages", who, None, on_model, by_token=by_token, **body)
+        on = device if who is not None else None
+        self.plays(call, "messages", who, on, on_model, by_token=by_token, **body)
 
     @precondition(lambda self: self.again is not None)
     @rule()
@@ -305,6 +340,7 @@ class RandomTown(Stage):
         answer = self.town.ask("POST", f"/v1/calls/CA{0:032x}/{operation}", by=by, json=body)
         self.count("no call")
         assert answer.status_code == 404, answer.text
+        assert answer.json()["code"] == 31481
 
     # What people have, and where they are.
 

@@ -13,12 +13,19 @@ from bellwire.signaling.calls.calls import Mode
 from tests.model.client import Town, until
 from tests.model.clocked_relay import NOT_RECEIVED_AFTER_S, ClockedRelay
 from tests.model.played_call import PlayedCall, shown_call, unreachable_in
-from tests.signaling.call_model import GONE, MAX_USERS, Expected, Model, Verdict
+from tests.signaling.call_model import GONE, MAX_INVITEES, MAX_USERS, Expected, Model, Verdict
 
 DEAF, NOBODY = "deaf", "nobody"
 """Somebody whose device has no channel, and somebody who has no device."""
 
 _STATUS = {Verdict.FORBIDDEN: 403, Verdict.INVALID: 422, Verdict.REFUSED: 409}
+_CODES = {
+    "state": 31403,
+    "cancelled": 31008,
+    "ended": 31487,
+    "timed-out": 31487,
+    "not-main-device": 31403,
+}
 _TOKENS_FORGOTTEN_AFTER = timedelta(minutes=1)
 
 Part = tuple[str, int]
@@ -90,6 +97,10 @@ class Stage(RuleBasedStateMachine):
         self.why_not(who)
         return (who, device) if self.town.may_have_token(who, device) else None
 
+    def is_server(self, who: str | None, device: str | None, *, by_token: bool) -> bool:
+        """Whether a server asks in somebody's name."""
+        return not by_token or self.token_of(who, device) is None
+
     # Making calls.
 
     def makes(
@@ -121,7 +132,9 @@ class Stage(RuleBasedStateMachine):
             assert answer.status_code == 422 or (not reached and answer.status_code == 404)
         elif not reached:
             assert answer.status_code == 404, answer.text
-        elif len(reached) + (caller is not None) > MAX_USERS:
+        elif len(reached) > (
+            MAX_INVITEES if body["mode"] == Mode.COMMON else MAX_USERS - (caller is not None)
+        ):
             assert answer.status_code == 422, answer.text
         else:
             assert answer.status_code == 201, answer.text
@@ -151,9 +164,11 @@ class Stage(RuleBasedStateMachine):
         on_model: Callable[[Model], Verdict | Expected],
         *,
         by_token: bool = False,
+        asked: str | None = None,
         **body: Any,  # noqa: ANN401 - JSON
     ) -> None:
-        """Does an operation, and can do it again."""
+        """Does an operation, and can do it again. `asked` is what a refusal calls it, where that is not its
+        own name."""
         by = self.token_of(who, device) if by_token else None
         if who is not None and by is None:
             body["identity"] = self.town.real(who)
@@ -167,7 +182,10 @@ class Stage(RuleBasedStateMachine):
             answer = self.town.ask("POST", path, by=by, json=body)
             came = expected.value if isinstance(expected, Verdict) else "moved"
             self.count(f"{operation} {call.model.mode} {came}")
-            self._must_be_answered(call, operation, who, expected, answer)
+            self._must_be_answered(call, asked or operation, who, expected, answer)
+            if "to" in body and operation == "cancel" and answer.status_code == 200:
+                told = unreachable_in(answer.json(), self.town)
+                assert told == call.model.last_errors
 
         self.again = once
         once()
@@ -195,6 +213,14 @@ class Stage(RuleBasedStateMachine):
             assert problem["operation"] == operation.removesuffix("s")
             states = {call.model.call_state} | ({call.model.of.get(who)} if who else set())
             assert problem["state"] in states, (problem, states)
+            assert problem["code"] == _CODES[problem["reason"]], problem
+            if problem["reason"] == "cancelled":
+                assert call.model.withdrawn or call.model.of.get(who or "") == "Canceled"
+            if problem["reason"] == "not-main-device":
+                assert who is not None
+                assert call.model.main[who] is not None
+            assert problem["causes"]
+            assert problem["solutions"]
 
     # Time.
 

@@ -21,7 +21,7 @@ _COMMON_STEPS = {
     *(f"{operation} advanced moved" for operation in (*_OPERATIONS, "end", "invite", "join")),
     *(f"{operation} advanced forbidden" for operation in _OPERATIONS),
     *(f"{operation} common moved" for operation in ("received", "accept", "quit")),
-    *("cancel common refused", "invite common refused", "offline moved", "time moved"),
+    *("cancel common moved", "invite common refused", "offline moved", "time moved"),
     *("call 201", "call 404", "call 422", "call again 201", "call again 409"),
 }
 """What 10,000 random steps do many times over."""

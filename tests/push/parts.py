@@ -12,6 +12,7 @@ from bellwire.push.calls.calls import Calls
 from bellwire.push.calls.ice_servers import IceServers
 from bellwire.push.calls.rate_limits import RateLimits
 from bellwire.push.calls.rooms import Rooms
+from bellwire.push.calls.routing import Routing
 from bellwire.push.channels.mqtt import MqttChannel
 from bellwire.push.channels.websocket import StreamReaders
 from bellwire.push.delivery.outbox import Outbox
@@ -56,7 +57,14 @@ def parts_on(database: Database, clock: Clock, device_invites_per_s: float = 100
     rooms = Rooms(None, "", calls)
     door_reports = DoorReports(database, calls, metrics, now=clock.now)
     operations = DeviceOperations(
-        calls, metrics, tokens, ice_servers, rooms, door_reports, check_after_s=5
+        calls,
+        Routing(calls, database),
+        metrics,
+        tokens,
+        ice_servers,
+        rooms,
+        door_reports,
+        check_after_s=5,
     )
     access = Access(database, metrics, now=clock.now)
     event_stream = EventStream(

@@ -141,7 +141,8 @@ async def _read(reader: asyncio.StreamReader) -> Received | None:
         return None
     line, *fields = head.strip().split("\r\n")
     headers = {key.lower(): value for key, _, value in (text.partition(": ") for text in fields)}
-    return Received(line, headers, await reader.readexactly(int(headers["content-length"])))
+    length = int(headers.get("content-length", 0))
+    return Received(line, headers, await reader.readexactly(length))
 
 
 @asynccontextmanager

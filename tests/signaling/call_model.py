@@ -8,7 +8,7 @@ from enum import Enum
 from bellwire.signaling.calls.calls import Mode
 from tests.signaling.calls_in_play import PENDING, all_of
 
-MAX_USERS = 10
+MAX_USERS, MAX_INVITEES, MAX_KNOWN = 10, 30, 101
 ABANDONED = timedelta(hours=1)
 GONE = ("Rejected", "Canceled", "Timeout", "Quit")
 
@@ -55,6 +55,9 @@ class Model:
         self.until: dict[str, datetime] = {}
         self.check: dict[str, datetime] = {}
         self.own_invite: set[str] = set()
+        self.invited_by: dict[str, str | None] = {}
+        self.last_errors: dict[str, str] = {}
+        """Whom the last cancel has left as they were, and why."""
         self.answered = self.ended = self.withdrawn = False
         self.abandoned: datetime | None = None
         if caller is not None:
@@ -97,9 +100,16 @@ class Model:
             heard |= all_of(one) if main is None else {f"{one}/{main}"}
         return heard
 
-    def concerned(self) -> set[str]:
-        """Who hears of the changes of states."""
-        return self.parties | ({self.caller} if self.caller else set())
+    def concerned(self, moved: str | None = None) -> set[str]:
+        """Who hears of the changes of states: in a call of more than ten, of that of one who was moved."""
+        caller = {self.caller} if self.caller else set()
+        if self.mode is Mode.COMMON and len(self.of) > MAX_USERS and moved is not None:
+            return caller | self.inside | (self.invited & {moved})
+        return self.parties | caller
+
+    def is_other_device(self, who: str, device: str | None, *, server: bool) -> bool:
+        """Whether somebody who is in the call speaks by a device that is not the main one."""
+        return not server and self.main[who] not in (None, device)
 
     # Commands.
 
@@ -140,14 +150,40 @@ class Model:
         rings = who in self.invited and not self.ended and now < self.until[who]
         return Verdict.NOTHING if rings else Verdict.REFUSED
 
-    def cancel(self, who: str | None, now: datetime) -> Verdict | Expected:
-        if who not in (None, self.caller):
+    def cancel(
+        self, who: str | None, now: datetime, to: list[str] | None = None
+    ) -> Verdict | Expected:
+        theirs = {
+            one
+            for one in self.own_invite
+            if who in (None, self.caller) or self.invited_by.get(one) == who
+        }
+        if who not in (None, self.caller) and who not in self.invited_by.values():
             return Verdict.FORBIDDEN
-        if self.withdrawn:
-            return Verdict.NOTHING
-        if self.ended or self.answered:
-            return Verdict.REFUSED
-        return self._withdraw(now)
+        self.last_errors = {one: why for one in to or [] if (why := self._why_not(one, theirs))}
+        if self.ended:
+            return Verdict.NOTHING if self.withdrawn else Verdict.REFUSED
+        meant = (theirs if to is None else theirs & set(to)) & self.invited
+        expected = Expected()
+        self._cancel(meant, expected)
+        self._settle(now)
+        may_end = meant or (to is None and who in (None, self.caller))
+        if may_end and self.parties <= {self.caller}:
+            self.withdrawn = True
+            return self._over(expected)
+        if not meant:
+            again = to is not None or any(self.of[one] == "Canceled" for one in theirs)
+            return Verdict.NOTHING if again else Verdict.REFUSED
+        return self._end_if_alone(expected)
+
+    def _why_not(self, one: str, theirs: set[str]) -> str | None:
+        if one not in self.own_invite:
+            return "not_invited"
+        if one not in theirs:
+            return "not_yours"
+        if self.of[one] in ("Accepted", "Rejected", "Quit"):
+            return "answered"
+        return "not_invited" if self.of[one] not in (*PENDING, "Canceled") else None
 
     def goes_offline(
         self, who: str, device: str, now: datetime, *, last: bool
@@ -160,20 +196,32 @@ class Model:
         return Verdict.NOTHING
 
     def invite(
-        self, who: str | None, invitees: list[str], timeout_s: float, now: datetime
+        self,
+        who: str | None,
+        invitees: list[str],
+        timeout_s: float,
+        now: datetime,
+        device: str | None = "phone",
+        *,
+        server: bool = False,
     ) -> Verdict | Expected:
         if who is not None and who not in self.of:
             return Verdict.FORBIDDEN
         if self.ended or self.mode is Mode.COMMON or (who and self.of[who] != "Accepted"):
             return Verdict.REFUSED
+        if who and self.is_other_device(who, device, server=server):
+            return Verdict.REFUSED
         new = [one for one in invitees if one not in self.of]
-        if new and len(new) + len(self.of) > MAX_USERS:
-            return Verdict.INVALID
         again = [one for one in invitees if self.of.get(one) in GONE]
         if not new and not again:
             return Verdict.NOTHING
+        if len(new) + len(again) + len(self.parties) > MAX_USERS:
+            return Verdict.INVALID
+        if len(new) + len(self.of) > MAX_KNOWN:
+            return Verdict.INVALID
         for one in new + again:
             self._ring(one, now, timeout_s)
+            self.invited_by[one] = who
         self._settle(now)
         return Expected(moved=new + again, received=all_of(*new, *again))
 
@@ -190,12 +238,14 @@ class Model:
             return Expected(cancelled=left) if before != {f"{who}/{device}"} else Verdict.NOTHING
         if self.mode is Mode.COMMON or state not in (None, "Quit"):
             return Verdict.REFUSED
-        if state is None and len(self.of) >= MAX_USERS:
+        if len(self.parties) >= MAX_USERS or (state is None and len(self.of) >= MAX_KNOWN):
             return Verdict.INVALID
         self.main[who], self.answered = device, True
         return self._move([who], "Accepted", now)
 
-    def quit(self, who: str, device: str, now: datetime) -> Verdict | Expected:
+    def quit(
+        self, who: str, device: str | None, now: datetime, *, server: bool = False
+    ) -> Verdict | Expected:
         if who not in self.of:
             return Verdict.FORBIDDEN
         if self.of[who] == "Quit":
@@ -204,26 +254,41 @@ class Model:
             return Verdict.NOTHING if main else Verdict.REFUSED_OR_NOTHING
         if self.of[who] != "Accepted" or self.ended:
             return Verdict.REFUSED
+        if self.is_other_device(who, device, server=server):
+            return Verdict.REFUSED
         self.main[who] = self.main[who] or device
         return self._move([who], "Quit", now)
 
-    def end(self, who: str | None, device: str, now: datetime) -> Verdict | Expected:
+    def end(
+        self, who: str | None, device: str | None, now: datetime, *, server: bool = False
+    ) -> Verdict | Expected:
         if who is not None and self.mode is Mode.COMMON:
-            return self.quit(who, device, now)
+            return self.quit(who, device, now, server=server)
         if who is not None and who not in self.of:
             return Verdict.FORBIDDEN
         if who is not None and self.of[who] != "Accepted":
             return Verdict.REFUSED
         if self.ended:
             return Verdict.NOTHING
+        if who is not None and self.is_other_device(who, device, server=server):
+            return Verdict.REFUSED
         return self._over(Expected())
 
-    def hearers(self, who: str | None, to: list[str] | None) -> Verdict | set[str]:
+    def hearers(
+        self,
+        who: str | None,
+        to: list[str] | None,
+        device: str | None = "phone",
+        *,
+        server: bool = False,
+    ) -> Verdict | set[str]:
         """The devices that hear what somebody says."""
         if {one for one in [who, *(to or [])] if one is not None} - set(self.of):
             return Verdict.FORBIDDEN
         meant = (self.parties if to is None else self.parties & set(to)) - {who}
         if self.ended or (who is not None and who not in self.parties) or not meant:
+            return Verdict.REFUSED
+        if who in self.inside and self.is_other_device(who, device, server=server):
             return Verdict.REFUSED
         return self.devices(*meant)
 
@@ -262,8 +327,11 @@ class Model:
         expected = Expected(moved=list(who))
         if self.mode is Mode.COMMON and self.caller and not self.inside:
             # The last one has hung up: those who are still invited would find nobody.
-            self._cancel_invited(expected)
+            self._cancel(self.invited, expected)
         self._settle(now)
+        return self._end_if_alone(expected)
+
+    def _end_if_alone(self, expected: Expected) -> Expected:
         alone = len(self.inside) + (not self.caller) < 2
         if self.mode is Mode.COMMON and not self.invited and alone:
             self._over(expected)
@@ -272,12 +340,11 @@ class Model:
     def _withdraw(self, now: datetime) -> Expected:
         self.withdrawn = True
         expected = Expected()
-        self._cancel_invited(expected)
+        self._cancel(self.invited, expected)
         self._settle(now)
         return self._over(expected)
 
-    def _cancel_invited(self, expected: Expected) -> None:
-        withdrawn = self.invited
+    def _cancel(self, withdrawn: set[str], expected: Expected) -> None:
         expected.moved += withdrawn
         expected.cancelled |= all_of(*withdrawn)
         self.of |= dict.fromkeys(withdrawn, "Canceled")

@@ -83,16 +83,25 @@ def ignore(who: str, device: str | None = "phone", at: datetime = SOON) -> Ignor
     return Ignore(Identity(who), _device(device), at)
 
 
-def cancel(who: str | None = "alice", at: datetime = SOON, data: str = "") -> Cancel:
-    return Cancel(_identity(who), at, data)
+def cancel(
+    who: str | None = "alice",
+    at: datetime = SOON,
+    data: str = "",
+    to: tuple[str, ...] | None = None,
+) -> Cancel:
+    meant = None if to is None else tuple(Identity(one) for one in to)
+    return Cancel(_identity(who), at, data, meant)
 
 
 def quit_(who: str, device: str | None = "phone", at: datetime = SOON, data: str = "") -> Quit:
-    return Quit(Identity(who), _device(device), at, data)
+    """Without a device, a server hangs up."""
+    return Quit(Identity(who), _device(device), at, data, by_server=device is None)
 
 
-def end(who: str | None, device: str | None = "phone", at: datetime = SOON) -> End:
-    return End(_identity(who), _device(device) if who is not None else None, at)
+def end(who: str | None, device: str | None = "phone", at: datetime = SOON, data: str = "") -> End:
+    """Without a device, a server ends it."""
+    asking = _device(device) if who is not None else None
+    return End(_identity(who), asking, at, data, by_server=asking is None)
 
 
 def join(who: str, device: str | None = "phone", at: datetime = SOON, data: str = "") -> Join:
@@ -105,17 +114,28 @@ def invite(
     at: datetime = SOON,
     timeout_s: float = TIMEOUT_S,
     unreachable: tuple[tuple[Identity, Unreachable], ...] = (),
+    device: str | None = "phone",
 ) -> InviteMore:
+    """Without a device, a server invites."""
     more = tuple(Invitee(Identity(one), ("mqtt",)) for one in invitees)
-    device = None if who is None else DeviceId("phone")
-    return InviteMore(_identity(who), device, more, at, timeout_s, unreachable)
+    asking = None if who is None else _device(device)
+    return InviteMore(
+        _identity(who), asking, more, at, timeout_s, unreachable, by_server=asking is None
+    )
 
 
-def say(who: str | None, *to: str, at: datetime = SOON, content: object = "hello") -> Say:
-    """A message to these, or to all others."""
+def say(
+    who: str | None,
+    *to: str,
+    at: datetime = SOON,
+    content: object = "hello",
+    device: str | None = "phone",
+) -> Say:
+    """A message to these, or to all others. Without a device, a server says it."""
     meant = tuple(Identity(one) for one in to) or None
-    device = None if who is None else DeviceId("phone")
-    return Say(_identity(who), device, at, KX, {"text": str(content)}, to=meant)
+    asking = None if who is None else _device(device)
+    said = {"text": str(content)}
+    return Say(_identity(who), asking, at, KX, said, to=meant, by_server=asking is None)
 
 
 def offline(who: str, device: str = "phone", at: datetime = SOON, *, last: bool) -> GoOffline:

@@ -9,13 +9,15 @@ from bellwire.signaling.errors import (
     InvalidInput,
     OperationRefused,
     Refusal,
+    WhyRefused,
 )
+from tests.docs.documents import ROOT
 
 CODES = [
     *(20151, 31005, 31008, 31009, 31201, 31403, 31408, 31481, 31487, 31500, 31502, 31503, 31504),
     *(31530, 31600, 31604, 53001, 53400, 53401, 53402, 53403, 53404, 53405),
 ]
-"""The list of spec §4."""
+"""All codes of the seeds: 000, "Authentication Errors", "Connection Errors" and `reject`."""
 
 REFUSALS = [
     kind
@@ -84,9 +86,37 @@ def test_every_refusal_has_its_own_slug_fit_for_an_address() -> None:
 def test_refused_operation_names_state_and_operation_for_the_problem_document() -> None:
     refusal = OperationRefused("accept", "Timeout", "too late")
     assert (refusal.operation, refusal.state, refusal.detail) == ("accept", "Timeout", "too late")
-    assert refusal.fields == {"operation": "accept", "state": "Timeout"}
+    assert refusal.fields == {"operation": "accept", "state": "Timeout", "reason": "state"}
     assert str(refusal) == "too late"
     assert refusal.code == 31403
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        (WhyRefused.STATE, 31403),
+        (WhyRefused.CANCELLED, 31008),
+        (WhyRefused.ENDED, 31487),
+        (WhyRefused.TIMED_OUT, 31487),
+        (WhyRefused.NOT_MAIN_DEVICE, 31403),
+    ],
+)
+def test_code_of_a_refused_operation_follows_from_its_reason(reason: WhyRefused, code: int) -> None:
+    assert OperationRefused("accept", "ended", "no", reason).code == code
+    assert {*WhyRefused} == {
+        WhyRefused.STATE,
+        WhyRefused.CANCELLED,
+        WhyRefused.ENDED,
+        WhyRefused.TIMED_OUT,
+        WhyRefused.NOT_MAIN_DEVICE,
+    }
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_code_is_documented_with_when_it_happens(code: int) -> None:
+    kind, text = ERROR_TABLE[code], (ROOT / "docs" / "errors.md").read_text()
+    assert text.count(f"### {code}\n\n`{kind.name}`: {kind.description}\n") == 1
+    assert kind.happens in text
 
 
 def test_refusal_keeps_the_members_of_its_problem_document() -> None:

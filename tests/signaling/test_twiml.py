@@ -7,9 +7,21 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from bellwire.signaling.calls.calls import RejectStatus
+from bellwire.signaling.calls.dials import Callback, CallbackMethod, LegEvent
 from bellwire.signaling.errors import InvalidInput, TooLarge
 from bellwire.signaling.identifiers import Identity
-from bellwire.signaling.twiml import MAX_BYTES, TwimlClient, TwimlDial, parse_twiml
+from bellwire.signaling.twiml import (
+    MAX_BYTES,
+    TwimlAnswer,
+    TwimlClient,
+    TwimlDial,
+    TwimlHangup,
+    TwimlReject,
+    check_nothing_more,
+    parse_answer,
+    parse_twiml,
+)
 
 BOB = "<Client>bob</Client>"
 
@@ -145,7 +157,21 @@ def test_document_is_read_in_the_encoding_it_declares(encoding: str) -> None:
         (dial("+4930123456"), "<Dial>"),
         (dial(f"hello {BOB}"), "<Dial>"),
         (dial(attributes='record="true"'), "'record'"),
-        (dial(attributes='timeLimit="60"'), "'timeLimit'"),
+        (dial(attributes='record="record-from-answer"'), "media server"),
+        (response("<Say>hello</Say>"), "media server"),
+        (dial(attributes='timeLimit="0"'), "timeLimit"),
+        (dial(attributes='timeLimit="86401"'), "timeLimit"),
+        (dial(attributes='action="/over"'), "action must be an http(s) URL"),
+        (dial(attributes='action="ftp://backend.example/over"'), "action must be"),
+        (dial(attributes='action="https:///over"'), "action must be"),
+        (dial(attributes='action="https://backend.example/over" method="PUT"'), "method"),
+        (dial('<Client statusCallback="/s">bob</Client>'), "statusCallback must be"),
+        (
+            dial(
+                '<Client statusCallback="https://b.example" statusCallbackEvent="ring">b</Client>'
+            ),
+            "'ring'",
+        ),
         (dial(attributes='callerid="alice"'), "'callerid'"),
         (dial(attributes='callerId="al ice"'), "al ice"),
         (dial(attributes='callerId="client:"'), "client:"),
@@ -344,3 +370,81 @@ def test_any_bytes_are_a_dial_or_a_refusal_and_nothing_else(document: bytes) -> 
     else:
         assert parsed.clients
         assert parsed.timeout_s is None or 1 <= parsed.timeout_s <= 600
+
+
+BASE = "https://backend.example/twiml/voice?tenant=1"
+
+
+def test_urls_are_relative_to_the_voice_url_and_events_stand_in_their_order() -> None:
+    inside = (
+        '<Client statusCallback="status?leg=1" statusCallbackMethod="GET"'
+        ' statusCallbackEvent="completed initiated">bob</Client>'
+        '<Client statusCallback="https://other.example/s">carol</Client>'
+        '<Client statusCallbackEvent="ringing">dave</Client>'
+    )
+    read = parse_twiml(dial(inside, 'action="/over" method="GET" timeLimit="90"'), BASE)
+    assert read.action == Callback("https://backend.example/over", CallbackMethod.GET)
+    assert read.time_limit_s == 90
+    bob, carol, dave = read.clients
+    assert bob.status_callback == Callback(
+        "https://backend.example/twiml/status?leg=1", CallbackMethod.GET
+    )
+    assert bob.events == (LegEvent.INITIATED, LegEvent.COMPLETED)
+    assert carol.status_callback == Callback("https://other.example/s")
+    assert carol.events == (LegEvent.COMPLETED,), "as Twilio does where the document is silent"
+    assert (dave.status_callback, dave.events) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("document", "answer"),
+    [
+        (response("<Reject/>"), TwimlReject(RejectStatus.REJECTED)),
+        (response('<Reject reason="busy"/>'), TwimlReject(RejectStatus.BUSY)),
+        (response("<Hangup/>"), TwimlHangup()),
+        (response(""), TwimlHangup()),
+        (response(f"<Dial>{BOB}</Dial><Hangup/>"), TwimlDial((TwimlClient(Identity("bob")),))),
+    ],
+)
+def test_backend_that_is_asked_may_dial_reject_and_hang_up(
+    document: bytes, answer: TwimlAnswer
+) -> None:
+    assert parse_answer(document, BASE) == answer
+
+
+@pytest.mark.parametrize(
+    ("document", "named"),
+    [
+        (response(f"<Say>hello</Say><Dial>{BOB}</Dial>"), "<Say>"),
+        (response(f"<Dial>{BOB}</Dial><Say>bye</Say>"), "<Say>"),
+        (response("<Play>https://x.example/a.mp3</Play>"), "media server"),
+        (response("<Redirect>/other</Redirect>"), "<Redirect>"),
+        (response('<Reject reason="tired"/>'), "'tired'"),
+        (response("<Reject><Say>no</Say></Reject>"), "<Say>"),
+        (response("<Hangup>now</Hangup>"), "<Hangup>"),
+        (b"", "well-formed"),
+        (b"<html><body>502</body></html>", "<html>"),
+    ],
+)
+def test_backend_that_answers_anything_else_is_refused_by_name(document: bytes, named: str) -> None:
+    with pytest.raises(InvalidInput, match=re.escape(named)):
+        parse_answer(document, BASE)
+
+
+@pytest.mark.parametrize("document", [b"", b" \n", response(""), response("<Hangup/>")])
+def test_answer_to_an_action_may_be_empty_or_a_hangup(document: bytes) -> None:
+    check_nothing_more(document)
+
+
+@pytest.mark.parametrize(
+    ("document", "named"),
+    [
+        (response(f"<Dial>{BOB}</Dial>"), "<Dial>"),
+        (response("<Hangup/><Say>bye</Say>"), "<Say>"),
+        (b"OK", "well-formed"),
+    ],
+)
+def test_answer_to_an_action_that_asks_for_more_is_refused_by_name(
+    document: bytes, named: str
+) -> None:
+    with pytest.raises(InvalidInput, match=re.escape(named)):
+        check_nothing_more(document)

@@ -355,6 +355,16 @@ async def test_a_relay_where_everybody_may_ring_everybody_is_warned_of_loudly(
     assert "0 rules, and what none fits is refused" in finding.what
 
 
+def test_relay_whose_backend_says_whom_calls_ring_is_not_warned_of(files: Path) -> None:
+    (files / "twilio").write_text("0123456789abcdef" * 2)
+    told = f'twilio_auth_token_file = "{files}/twilio"\nvoice_url = "https://{NOWHERE}/voice"\n'
+    given = settings(files, told)
+    assert not found(given, Condition.BAD), "public_url is for what Twilio itself would sign"
+    (finding,) = examine_call_policy(given)
+    assert finding.condition is Condition.GOOD
+    assert "the backend at voice_url says" in finding.what
+
+
 def test_ca_file_that_holds_no_certificate_is_found(files: Path) -> None:
     (files / "ca.pem").write_text("none")
     settings(files)

@@ -6,6 +6,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from bellwire.signaling.errors import ERROR_TABLE
 from tests.push.support import Running, assert_problem, fresh, on_both_stores, states
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores]
@@ -148,24 +149,48 @@ async def test_every_operation_is_refused_with_its_state_where_the_state_does_no
     rejected = await users.call_after((bob, "reject"))
     left = await users.call_after((bob, "accept"), (carol, "accept"), (bob, "quit"))
     ended = await users.call_after((alice, "cancel"))
-    table: list[tuple[str, User, str, str]] = [
-        *((ringing, bob, operation, "Inviting") for operation in ("quit", "end")),
-        *((ringing, alice, operation, "Accepted") for operation in ("accept", "reject")),
-        (accepted, bob, "reject", "Accepted"),
-        (accepted, other_bob, "accept", "Accepted"),
-        (accepted, alice, "cancel", "open"),
-        (rejected, other_bob, "reject", "Rejected"),
-        *((rejected, bob, op, "Rejected") for op in ("received", "accept", "quit", "end")),
-        *((left, bob, operation, "Quit") for operation in ("received", "accept", "reject")),
-        *((ended, carol, op, "ended") for op in ("received", "accept", "reject", "quit", "end")),
+    over = await users.call_after((bob, "accept"), (alice, "cancel"), (bob, "quit"))
+    table: list[tuple[str, User, str, str, int]] = [
+        *((ringing, bob, operation, "Inviting", 31403) for operation in ("quit", "end")),
+        *((ringing, alice, operation, "Accepted", 31403) for operation in ("accept", "reject")),
+        (accepted, bob, "reject", "Accepted", 31403),
+        (accepted, other_bob, "accept", "Accepted", 31403),
+        (left, alice, "cancel", "open", 31403),
+        (over, alice, "cancel", "ended", 31487),
+        (over, bob, "accept", "ended", 31487),
+        (rejected, other_bob, "reject", "Rejected", 31403),
+        *((rejected, bob, op, "Rejected", 31403) for op in ("received", "accept", "quit", "end")),
+        *((left, bob, operation, "Quit", 31403) for operation in ("received", "accept", "reject")),
+        *((ended, carol, op, "ended", 31008) for op in ("received", "accept", "reject", "quit")),
     ]
     before = users.running.tables()
-    for sid, user, operation, state in table:
+    for sid, user, operation, state, code in table:
         answer = await user.do(sid, operation)
         problem = assert_problem(answer, 409, "operation-refused")
         assert (problem["operation"], problem["state"]) == (operation, state), problem
-        assert problem["code"] == 31403
+        assert problem["code"] == code, problem
+        kind = ERROR_TABLE[code]
+        assert problem["explanation"] == kind.explanation
+        assert (problem["causes"], problem["solutions"]) == ([*kind.causes], [*kind.solutions])
     assert users.running.tables() == before
+
+
+@pytest.mark.parametrize("operation", ["quit", "end"])
+async def test_another_device_than_the_main_one_is_refused_and_a_server_is_not(
+    users: Users, operation: str
+) -> None:
+    bob = users.bob
+    tablet = replace(bob, device=fresh("tablet"))
+    await users.running.register(str(tablet.device), bob.identity)
+    sid = await users.call_after((bob, "accept"))
+    before = users.running.tables()
+    if bob.by_token:
+        problem = assert_problem(await tablet.do(sid, operation), 409, "operation-refused")
+        assert (problem["operation"], problem["state"]) == (operation, "Accepted")
+        assert (problem["reason"], problem["code"]) == ("not-main-device", 31403)
+        assert users.running.tables() == before
+        assert (await tablet.do(sid, "join")).status_code == 200
+    assert (await tablet.do(sid, operation)).status_code == 200
 
 
 async def test_only_its_users_reach_a_call_and_nobody_a_call_that_is_not(users: Users) -> None:

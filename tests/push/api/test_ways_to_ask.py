@@ -1,5 +1,6 @@
 """Every operation over HTTP, MQTT and a stream: the same documents, the same results."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -106,6 +107,92 @@ async def test_every_operation_of_a_calls_life_is_carried_out(scene: Scene) -> N
     assert (cancelled["state"], states(cancelled)[carol]) == ("ended", "Canceled")
     heard = await scene.carol.until("call.cancelled", rejected)
     assert heard["extended_data"] == "never mind"
+
+
+async def test_some_are_cancelled_while_others_talk_and_who_cannot_be_is_told(scene: Scene) -> None:
+    alice, bob, carol = scene.alice, scene.bob, scene.carol.name
+    dave, erin = fresh("dave"), fresh("erin")
+    for one in (dave, erin):
+        await scene.running.register(one)
+    sid = await scene.call()
+    await scene.done(bob, "accept", sid)
+    await scene.done(bob, "invite_more", sid, to=[dave, erin])
+    # Bob may cancel whom he has invited, and them alone.
+    status, call = await bob.ask("cancel", sid, to=[dave, carol, alice.identity, "nobody-at-all"])
+    assert (status, call["state"]) == (200, "open")
+    assert (states(call)[dave], states(call)[carol]) == ("Canceled", "Inviting")
+    assert call["error_invitees"] == [
+        {"identity": carol, "reason": "not_yours"},
+        {"identity": alice.identity, "reason": "not_invited"},
+        {"identity": "nobody-at-all", "reason": "not_invited"},
+    ]
+    status, call = await alice.ask(
+        "cancel", sid, to=[carol, bob.identity], extended_data="never mind"
+    )
+    assert (status, call["state"], states(call)[carol]) == (200, "open", "Canceled")
+    assert call["error_invitees"] == [{"identity": bob.identity, "reason": "answered"}]
+    heard = await scene.carol.until("call.cancelled", sid)
+    assert (heard["reason"], heard["extended_data"]) == ("cancelled", "never mind")
+    # All who are left: the call goes on for the two who talk, also where it is done again.
+    for _ in range(2):
+        call = await scene.done(alice, "cancel", sid)
+        assert (call["state"], states(call)[erin], call["error_invitees"]) == (
+            "open",
+            "Canceled",
+            [],
+        )
+    ended = await scene.done(bob, "end", sid, extended_data="bye")
+    assert ended["state"] == "ended"
+    if scene.hears.name == bob.device:
+        assert (await scene.hears.until("call.ended", sid))["extended_data"] == "bye"
+
+
+async def test_rejection_by_the_caller_as_cancelled_is_a_cancel(scene: Scene) -> None:
+    alice, bob = scene.alice, scene.bob
+    sid = await scene.call()
+    status, problem = await bob.ask("reject", sid, status="cancelled")
+    assert (status, problem["type"]) == (403, "/problems/forbidden")
+    call = await scene.done(alice, "reject", sid, status="cancelled", extended_data="sorry")
+    assert (call["state"], states(call)[bob.identity]) == ("ended", "Canceled")
+    assert (await scene.carol.until("call.cancelled", sid))["extended_data"] == "sorry"
+    status, problem = await bob.ask("accept", sid)
+    assert (status, problem["code"], problem["reason"]) == (409, 31008, "cancelled")
+    assert (problem["operation"], problem["state"]) == ("accept", "ended")
+    for told in ("explanation", "causes", "solutions"):
+        assert problem[told]
+
+
+async def test_refusals_say_by_their_codes_what_has_become_of_the_call(scene: Scene) -> None:
+    alice, bob = scene.alice, scene.bob
+    sid = await scene.call()
+    await scene.done(bob, "accept", sid)
+    await scene.done(alice, "end", sid)
+    status, problem = await bob.ask("quit", sid)
+    assert (status, problem["code"], problem["reason"]) == (409, 31487, "ended")
+    assert problem["solutions"] == ["None needed"]
+    status, problem = await bob.ask("quit", "CA" + "0" * 32)
+    assert (status, problem["code"]) == (404, 31481)
+    assert problem["causes"] == ["The SID is mistyped", "The call is older than the relay keeps"]
+
+
+async def test_invite_has_the_account_and_a_token_for_this_call(scene: Scene) -> None:
+    sid = await scene.call()
+    for device in (scene.hears, scene.carol):
+        invite = await device.until("call.received", sid)
+        assert re.fullmatch("AC[0-9a-f]{32}", invite["account_sid"])
+        mine = {"Authorization": f"Bearer {invite['connect_token']}"}
+        http = scene.running.stranger()
+        async with http:
+            received = await http.post(f"/v1/calls/{sid}/received", headers=mine)
+            assert received.status_code == 200, received.text
+            (of_device,) = (u for u in received.json()["users"] if u["state"] == "Received")
+            other = await scene.call()
+            refused = await http.post(f"/v1/calls/{other}/received", headers=mine)
+            assert refused.status_code == 403
+            taken = await http.post(f"/v1/calls/{sid}/reject", headers=mine)
+            user = next(u for u in taken.json()["users"] if u["identity"] == of_device["identity"])
+            assert (user["state"], user["main_device"]) == ("Rejected", device.name)
+            assert user["attestation"] == "A"
 
 
 async def test_a_message_is_heard_by_the_others_or_by_those_who_are_meant(scene: Scene) -> None:

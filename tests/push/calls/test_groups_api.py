@@ -122,12 +122,12 @@ async def test_a_server_calls_a_group_on_nobodys_behalf_with_its_newest_members(
 
 async def test_a_group_that_cannot_be_called_is_refused_and_says_why(running: Running) -> None:
     alice, name = fresh("alice"), fresh("kitchen")
-    crowd = [fresh("member") for _ in range(10)]
+    crowd = [fresh("member") for _ in range(31)]
     for member in crowd:
         await running.register(member)
     await put(running, name, alice)
     await put(running, f"{name}-crowd", *crowd, alice)
-    await put(running, f"{name}-nine", *crowd[:9], alice)
+    await put(running, f"{name}-thirty", *crowd[:30], alice)
     before = running.tables()
     for group, status, slug in (
         (f"{name}-none", 404, "not-found"),
@@ -138,6 +138,6 @@ async def test_a_group_that_cannot_be_called_is_refused_and_says_why(running: Ru
         body = {"from": alice, "to": {"group": group}}
         assert_problem(await running.http.post("/v1/calls", json=body), status, slug)
     assert running.tables() == before
-    body = {"from": alice, "to": {"group": f"{name}-nine"}}
+    body = {"from": alice, "to": {"group": f"{name}-thirty"}}
     made = await running.http.post("/v1/calls", json=body)
-    assert len(made.json()["users"]) == 10
+    assert len(made.json()["users"]) == 31

@@ -92,7 +92,7 @@ async def test_who_is_in_a_call_of_six_gets_an_answer_by_every_way_to_ask_and_on
     async with listening(running, users[1]) as device:
         over_mqtt = await device.ask({"operation": "room", "call_sid": sid, "sdp": second})
     assert over_mqtt["status"] == 200, over_mqtt
-    token = await running.token(users[2])
+    token = await running.token(users[2], users[2])
     _, third = await offered(engine)
     over_http = await running.http.post(f"/v1/calls/{sid}/room", json={"sdp": third}, headers=token)
     for given in (answer.json(), over_mqtt, over_http.json()):
@@ -124,8 +124,14 @@ async def test_nobody_else_is_let_in(running: Running) -> None:
     small = await running.do(sid, "room", identity=users[0], sdp=OFFER)
     assert_problem(small, 409, "operation-refused")
     assert "talk directly" in small.json()["detail"]
-    other_device = await running.do(sid, "room", identity=users[1], device_id="x", sdp=OFFER)
-    assert_problem(other_device, 403, "forbidden")
+    other = fresh("other")
+    await running.register(other, users[1])
+    for device in (other, None):
+        shown = await running.token(users[1], device)
+        path = f"/v1/calls/{sid}/room"
+        elsewhere = await running.http.post(path, json={"sdp": OFFER}, headers=shown)
+        problem = assert_problem(elsewhere, 409, "operation-refused")
+        assert (problem["operation"], problem["reason"]) == ("room", "not-main-device")
     token = await running.token(users[3], users[3])
     own = await running.http.post(f"/v1/calls/{sid}/join", json={}, headers=token)
     assert own.status_code == 200, own.text

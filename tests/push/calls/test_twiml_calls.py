@@ -166,10 +166,7 @@ REFUSED = [
     *(
         (with_dial(**{attribute: value}), f"'{named}'")
         for attribute, value, named in (
-            ("action", "/next", "action"),
-            ("method", "GET", "method"),
             ("hangup_on_star", True, "hangupOnStar"),
-            ("time_limit", 60, "timeLimit"),
             ("trim", "trim-silence", "trim"),
             ("record", "record-from-answer", "record"),
             ("recording_status_callback", "/r", "recordingStatusCallback"),
@@ -185,8 +182,6 @@ REFUSED = [
         for attribute, value, named in (
             ("url", "/screen", "url"),
             ("method", "GET", "method"),
-            ("status_callback", "/s", "statusCallback"),
-            ("status_callback_event", "ringing", "statusCallbackEvent"),
             ("client_notification_url", "https://a.example", "clientNotificationUrl"),
         )
     ),
@@ -218,6 +213,12 @@ REFUSED = [
         )
     ),
     (VoiceResponse(), "one <Dial>"),
+    # This relay has neither a voice URL, which they could be relative to, nor anything to sign with.
+    (with_dial(action="/over"), "action must be an http(s) URL"),
+    (with_dial(action="https://backend.example/over"), "twilio_auth_token_file"),
+    (with_client(status_callback="/s"), "statusCallback must be an http(s) URL"),
+    (with_client(status_callback="https://backend.example/s"), "twilio_auth_token_file"),
+    (with_dial(time_limit=0), "timeLimit"),
     (with_dial(timeout=601), "timeout"),
     (with_dial(timeout=0), "timeout"),
     (with_dial(caller_id="two words"), "two words"),

@@ -84,7 +84,7 @@ def test_caller_may_invite_more_while_nobody_has_answered() -> None:
 def test_who_is_invited_later_answers_as_any_other() -> None:
     call = after(advanced("bob"), invite("alice", "zoe"), received("zoe"), accept("zoe", "desk"))
     assert (states(call)["zoe"], user_of(call, "zoe").main_device) == ("Accepted", "desk")
-    assert states(after(call, invite("zoe", "yan")))["yan"] == "Inviting"
+    assert states(after(call, invite("zoe", "yan", device="desk")))["yan"] == "Inviting"
 
 
 @pytest.mark.parametrize("state", GONE)
@@ -134,13 +134,28 @@ def test_call_holds_ten_users_and_refuses_an_eleventh_who_is_invited_or_joins() 
             apply(full, command)
 
 
-def test_users_who_have_left_are_counted_but_may_come_back_into_a_full_call() -> None:
+def test_who_has_left_makes_room_for_others() -> None:
     call = advanced(*(f"u{i}" for i in range(9)))
     call = after(call, reject("u0"), accept("u1"), quit_("u1"))
-    with pytest.raises(InvalidInput, match=r"10 users.*11"):
-        apply(call, invite("alice", "u0", "zoe"))
+    full = after(call, invite("alice", "zoe", "yan"))
+    assert len(full.users) == 12
+    for command in (invite("alice", "u0"), invite("alice", "xia"), join("u1"), join("xia")):
+        with pytest.raises(InvalidInput, match=r"10 users.*11"):
+            apply(full, command)
+    again = after(full, cancel(to=("zoe",)))
+    assert states(after(again, join("u1")))["u1"] == "Accepted"
+    assert states(after(again, invite("alice", "u0")))["u0"] == "Inviting"
+
+
+def test_call_remembers_a_hundred_and_one_users_and_no_more() -> None:
+    call = advanced("u0")
+    for number in range(1, 100):
+        call = after(call, reject(f"u{number - 1}"), invite("alice", f"u{number}"))
+    assert len(call.users) == 101
+    call = after(call, reject("u99"))
+    with pytest.raises(InvalidInput, match="101 users"):
+        apply(call, invite("alice", "u100"))
     assert states(after(call, invite("alice", "u0")))["u0"] == "Inviting"
-    assert states(after(call, join("u1")))["u1"] == "Accepted"
 
 
 @pytest.mark.parametrize(
@@ -161,7 +176,11 @@ def test_outsider_who_joins_opens_the_call() -> None:
     assert (zoe.state, zoe.main_device, zoe.extended_data) == ("Accepted", "desk", "hi")
     assert states(call)["bob"] == "Inviting"
     assert_changes_nothing(call, join("zoe", "desk", data="hi"))
-    assert assert_refused(call, cancel()).state == "open"
+    assert states(after(call, cancel())) == {
+        "alice": "Accepted",
+        "bob": "Canceled",
+        "zoe": "Accepted",
+    }
 
 
 @pytest.mark.parametrize("command", [invite("zoe", "yan"), quit_("zoe"), end("zoe")])
@@ -248,6 +267,36 @@ def test_call_on_nobodys_behalf_may_be_joined_and_ended_by_who_is_in_it() -> Non
 def test_who_was_invited_later_may_not_cancel() -> None:
     with pytest.raises(Forbidden, match="caller"):
         apply(after(advanced("bob"), invite("alice", "zoe")), cancel("zoe"))
+
+
+def test_who_has_invited_somebody_may_cancel_them_and_nobody_else() -> None:
+    call = after(advanced("bob", "carol"), accept("bob"), invite("bob", "zoe", "yan"))
+    outcome = apply(call, cancel("bob", to=("zoe", "carol", "nobody")))
+    assert states(outcome.call) == {
+        "alice": "Accepted",
+        "bob": "Accepted",
+        "carol": "Inviting",
+        "zoe": "Canceled",
+        "yan": "Inviting",
+    }
+    assert outcome.not_cancelled == (
+        (Identity("carol"), "not_yours"),
+        (Identity("nobody"), "not_invited"),
+    )
+    all_his = after(outcome.call, cancel("bob"))
+    assert {one for one, state in states(all_his).items() if state == "Inviting"} == {"carol"}
+    assert_changes_nothing(all_his, cancel("bob"))
+    assert states(after(all_his, cancel()))["carol"] == "Canceled"
+
+
+def test_caller_may_cancel_whom_others_have_invited() -> None:
+    call = after(advanced("bob"), accept("bob"), invite("bob", "zoe"), cancel("alice", to=("zoe",)))
+    assert (call.state, states(call)["zoe"]) == (CallState.OPEN, "Canceled")
+
+
+def test_who_was_cancelled_may_be_invited_again() -> None:
+    call = after(advanced("bob", "carol"), cancel(to=("bob",)), invite("alice", "bob"))
+    assert states(call)["bob"] == "Inviting"
 
 
 def test_cancel_withdraws_the_later_invites_too() -> None:

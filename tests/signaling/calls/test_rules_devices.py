@@ -31,6 +31,7 @@ from tests.signaling.calls_in_play import (
     received,
     reject,
     ringing,
+    say,
     states,
     told,
     user_of,
@@ -91,13 +92,75 @@ def test_user_for_whom_a_server_accepted_hears_of_the_call_on_all_devices() -> N
     assert told(apply(call, reject("carol")), CallUserStateChanged) >= all_of("bob")
 
 
-def test_device_in_the_call_is_told_when_another_device_of_its_user_hangs_up() -> None:
+@pytest.mark.parametrize("device", ["tablet", None])
+def test_device_in_the_call_is_told_when_a_server_hangs_up_for_its_user(device: str | None) -> None:
     call = after(ringing("bob", "carol"), accept("bob", "phone"))
-    outcome = apply(call, quit_("bob", "tablet"))
+    outcome = apply(call, replace(quit_("bob", device), by_server=True))
     assert states(outcome.call)["bob"] == "Quit"
     assert told(outcome, CallUserStateChanged, "bob") == {"alice/phone", "bob/phone"} | all_of(
         "carol"
     )
+
+
+# Only the main device speaks for a user who is in the call.
+
+SPEAKING: dict[str, Callable[[str | None], Command]] = {
+    "quit": lambda device: quit_("bob", device),
+    "end": lambda device: end("bob", device),
+    "invite": lambda device: invite("bob", "zoe", device=device),
+    "message": lambda device: say("bob", device=device),
+}
+
+
+@pytest.mark.parametrize("operation", SPEAKING)
+def test_device_that_is_not_the_main_one_does_nothing_until_it_joins(operation: str) -> None:
+    call = after(advanced("bob", "carol"), accept("bob", "phone"))
+    asked = SPEAKING[operation]
+    refusal = assert_refused(call, asked("tablet"))
+    assert (refusal.operation, refusal.state) == (operation, "Accepted")
+    assert (refusal.reason, refusal.code) == ("not-main-device", 31403)
+    assert "phone" in refusal.detail
+    assert "join" in refusal.detail
+    taken_over = after(call, join("bob", "tablet"))
+    assert apply(taken_over, asked("tablet")).notices
+    assert assert_refused(taken_over, asked("phone")).reason == "not-main-device"
+
+
+@pytest.mark.parametrize("operation", SPEAKING)
+def test_who_names_no_device_does_nothing_for_a_user_with_a_main_one(operation: str) -> None:
+    call = after(advanced("bob", "carol"), accept("bob", "phone"))
+    by_token = replace(SPEAKING[operation](None), by_server=False)
+    assert assert_refused(call, by_token).reason == "not-main-device"
+
+
+@pytest.mark.parametrize("operation", SPEAKING)
+@pytest.mark.parametrize("device", ["phone", "tablet", None])
+def test_server_speaks_for_a_user_whatever_the_main_device_is(
+    operation: str, device: str | None
+) -> None:
+    call = after(advanced("bob", "carol"), accept("bob", "phone"))
+    assert apply(call, replace(SPEAKING[operation](device), by_server=True)).notices
+
+
+@pytest.mark.parametrize("operation", SPEAKING)
+def test_any_device_speaks_where_a_server_has_accepted_and_there_is_no_main_one(
+    operation: str,
+) -> None:
+    call = after(advanced("bob", "carol"), accept("bob", None))
+    assert apply(call, SPEAKING[operation]("tablet")).notices
+
+
+def test_hang_up_of_another_device_leaves_the_call_of_two_as_it_is() -> None:
+    call = after(ringing("bob"), accept("bob", "phone"))
+    for who in ("alice", "bob"):
+        assert assert_refused(call, quit_(who, "tablet")).reason == "not-main-device"
+    assert call.state is CallState.OPEN
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_any_device_of_the_caller_may_cancel(device: str) -> None:
+    call = rings_from(device, Mode.COMMON)
+    assert after(call, cancel()).state is CallState.ENDED
 
 
 @pytest.mark.parametrize("mode", Mode)
@@ -214,6 +277,9 @@ REPEATS: dict[str, tuple[Mode, list[Command]]] = {
     "reject in an advanced call": (Mode.ADVANCED, [reject("bob")]),
     "cancel": (Mode.COMMON, [cancel()]),
     "cancel by a server": (Mode.COMMON, [cancel(None)]),
+    "cancel of one": (Mode.COMMON, [cancel(to=("bob",))]),
+    "cancel of one while others talk": (Mode.ADVANCED, [accept("carol"), cancel(to=("bob",))]),
+    "cancel of all while others talk": (Mode.COMMON, [accept("carol"), cancel()]),
     "cancel after one rejected": (Mode.COMMON, [reject("bob"), cancel()]),
     "cancel of an advanced call": (Mode.ADVANCED, [cancel()]),
     "expire": (Mode.COMMON, [expire()]),

@@ -23,7 +23,7 @@ from bellwire.signaling.calls.events import (
 )
 from bellwire.signaling.calls.rules import Outcome, apply
 from bellwire.signaling.errors import Forbidden, InvalidInput, OperationRefused, Refusal
-from tests.signaling.call_model import Expected, Model, Verdict
+from tests.signaling.call_model import MAX_KNOWN, MAX_USERS, Expected, Model, Verdict
 from tests.signaling.calls_in_play import (
     DEVICES,
     SID,
@@ -48,7 +48,7 @@ from tests.signaling.calls_in_play import (
 )
 
 ALICE = "alice"
-PEOPLE = [f"user{number}" for number in range(12)]
+PEOPLE = [f"user{number}" for number in range(14)]
 REFUSALS: dict[Verdict, type[Refusal]] = {
     Verdict.FORBIDDEN: Forbidden,
     Verdict.INVALID: InvalidInput,
@@ -65,7 +65,7 @@ class RandomCalls(RuleBasedStateMachine):
     last_id: int
 
     @initialize(
-        count=st.integers(1, 3) | st.integers(1, 9),
+        count=st.integers(1, 3) | st.integers(1, 13),
         caller=st.sampled_from([ALICE, ALICE, ALICE, None]),
         device=st.sampled_from(["phone", "phone", None]),
         mode=st.sampled_from(Mode),
@@ -74,7 +74,7 @@ class RandomCalls(RuleBasedStateMachine):
     def make_call(
         self, count: int, caller: str | None, device: str | None, mode: Mode, check_s: int | None
     ) -> None:
-        invitees = PEOPLE[:count]
+        invitees = PEOPLE[: min(count, 9) if mode is Mode.ADVANCED else count]
         outcome = new_call(*invitees, caller=caller, device=device, mode=mode, check_s=check_s)
         self.call, self.now, self.last_id = outcome.call, START, 0
         self.model = Model(
@@ -110,7 +110,7 @@ class RandomCalls(RuleBasedStateMachine):
             # Each is told once, to all who are to know and to nobody else. Of those whom one command
             # moves together, some hear of the others and some do not any more.
             model, heard = self.model, told(outcome, CallUserStateChanged, one)
-            to_know = model.concerned() | ({one} if model.of[one] == "Quit" else set())
+            to_know = model.concerned(one) | ({one} if model.of[one] == "Quit" else set())
             if len(expected.moved) == 1:
                 assert heard == model.devices(*to_know), (one, model.of[one])
             else:
@@ -132,7 +132,8 @@ class RandomCalls(RuleBasedStateMachine):
             return
         may_refuse = (OperationRefused,) if verdict is Verdict.REFUSED_OR_NOTHING else ()
         with suppress(*may_refuse):
-            assert apply(before, command) == Outcome(before, ())
+            outcome = apply(before, command)
+            assert (outcome.call, outcome.notices) == (before, ())
 
     def check_ids(self, outcome: Outcome) -> None:
         for notice in outcome.notices:
@@ -147,6 +148,8 @@ class RandomCalls(RuleBasedStateMachine):
     who = st.sampled_from([ALICE, ALICE, *PEOPLE[:2] * 3, *PEOPLE[:4]]) | st.sampled_from(PEOPLE)
     actor = st.sampled_from([ALICE, ALICE, None, *PEOPLE[:3]]) | st.sampled_from(PEOPLE)
     device = st.sampled_from(DEVICES)
+    speaking = st.sampled_from([*DEVICES, None])
+    """On which device somebody speaks; none: a server does."""
 
     @rule(who=who, device=device)
     def confirms(self, who: str, device: str) -> None:
@@ -161,11 +164,17 @@ class RandomCalls(RuleBasedStateMachine):
     def ignores(self, who: str, device: str) -> None:
         self.moves_nothing(ignore(who, device, self.now), self.model.ignore(who, self.now))
 
-    # Who cancels where nobody is left to be cancelled, may as well end the call: not decided.
-    @precondition(lambda self: self.model.answered or self.model.ended or self.model.invited)
-    @rule(who=st.sampled_from([ALICE, None, PEOPLE[0], PEOPLE[-1]]))
-    def cancels(self, who: str | None) -> None:
-        self.plays(cancel(who, self.now), lambda: self.model.cancel(who, self.now))
+    @rule(
+        who=st.sampled_from([ALICE, None, *PEOPLE[:3], PEOPLE[-1]]),
+        to=st.none()
+        | st.lists(st.sampled_from([ALICE, *PEOPLE]), min_size=1, max_size=4, unique=True),
+    )
+    def cancels(self, who: str | None, to: list[str] | None) -> None:
+        command = cancel(who, self.now, to=None if to is None else tuple(to))
+        before = self.call
+        self.plays(command, lambda: self.model.cancel(who, self.now, to))
+        with suppress(Forbidden, OperationRefused):
+            assert dict(apply(before, command).not_cancelled) == self.model.last_errors
 
     @rule(who=who, device=device, last=st.booleans())
     def goes_offline(self, who: str, device: str, last: bool) -> None:
@@ -181,32 +190,48 @@ class RandomCalls(RuleBasedStateMachine):
             unique=True,
         ),
         timeout_s=st.sampled_from([1, 20, 600]),
+        device=speaking,
     )
-    def invites_more(self, who: str | None, invitees: list[str], timeout_s: int) -> None:
-        command = invite(who, *invitees, at=self.now, timeout_s=timeout_s)
-        self.plays(command, lambda: self.model.invite(who, invitees, timeout_s, self.now))
+    def invites_more(
+        self, who: str | None, invitees: list[str], timeout_s: int, device: str | None
+    ) -> None:
+        command = invite(who, *invitees, at=self.now, timeout_s=timeout_s, device=device)
+        self.plays(
+            command,
+            lambda: self.model.invite(
+                who, invitees, timeout_s, self.now, device, server=device is None
+            ),
+        )
 
     @rule(who=who, device=device)
     def joins(self, who: str, device: str) -> None:
         self.plays(join(who, device, self.now), lambda: self.model.join(who, device, self.now))
 
-    @rule(who=who, device=device)
-    def quits(self, who: str, device: str) -> None:
-        self.plays(quit_(who, device, self.now), lambda: self.model.quit(who, device, self.now))
+    @rule(who=who, device=speaking)
+    def quits(self, who: str, device: str | None) -> None:
+        self.plays(
+            quit_(who, device, self.now),
+            lambda: self.model.quit(who, device, self.now, server=device is None),
+        )
 
     # Every call may be ended by a server: rarely, so that calls live long enough.
     @precondition(lambda self: self.now > START + timedelta(seconds=30))
-    @rule(who=actor, device=device)
-    def ends(self, who: str | None, device: str) -> None:
-        self.plays(end(who, device, self.now), lambda: self.model.end(who, device, self.now))
+    @rule(who=actor, device=speaking)
+    def ends(self, who: str | None, device: str | None) -> None:
+        self.plays(
+            end(who, device, self.now),
+            lambda: self.model.end(who, device, self.now, server=device is None),
+        )
 
     @rule(
         who=actor,
         to=st.none()
         | st.lists(st.sampled_from([ALICE, *PEOPLE]), min_size=1, max_size=3, unique=True),
+        device=speaking,
     )
-    def says(self, who: str | None, to: list[str] | None) -> None:
-        command, hearers = say(who, *(to or []), at=self.now), self.model.hearers(who, to)
+    def says(self, who: str | None, to: list[str] | None, device: str | None) -> None:
+        command = say(who, *(to or []), at=self.now, device=device)
+        hearers = self.model.hearers(who, to, device, server=device is None)
         if isinstance(hearers, Verdict):
             self.moves_nothing(command, hearers)
             return
@@ -245,8 +270,10 @@ class RandomCalls(RuleBasedStateMachine):
         assert self.call.abandoned_until == self.model.abandoned
 
     @invariant()
-    def call_never_has_more_than_ten_users_nor_one_twice(self) -> None:
-        assert len(self.call.users) == len(states(self.call)) <= 10
+    def advanced_call_never_has_more_than_ten_at_once_nor_any_call_one_twice(self) -> None:
+        assert len(self.call.users) == len(states(self.call)) <= MAX_KNOWN
+        if self.call.mode is Mode.ADVANCED:
+            assert len(self.call.here) <= MAX_USERS
 
     @invariant()
     def living_call_waits_for_somebody_or_for_time(self) -> None:

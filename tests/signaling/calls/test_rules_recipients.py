@@ -22,6 +22,7 @@ from bellwire.signaling.calls.events import (
     CallUserStateChanged,
 )
 from bellwire.signaling.calls.rules import apply
+from bellwire.signaling.identifiers import Identity
 from tests.signaling.calls_in_play import (
     DEADLINE,
     DEVICES,
@@ -51,74 +52,16 @@ from tests.signaling.calls_in_play import (
     told,
     user_of,
 )
+from tests.signaling.tables import documented
 
 CHECK_S = 5
 STATES = tuple(state.value for state in UserState)
 COLUMNS = ("caller", *STATES)
 
-# `all`: each of the recipient's devices. `main`: its tablet alone. `rest`: all but its tablet.
-
-TABLE = """
-                                 caller Inviting NotYetReceived Received Accepted Rejected Canceled Timeout Quit Unknown
-Inviting confirms
-  user_state_changed             main   all      all            all      main     -        -        -       -    -
-Inviting is not reached
-  user_state_changed             main   all      all            all      main     -        -        -       -    -
-NotYetReceived confirms
-  user_state_changed             main   all      all            all      main     -        -        -       -    -
-Inviting accepts
-  user_state_changed             main   main     all            all      main     -        -        -       -    -
-  cancelled                      -      rest     -              -        -        -        -        -       -    -
-Received accepts
-  user_state_changed             main   all      all            main     main     -        -        -       -    -
-  cancelled                      -      -        -              rest     -        -        -        -       -    -
-NotYetReceived rejects
-  user_state_changed             main   all      -              all      main     -        -        -       -    -
-  cancelled                      -      -        rest           -        -        -        -        -       -    -
-Received runs out
-  user_state_changed             main   all      all            -        main     -        -        -       -    -
-  timeout                        -      -        -              all      -        -        -        -       -    -
-Accepted quits
-  user_state_changed             main   all      all            all      main     -        -        -       -    -
-caller quits
-  user_state_changed             main   all      all            all      main     -        -        -       -    -
-Accepted switches to the desk
-  cancelled                      -      -        -              -        main     -        -        -       -    -
-caller says
-  message                        -      all      all            all      main     -        -        -       -    -
-Accepted says
-  message                        main   all      all            all      -        -        -        -       -    -
-Received says
-  message                        main   all      all            -        main     -        -        -       -    -
-server says
-  message                        main   all      all            all      main     -        -        -       -    -
-Received says to Inviting and caller
-  message                        main   all      -              -        -        -        -        -       -    -
-server says to Accepted and Quit
-  message                        -      -        -              -        main     -        -        -       -    -
-server ends
-  ended                          main   all      all            all      main     -        -        -       -    -
-"""  # noqa: E501
-
-ADVANCED_TABLE = """
-                                 caller Inviting NotYetReceived Received Accepted Rejected Canceled Timeout Quit Unknown
-Accepted ends
-  ended                          main   all      all            all      main     -        -        -       -    -
-caller ends
-  ended                          main   all      all            all      main     -        -        -       -    -
-Rejected is invited again
-  received                       -      -        -              -        -        all      -        -       -    -
-  user_state_changed             main   all      all            all      main     all      -        -       -    -
-Timeout is invited again
-  received                       -      -        -              -        -        -        -        all     -    -
-  user_state_changed             main   all      all            all      main     -        -        all     -    -
-Quit is invited again
-  received                       -      -        -              -        -        -        -        -       all  -
-  user_state_changed             main   all      all            all      main     -        -        -       all  -
-Received is invited again
-Quit joins
-  user_state_changed             main   all      all            all      main     -        -        -       main -
-"""  # noqa: E501
+TABLE, ADVANCED_TABLE, LARGE_TABLE = (
+    documented(f"recipients-{kind}") for kind in ("both", "advanced", "large")
+)
+"""`all`: each of the recipient's devices. `main`: its tablet alone. `rest`: all but its tablet."""
 
 ACTIONS: dict[str, Command] = {
     "Inviting confirms": received("Inviting", "tablet"),
@@ -128,11 +71,12 @@ ACTIONS: dict[str, Command] = {
     "Received accepts": accept("Received", "tablet"),
     "NotYetReceived rejects": reject("NotYetReceived", "tablet"),
     "Received runs out": expire(CHECK_S - 1),
+    "caller cancels Received": cancel("caller", to=("Received",)),
     "Accepted quits": quit_("Accepted", "tablet"),
     "caller quits": quit_("caller", "tablet"),
     "Accepted switches to the desk": join("Accepted", "desk"),
-    "caller says": say("caller"),
-    "Accepted says": say("Accepted"),
+    "caller says": say("caller", device="tablet"),
+    "Accepted says": say("Accepted", device="tablet"),
     "Received says": say("Received"),
     "server says": say(None),
     "Received says to Inviting and caller": say("Received", "Inviting", "caller"),
@@ -140,10 +84,10 @@ ACTIONS: dict[str, Command] = {
     "server ends": end(None),
     "Accepted ends": end("Accepted", "tablet"),
     "caller ends": end("caller", "tablet"),
-    "Rejected is invited again": invite("caller", "Rejected"),
-    "Timeout is invited again": invite("Accepted", "Timeout"),
+    "Rejected is invited again": invite("caller", "Rejected", device="tablet"),
+    "Timeout is invited again": invite("Accepted", "Timeout", device="tablet"),
     "Quit is invited again": invite(None, "Quit"),
-    "Received is invited again": invite("caller", "Received"),
+    "Received is invited again": invite("caller", "Received", device="tablet"),
     "Quit joins": join("Quit", "tablet"),
 }
 
@@ -175,12 +119,17 @@ def read(table: str) -> dict[tuple[str, str], dict[str, str]]:
     return cells
 
 
+MODES = {"common": Mode.COMMON, "advanced": Mode.ADVANCED, "large": Mode.COMMON}
+"""A large call is one of more than ten users, in common mode."""
+
 CELLS = {
-    **{(Mode.COMMON, *place): heard for place, heard in read(TABLE).items()},
-    **{
-        (Mode.ADVANCED, *place): heard
-        for place, heard in (read(TABLE) | read(ADVANCED_TABLE)).items()
-    },
+    (kind, *place): heard
+    for kind, cells in (
+        ("common", read(TABLE)),
+        ("advanced", read(TABLE) | read(ADVANCED_TABLE)),
+        ("large", read(TABLE) | read(LARGE_TABLE)),
+    )
+    for place, heard in cells.items()
 }
 
 
@@ -194,8 +143,18 @@ def party(mode: Mode = Mode.COMMON, *left_out: str) -> Call:
     return replace(call, state=CallState.OPEN if opened else CallState.RINGING)
 
 
-def ready_for(action: str, mode: Mode) -> Call:
-    call = party(mode)
+def large_party() -> Call:
+    """The same call with two more, who have rejected it."""
+    call = party()
+    for one in ("u1", "u2"):
+        gone = replace(user_of(call, "Rejected"), identity=Identity(one))
+        call = call.with_joined(gone)
+    assert call.is_large
+    return call
+
+
+def ready_for(action: str, kind: str) -> Call:
+    call = large_party() if kind == "large" else party(MODES[kind])
     if action == "Received runs out":  # it alone, and before anything else is due
         early = replace(user_of(call, "Received"), expires_at=seconds(CHECK_S - 1))
         return call.with_user(early)
@@ -216,14 +175,14 @@ def test_tables_of_the_tests_name_every_action_and_every_recipient() -> None:
     assert {event for heard in CELLS.values() for event in heard} == set(KINDS) - {"created"}
 
 
-@pytest.mark.parametrize(("mode", "action", "recipient"), CELLS)
+@pytest.mark.parametrize(("kind", "action", "recipient"), CELLS)
 def test_recipient_hears_of_an_event_on_the_devices_that_its_state_calls_for(
-    mode: Mode, action: str, recipient: str
+    kind: str, action: str, recipient: str
 ) -> None:
-    outcome = apply(ready_for(action, mode), ACTIONS[action])
-    expected = CELLS[mode, action, recipient]
-    for event, kind in KINDS.items():
-        heard = {device for device in told(outcome, kind) if device.startswith(f"{recipient}/")}
+    outcome = apply(ready_for(action, kind), ACTIONS[action])
+    expected = CELLS[kind, action, recipient]
+    for event, model in KINDS.items():
+        heard = {device for device in told(outcome, model) if device.startswith(f"{recipient}/")}
         assert heard == (devices(recipient, expected[event]) if event in expected else set())
 
 
@@ -275,7 +234,8 @@ def test_caller_who_has_quit_still_hears_how_the_invited_answer_but_nothing_else
     call = after(party(mode), quit_("caller", "tablet"))
     answered = apply(call, accept("Inviting", "tablet"))
     assert "caller/tablet" in told(answered, CallUserStateChanged, "Inviting")
-    assert not told(apply(call, say("Accepted")), CallMessage) & all_of("caller")
+    said = say("Accepted", device="tablet")
+    assert not told(apply(call, said), CallMessage) & all_of("caller")
     assert not told(apply(call, end(None)), CallEnded) & all_of("caller")
 
 
@@ -333,9 +293,9 @@ def test_message_that_nobody_would_hear_is_refused(command: Command) -> None:
     assert "nobody" in assert_refused(call, command).detail
 
 
-@pytest.mark.parametrize(("mode", "action"), {key[:2]: None for key in CELLS})
-def test_every_event_carries_the_call_and_a_new_id(mode: Mode, action: str) -> None:
-    call = ready_for(action, mode)
+@pytest.mark.parametrize(("kind", "action"), {key[:2]: None for key in CELLS})
+def test_every_event_carries_the_call_and_a_new_id(kind: str, action: str) -> None:
+    call = ready_for(action, kind)
     events = [notice.event for notice in apply(call, ACTIONS[action]).notices]
     assert {event.call_sid for event in events} <= {SID}
     assert len({event.id for event in events}) == len(events)
@@ -364,14 +324,16 @@ def test_new_call_tells_each_invitee_of_the_invite_and_the_caller_alone_what_is_
 @pytest.mark.parametrize("state", ["Inviting", "NotYetReceived", "Received"])
 def test_early_media_goes_between_the_caller_and_who_is_still_invited(state: str) -> None:
     call = in_state(ringing("bob", "carol", device="tablet"), "bob", state)
-    assert told(apply(call, say("alice", "bob")), CallMessage) == all_of("bob")
+    by_alice = say("alice", "bob", device="tablet")
+    assert told(apply(call, by_alice), CallMessage) == all_of("bob")
     assert told(apply(call, say("bob", "alice")), CallMessage) == {"alice/tablet"}
 
 
 def test_media_of_a_call_goes_between_the_devices_that_carry_it() -> None:
     call = after(ringing("bob", "carol", device="tablet"), accept("bob", "desk"))
-    assert told(apply(call, say("alice", "bob")), CallMessage) == {"bob/desk"}
-    assert told(apply(call, say("bob", "alice")), CallMessage) == {"alice/tablet"}
+    by_alice, by_bob = say("alice", "bob", device="tablet"), say("bob", "alice", device="desk")
+    assert told(apply(call, by_alice), CallMessage) == {"bob/desk"}
+    assert told(apply(call, by_bob), CallMessage) == {"alice/tablet"}
 
 
 def test_media_for_who_is_no_longer_there_is_refused() -> None:

@@ -8,7 +8,7 @@ import pytest
 from bellwire.signaling.calls.calls import Call, CallState, Mode, UserState
 from bellwire.signaling.calls.commands import Command
 from bellwire.signaling.calls.rules import Move, apply
-from bellwire.signaling.errors import Forbidden, InvalidInput
+from bellwire.signaling.errors import Forbidden, InvalidInput, WhyRefused
 from tests.signaling.calls_in_play import (
     accept,
     after,
@@ -30,45 +30,13 @@ from tests.signaling.calls_in_play import (
     states,
     user_of,
 )
+from tests.signaling.tables import documented
 
 CHECK_S = 5
 
-# Bob is in the state of the column. His tablet asks, where it is he who asks; what he answered
-# before, he answered by his phone. `kept`: allowed, and his state stays. `no`: refused.
-
-COMMON = """
-               Inviting       NotYetReceived Received Accepted Rejected Canceled Timeout Quit Unknown
-received       Received       Received       Received kept     no       no       no      no   no
-not_received   NotYetReceived kept           kept     kept     kept     kept     kept    kept kept
-accept         Accepted       Accepted       Accepted no       no       no       no      no   no
-reject         Rejected       Rejected       Rejected no       no       no       no      no   no
-ignore         kept           kept           kept     no       no       no       no      no   no
-cancel         Canceled       Canceled       Canceled no       kept     kept     kept    no   kept
-timeout        Timeout        Timeout        Timeout  kept     kept     kept     kept    kept kept
-invite         no             no             no       no       no       no       no      no   no
-invited-again  no             no             no       no       no       no       no      no   no
-join           no             no             no       kept     no       no       no      no   no
-quit           no             no             no       Quit     no       no       no      kept no
-end            no             no             no       Quit     no       no       no      kept no
-message        kept           kept           kept     kept     no       no       no      no   no
-"""
-
-ADVANCED = """
-               Inviting       NotYetReceived Received Accepted Rejected Canceled Timeout Quit Unknown
-received       Received       Received       Received kept     no       no       no      no   no
-not_received   NotYetReceived kept           kept     kept     kept     kept     kept    kept kept
-accept         Accepted       Accepted       Accepted no       no       no       no      no   no
-reject         Rejected       Rejected       Rejected no       no       no       no      no   no
-ignore         kept           kept           kept     no       no       no       no      no   no
-cancel         Canceled       Canceled       Canceled no       kept     kept     kept    no   kept
-timeout        Timeout        Timeout        Timeout  kept     kept     kept     kept    kept kept
-invite         no             no             no       kept     no       no       no      no   no
-invited-again  kept           kept           kept     kept     Inviting Inviting Inviting Inviting kept
-join           no             no             no       kept     no       no       no      Accepted no
-quit           no             no             no       Quit     no       no       no      kept no
-end            no             no             no       kept     no       no       no      no   no
-message        kept           kept           kept     kept     no       no       no      no   no
-"""
+COMMON, ADVANCED = (documented(f"guards-{mode}") for mode in Mode)
+"""Bob is in the state of the column, by his phone where a device led there. `kept`: allowed, and his state
+stays. `no`: refused."""
 
 COMMANDS: dict[str, Command] = {
     "received": received("bob", "tablet"),
@@ -77,14 +45,20 @@ COMMANDS: dict[str, Command] = {
     "reject": reject("bob", "tablet"),
     "ignore": ignore("bob", "tablet"),
     "cancel": cancel(),
+    "cancel-one": cancel(to=("bob",)),
     "timeout": expire(),
     "invite": invite("bob", "zoe"),
     "invited-again": invite("alice", "bob"),
     "join": join("bob", "tablet"),
-    "quit": quit_("bob", "tablet"),
-    "end": end("bob", "tablet"),
+    "quit": quit_("bob"),
+    "end": end("bob"),
     "message": say("bob"),
+    "invite-elsewhere": invite("bob", "zoe", device="tablet"),
+    "quit-elsewhere": quit_("bob", "tablet"),
+    "end-elsewhere": end("bob", "tablet"),
+    "message-elsewhere": say("bob", device="tablet"),
 }
+"""Bob's tablet answers and joins; once he is in the call, his phone speaks, and `elsewhere` his tablet."""
 
 MAIN_AFTER = {"accept": "tablet", "reject": "tablet", "join": "tablet", "invited-again": None}
 """Bob's main device, where the operation was his to do and changes it."""
@@ -115,7 +89,8 @@ def bob_in(state: str, mode: Mode) -> Call:
 
 
 def test_tables_of_the_tests_name_every_operation_in_every_state() -> None:
-    operations = {*(operation.value for operation in Move), "invited-again"}
+    operations = {*(operation.value for operation in Move), *COMMANDS}
+    assert {operation.value for operation in Move} <= set(COMMANDS)
     assert set(TABLE) == set(product(Mode, operations, (state.value for state in UserState)))
 
 
@@ -127,10 +102,15 @@ def test_operation_moves_a_user_as_the_table_says_or_is_refused(
     command = COMMANDS[operation]
     if expected == "no":
         refusal = assert_refused(call, command)
-        asker = {"cancel": "open", "invited-again": "Accepted"}.get(operation, state)
-        assert refusal.operation == ("invite" if operation == "invited-again" else operation)
-        assert refusal.state == asker
-        assert refusal.fields == {"operation": refusal.operation, "state": refusal.state}
+        asked = "invite" if operation == "invited-again" else operation.partition("-elsewhere")[0]
+        assert refusal.operation == asked
+        assert refusal.state == ("Accepted" if operation == "invited-again" else state)
+        assert refusal.reason == why_refused(mode, operation, state)
+        assert refusal.fields == {
+            "operation": refusal.operation,
+            "state": refusal.state,
+            "reason": refusal.reason,
+        }
         assert refusal.detail
         return
     moved = apply(call, command).call
@@ -145,14 +125,31 @@ def test_operation_moves_a_user_as_the_table_says_or_is_refused(
     assert others.items() <= states(moved).items()
 
 
+def why_refused(mode: Mode, operation: str, state: str) -> WhyRefused:
+    """Why the table refuses."""
+    if state == "Accepted" and operation.endswith("-elsewhere"):
+        needs_advanced = operation.startswith("invite") and mode is Mode.COMMON
+        return WhyRefused.STATE if needs_advanced else WhyRefused.NOT_MAIN_DEVICE
+    by_table = {"received", "accept", "reject", "ignore", "quit", "quit-elsewhere"}
+    if mode is Mode.ADVANCED:
+        by_table |= {"join"}
+    else:
+        by_table |= {"end", "end-elsewhere"}
+    states = {"Canceled": WhyRefused.CANCELLED, "Timeout": WhyRefused.TIMED_OUT}
+    return states.get(state, WhyRefused.STATE) if operation in by_table else WhyRefused.STATE
+
+
 # What the table says of an ended call: all is over, and what was done stays done.
 
+CANCELS, ENDS = ("cancel", "cancel-one"), ("end", "end-elsewhere")
 ENDED_QUIETLY = {
     *product(Mode, ("not_received", "timeout"), (state.value for state in UserState)),
-    *product(Mode, ("cancel",), ("Canceled",)),  # that is the call which the caller cancelled
-    *product(Mode, ("quit",), ("Quit",)),
-    (Mode.COMMON, "end", "Quit"),
-    (Mode.ADVANCED, "end", "Accepted"),  # two who end a call in the same instant both succeed
+    *product(Mode, CANCELS, ("Canceled",)),  # that is the call which the caller cancelled
+    *product(Mode, ("quit", "quit-elsewhere"), ("Quit",)),
+    *product((Mode.COMMON,), ENDS, ("Quit",)),
+    *product(
+        (Mode.ADVANCED,), ENDS, ("Accepted",)
+    ),  # who end a call in the same instant all succeed
 }
 
 
@@ -160,7 +157,7 @@ ENDED_QUIETLY = {
 def test_call_that_has_ended_refuses_every_operation_that_is_no_repeat(
     mode: Mode, operation: str, state: str
 ) -> None:
-    withdrawn = operation == "cancel" and state == "Canceled"
+    withdrawn = operation in CANCELS and state == "Canceled"
     call = replace(bob_in(state, mode), state=CallState.ENDED, cancelled=withdrawn)
     command = COMMANDS[operation]
     if (mode, operation, state) in ENDED_QUIETLY:
@@ -168,6 +165,10 @@ def test_call_that_has_ended_refuses_every_operation_that_is_no_repeat(
     else:
         refusal = assert_refused(call, command)
         assert refusal.state in ("ended", state)
+        if refusal.state == "ended":
+            asker_was_cancelled = state == "Canceled" and operation != "invited-again"
+            cancelled = call.cancelled or asker_was_cancelled
+            assert refusal.code == (31008 if cancelled else 31487)
 
 
 @pytest.mark.parametrize("mode", Mode)
@@ -237,11 +238,14 @@ def test_device_of_somebody_outside_that_goes_offline_changes_nothing(mode: Mode
 
 @pytest.mark.parametrize("mode", Mode)
 @pytest.mark.parametrize("who", ["bob", "carol", "mallory"])
-def test_nobody_but_the_caller_may_cancel(mode: Mode, who: str) -> None:
+@pytest.mark.parametrize("to", [None, ("carol",)])
+def test_who_has_invited_nobody_may_not_cancel(
+    mode: Mode, who: str, to: tuple[str, ...] | None
+) -> None:
     call = ringing("bob", "carol", mode=mode)
     for state in (call, after(call, accept("bob")), after(call, cancel())):
         with pytest.raises(Forbidden, match="caller"):
-            apply(state, cancel(who))
+            apply(state, cancel(who, to=to))
 
 
 @pytest.mark.parametrize("mode", Mode)

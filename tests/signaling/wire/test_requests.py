@@ -14,6 +14,7 @@ from bellwire.signaling.wire.operations import (
     EXTENDED_DATA_MAX_LENGTH,
     MEDIA_LIMIT_BYTES,
     MESSAGE_LIMIT_BYTES,
+    CancelRequest,
     FeedbackIssue,
     FeedbackRequest,
     GroupReference,
@@ -21,6 +22,7 @@ from bellwire.signaling.wire.operations import (
     InviteRequest,
     MessageRequest,
     OperationRequest,
+    RejectionStatus,
     RejectRequest,
 )
 from bellwire.signaling.wire.requests import (
@@ -98,7 +100,11 @@ def test_shortest_and_longest_timeout_are_taken(timeout: int) -> None:
         (InviteRequest, {"to": [7]}, "to"),
         (InviteRequest, {"to": ["bob", "bob"]}, "to"),
         (InviteRequest, {"to": ["bob", "client:bob"]}, "to"),
-        (InviteRequest, {"to": [f"u{i}" for i in range(11)]}, "to"),
+        (InviteRequest, {"to": [f"u{i}" for i in range(101)]}, "to"),
+        (CancelRequest, {"to": []}, "to"),
+        (CancelRequest, {"to": ["bob", "client:bob"]}, "to"),
+        (CancelRequest, {"to": [f"u{i}" for i in range(101)]}, "to"),
+        (CancelRequest, {"to": "bob"}, "to"),
         (InviteRequest, {"to": {"group": "a/b"}}, "to"),
         (InviteRequest, {"to": {"group": ""}}, "to"),
         (InviteRequest, {"to": {"group": "a\n"}}, "to"),
@@ -133,7 +139,7 @@ def test_shortest_and_longest_timeout_are_taken(timeout: int) -> None:
         (OperationRequest, {"device_id": "+"}, "device_id"),
         (OperationRequest, {"extended_data": TOO_LONG}, "extended_data"),
         (OperationRequest, {"status": "busy"}, "status"),
-        (RejectRequest, {"status": "cancelled"}, "status"),
+        (RejectRequest, {"status": "canceled"}, "status"),
         (InviteMoreRequest, {}, "to"),
         (InviteMoreRequest, {"to": []}, "to"),
         (InviteMoreRequest, {"to": "bob"}, "to"),
@@ -158,7 +164,7 @@ def test_shortest_and_longest_timeout_are_taken(timeout: int) -> None:
         (MessageRequest, {"content": 1, "voice_event_sid": KX.upper()}, "voice_event_sid"),
         (MessageRequest, {"content": 1, "to": []}, "to"),
         (MessageRequest, {"content": 1, "to": ["b b"]}, "to"),
-        (MessageRequest, {"content": 1, "to": [f"u{i}" for i in range(11)]}, "to"),
+        (MessageRequest, {"content": 1, "to": [f"u{i}" for i in range(102)]}, "to"),
         (MessageRequest, {"content": 1, "from": "alice"}, "from"),
         (FeedbackRequest, {"score": 0}, "score"),
         (FeedbackRequest, {"score": 6}, "score"),
@@ -212,8 +218,13 @@ def test_bad_parameter_name_is_shown_in_the_refusal() -> None:
 
 
 def test_rejection_without_a_status_is_a_plain_one() -> None:
-    assert read(RejectRequest, {}).status is RejectStatus.REJECTED
-    assert read(RejectRequest, {"status": "busy"}).status is RejectStatus.BUSY
+    assert read(RejectRequest, {}).status is RejectionStatus.REJECTED
+
+
+def test_rejection_may_say_cancelled_as_the_caller_does_to_cancel() -> None:
+    assert read(RejectRequest, {"status": "cancelled"}).status is RejectionStatus.CANCELLED
+    assert {*RejectStatus} < {*RejectionStatus}
+    assert read(RejectRequest, {"status": "busy"}).status is RejectionStatus.BUSY
 
 
 def test_same_kind_of_channel_may_stand_once_for_each_app() -> None:
