@@ -1,60 +1,40 @@
-"""`bellwire call --sid SID --deliveries`: what of a call reached which device, when, and why not."""
+"""What is typed to `bellwire call` while it shows a call."""
 
-from datetime import UTC, datetime
+import asyncio
+import sys
+from asyncio.subprocess import PIPE
+from pathlib import Path
 
-from rich.console import Console
+import httpx
 
-from bellwire.cli.call import deliveries_table
-from bellwire.signaling.calls.events import Try
-from bellwire.signaling.wire.answers import CallDeliveriesAnswer, DeliveryAnswer
-
-AT = datetime(2026, 11, 21, 8, 0, 1, tzinfo=UTC)
-
-
-def shown(*deliveries: DeliveryAnswer) -> str:
-    console = Console(width=160, record=True, file=None, quiet=True)
-    with console.capture() as captured:
-        console.quiet = False
-        console.print(deliveries_table(CallDeliveriesAnswer(call_sid="CA1", deliveries=deliveries)))
-    return captured.get()
+from tests.cli.command import environment
+from tests.conftest import PATIENCE_S
+from tests.forking import ForkedRelay
 
 
-def test_each_attempt_is_shown_with_its_time_and_what_was_answered() -> None:
-    failed = Try(at=AT, result="failed", answer="503 ServiceUnavailable")
-    sent = Try(at=AT.replace(second=4), result="sent", answer="apns-id [1]")
-    text = shown(
-        DeliveryAnswer(
-            device_id="iphone",
-            channel="apns",
-            app="com.example.app",
-            event_id="CA1-1",
-            event="call.received",
-            state="received",
-            detail="apns-id [1]",
-            at=AT.replace(second=4),
-            received_at=AT.replace(second=5),
-            latency_ms=4100,
-            tries=(failed, sent),
-        ),
-        DeliveryAnswer(
-            device_id="pixel",
-            channel="fcm",
-            app="com.example.android",
-            event_id="CA1-1",
-            event="call.received",
-            state="expired",
-            detail="503 UNAVAILABLE",
-            at=AT.replace(minute=1),
-        ),
+async def test_some_are_cancelled_by_name_and_who_cannot_be_is_shown(
+    relay: ForkedRelay, http: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    for name in ("bob", "carol", "dave"):
+        body = {"identity": name, "channels": [{"kind": "websocket"}]}
+        assert (await http.put(f"/v1/devices/{name}", json=body)).is_success
+    key = tmp_path / "key"
+    key.write_text(relay.access.api_key)
+    key.chmod(0o600)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bellwire", "call", "bob", "carol", "dave", "--from", "alice"),
+        *("--relay", relay.access.url, "--api-key-file", str(key)),
+        env=environment(),
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
     )
-    for told in (
-        "08:00:01 failed",
-        "503 ServiceUnavailable",
-        "08:00:04 sent",
-        "apns-id [1]",
-        "08:00:05 received",
-        "after 4100 ms",
-        "08:01:01 expired",
-        "503 UNAVAILABLE",
-    ):
-        assert told in text, text
+    async with asyncio.timeout(2 * PATIENCE_S):
+        out, err = await process.communicate(b"cancel bob\ncancel alice carol dave\n")
+    assert process.returncode == 0, err
+    assert "cancel: not alice (not_invited)" in out.decode()
+    (call,) = (await http.get("/v1/calls")).json()["calls"]
+    assert (call["state"], [user["state"] for user in call["users"]]) == (
+        "ended",
+        ["Accepted", "Canceled", "Canceled", "Canceled"],
+    )
