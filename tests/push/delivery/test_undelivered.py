@@ -15,7 +15,7 @@ from bellwire.push.delivery.owed import PUSHED_NOTICE_LIFE
 from bellwire.push.delivery.undelivered import UNREAD
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.rows.events import forget_read
-from bellwire.push.store.rows.outbox import Delivery, tries_with
+from bellwire.push.store.rows.outbox import Delivery, owe, tries_with
 from bellwire.push.store.tables import outbox, to_ms
 from bellwire.signaling.calls.calls import Call
 from bellwire.signaling.calls.commands import Accept, Cancel
@@ -271,6 +271,25 @@ async def test_what_a_device_has_read_from_its_stream_is_not_pushed_once_more(
     }
     assert became["phone", "expired"] == NOT_NEEDED
     assert undelivered(relay, "expired") == 0
+
+
+async def test_what_twilio_says_is_pushed_again_for_no_stream_tells_it(relay: PushingRelay) -> None:
+    await relay.register("phone", "bob", fcm("t"), STREAM)
+    relay.service.says = {"t": AWAY}
+    sid, expires_ms = f"CA{'7' * 32}", to_ms(START + timedelta(seconds=30))
+    cancel = '{"twi_message_type":"twilio.voice.cancel"}'
+    phone = DeviceId("phone")
+    delivery = Delivery("twilio-1", phone, "fcm", cancel, expires_ms, sid, APP, None, "t")
+    async with relay.running():
+        until_ms = relay.outbox.leased_until_ms
+        await relay.database.write(lambda c: owe(c, [delivery], until_ms))
+        relay.outbox.dispatch([delivery])
+        await relay.service.next()
+        await relay.until_failed()
+        relay.service.says = {}
+        relay.clock.advance(2)
+        assert (await relay.service.next()).event_id == "twilio-1"
+        await relay.until_owed(0)
 
 
 def test_of_many_attempts_the_first_and_the_last_are_kept() -> None:
