@@ -59,6 +59,8 @@ class Keepers:
         self._listeners: list[Callable[[], None]] = []
         self.present = False
         """Whether a relay has answered since the connection stands."""
+        self.silent = False
+        """Whether one was there and has not: its database may be away."""
         few = len(names) <= _ONE_BY_ONE
         topics = [KEEPER_ANSWERS, *sorted(map(stored_topic, names))] if few else [STORED]
         for topic in topics:
@@ -105,11 +107,14 @@ class Keepers:
         try:
             await self._session.publish(KEEPERS, word, to_somebody=True)
             async with asyncio.timeout(_ANSWER_S):
-                return await answer
+                answered = await answer
         except TimeoutError:
+            self.silent = True
             return False
         finally:
             del self._asked[word]
+        self.silent = False
+        return answered
 
     def _take(self, message: Incoming) -> None:
         if message.topic == KEEPER_ANSWERS:

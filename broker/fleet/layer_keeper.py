@@ -16,7 +16,7 @@ later version may have written it, and devices keep the one before.
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, TypeVar
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
@@ -43,11 +43,16 @@ from bellwire.signaling.topics import (
 
 log = structlog.get_logger(__name__)
 
-_AGAIN_S = 5.0
+_AGAIN_S = 0.25
+_DATABASE_AGAIN_S = 5.0
 _TOPICS_AT_ONCE = 50
 _PUBLISHED_AT_ONCE = 16
+_STORED_AT_ONCE = 100
+"""Revisions in one transaction: calls wait no longer for it, also where a fleet's layers all are new."""
 _ASKS_AT_MOST = 1000
 _ASK_LIMIT_BYTES = 64
+
+T = TypeVar("T")
 
 
 class StoredRevision(BaseModel):
@@ -130,14 +135,14 @@ class LayerKeeper:
             except NotConnected as error:
                 log.info("layers not looked at", error=str(error))
                 if self._session.connected:
-                    await self._look_again_later()
+                    await self._look_again_in(_AGAIN_S)
             except Unavailable as error:
                 log.warning("layers not stored yet", error=str(error))
-                await self._look_again_later()
+                await self._look_again_in(_DATABASE_AGAIN_S)
 
-    async def _look_again_later(self) -> None:
+    async def _look_again_in(self, wait_s: float) -> None:
         self._is_gathered = False
-        await self._sleep(_AGAIN_S)
+        await self._sleep(wait_s)
         self._news.set()
 
     # What is heard
@@ -224,13 +229,11 @@ class LayerKeeper:
         fresh = [(name, one) for name, one in heard if _number(one) > self._known(name)]
         # What was written while no relay heard it is in the broker's history.
         gaps = {name for name, one in fresh if _number(one) > self._known(name) + 1}
-        fresh = [*await self._unheard(gaps), *fresh]
-        if fresh:
-            stored = await self._store.keep(fresh)
-            for (name, _), one in zip(fresh, stored, strict=True):
+        for some in _batches([*await self._unheard(gaps), *fresh], _STORED_AT_ONCE):
+            stored = await self._store.keep(some)
+            for (name, _), one in zip(some, stored, strict=True):
                 if _number(one) > self._known(name):
                     self._newest[name] = one
-            for (name, _), one in zip(fresh, stored, strict=True):
                 await self._say_stored(name, one)
         del self._heard[: len(heard)]
 
@@ -329,7 +332,7 @@ async def _each(names: Iterable[LayerName], do: Callable[[LayerName], Awaitable[
                 raise outcome
 
 
-def _batches(names: Iterable[LayerName], size: int) -> Iterator[tuple[LayerName, ...]]:
-    left = iter(names)
+def _batches(all_of_them: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
+    left = iter(all_of_them)
     while some := tuple(islice(left, size)):
         yield some

@@ -230,7 +230,7 @@ async def _apply(
         _refuse(fleet, changes, found, force=force)
         outcome = await _write(fleet, changes, steps, pause_at_errors, timeout_s, console)
         durable = await until_durable(fleet, outcome.written)
-        has_relay = fleet.keepers.present
+        has_relay = fleet.keepers.present or fleet.keepers.silent
         held = fleet.register.layers()
         layers = {name: now.layer for name in read if (now := held.get(name)) and now.layer}
     files.note({**layers, **outcome.written}, read)

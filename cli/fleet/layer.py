@@ -212,7 +212,8 @@ async def _write_change(fleet: RetainedFleet, change: LayerChange, *, force: boo
     ]
     layer = await fleet.register.write(name, change.draft, on=change.on)
     durable = (await until_durable(fleet, {name: layer}))[name]
-    return _Written(layer, durable, fleet.keepers.present, warnings, skipped_lines(skipped))
+    has_relay = fleet.keepers.present or fleet.keepers.silent
+    return _Written(layer, durable, has_relay, warnings, skipped_lines(skipped))
 
 
 def _refuse_bad(fleet: RetainedFleet, change: LayerChange, found: list[Effect]) -> None:

@@ -1,5 +1,7 @@
 """The power goes at any byte and at any step of a write: the device starts with the old or the new."""
 
+import hashlib
+import json
 import resource
 import sys
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ import pytest
 
 from bellwire.config.fleet.last_good import LastGood, state_folder
 from bellwire.config.fleet.layer import Layer
+from bellwire.config.fleet.obeyed import ObeyedLayers
 from tests.config.fleet_parts import layer
 
 OLD = {"default": layer({"call_timeout_s": 5})}
@@ -172,3 +175,41 @@ def _document_of(layers: dict[str, Layer], folder: Path) -> bytes:
     elsewhere = folder.with_name("elsewhere")
     LastGood(elsewhere, "gate").save(layers)
     return (elsewhere / "fleet-gate.json").read_bytes()
+
+
+def test_revisions_that_were_obeyed_are_remembered_also_of_layers_that_went(tmp_path: Path) -> None:
+    last_good = LastGood(tmp_path, "gate")
+    last_good.save({"default": layer({}, 8), "group/a": layer({"log_level": "debug"}, 5)})
+    last_good.save({"default": layer({}, 9)})
+    obeyed = ObeyedLayers(LastGood(tmp_path, "gate").obeyed)
+    assert {name: one.revision for name, one in obeyed.highest.items()} == {
+        "default": 9,
+        "group/a": 5,
+    }
+    assert obeyed.beyond([("default", 9)]) == {"group/a": 5}
+    shown = {"default": layer({}, 9), "group/a": layer({}, 5)}
+    followed, (outdated,) = obeyed.sift(shown, {})
+    assert followed == {"default": shown["default"]}
+    assert (outdated.layer, outdated.revision) == ("group/a", 5)
+    assert "another content than that of revision 5" in outdated.reason
+
+
+def test_file_of_the_version_before_tells_what_was_obeyed(tmp_path: Path) -> None:
+    last_good = LastGood(tmp_path, "gate")
+    last_good.save(NEW)
+    (file,) = tmp_path.glob("fleet-gate.json")
+    body = json.loads(file.read_bytes().partition(b"\n")[2])
+    del body["obeyed"]
+    of_before = json.dumps(body).encode()
+    file.write_bytes(hashlib.sha256(of_before).hexdigest().encode() + b"\n" + of_before)
+    known = LastGood(tmp_path, "gate")
+    assert known.layers == NEW
+    assert {name: one.revision for name, one in known.obeyed.items()} == {"default": 2, "device": 1}
+
+
+def test_of_very_many_groups_those_in_force_and_the_last_left_are_remembered() -> None:
+    obeyed = ObeyedLayers()
+    for number in range(200):
+        obeyed.note({"default": layer({}, 1), f"group/{number}": layer({}, 1)})
+    assert len(obeyed.highest) == 64
+    assert {"default", "group/199", "group/150"} <= obeyed.highest.keys()

@@ -36,7 +36,11 @@ def quiet_logs() -> Iterator[None]:
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def relay(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ClockedRelay]:
+def relay(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ClockedRelay]:
+    # Whoever loses a device waits until the relay believes it.
+    monkeypatch.setattr("bellwire.push.devices.requests._GRACE_S", 0.1)
     database = None
     if request.param == "postgres":
         database = request.getfixturevalue("new_postgres_database")()

@@ -78,6 +78,10 @@ class SharingRelay(ForkedRelay):
         arguments, environment = self._given
         return SharingRelay(self.data, arguments=arguments, environment=environment)
 
+    async def start(self) -> None:
+        """As `ForkedRelay.start`; an older version makes its own tables."""
+        await (super().start() if self._version is None else RelayProcess.start(self))
+
     async def spawn(
         self, arguments: Sequence[str], environment: Mapping[str, str], log: BinaryIO
     ) -> Process:

@@ -13,6 +13,8 @@ import pytest
 
 from bellwire.config.agent.settings import agent_file
 from bellwire.config.private_file import write_private
+from bellwire.signaling.topics import DEFAULT_LAYER, stored_topic
+from tests.broker.running import raw_client
 from tests.cli.command import bellwire, environment
 from tests.conftest import PATIENCE_S, register_station
 from tests.forking import ForkedProcess, ForkedRelay, forked
@@ -123,12 +125,14 @@ async def test_fleet_is_configured_from_a_terminal_and_shows_who_does_not_follow
     (files / "groups").mkdir(parents=True)
     (files / "default.toml").write_text("call_timeout_s = 33\n")
     (files / "groups" / "north.toml").write_text('log_level = "warning"\n')
+    moved = await terminal.run("set", 'groups=["north"]', "--device", "gate-2")
+    assert moved["durable"] == {"stored_by": "device", "device_id": "gate-2"}
+    assert moved["warnings"] == ["nobody has named group north so far"]
     applied = await terminal.run("apply", files, "--wait", "--timeout", PATIENCE_S)
     assert applied["written"] == {"default": 1, "group/north": 1}
+    assert applied["durable"]["group/north"] == {"stored_by": "device", "device_id": "gate-2"}
     assert applied["following"] == list(DEVICES)
     await terminal.all_seen("in step", 1)
-
-    await terminal.run("set", 'groups=["north"]', "--device", "gate-2")
     await terminal.seen.until(
         lambda row: row["device_id"] == "gate-2" and "group/north" in row["revisions"], "its group"
     )
@@ -146,7 +150,7 @@ async def test_fleet_is_configured_from_a_terminal_and_shows_who_does_not_follow
     }
 
     (files / "default.toml").write_text("call_timeout_s = 3333\n")
-    await terminal.run("apply", files, "--force")
+    await terminal.run("apply", files, "--force", code=4)
     rows = await terminal.all_seen("refused", 2)
     [error] = rows[0]["errors"]
     assert (error["layer"], error["revision"], error["path"]) == ("default", 2, "call_timeout_s")
@@ -169,7 +173,7 @@ async def test_rollout_that_devices_refuse_pauses_itself_with_a_watch_that_guard
     loud.write_text("call_timeout_s = 3333\n")
     apply = ("apply", loud, "--force", "--pause-at-errors", 2)
     async with terminal.watching("--guard"):
-        assert (await terminal.run(*apply))["written"] == {"default": 1}
+        assert (await terminal.run(*apply, code=4))["written"] == {"default": 1}
         await terminal.all_seen("in step", 2)
     [rollout] = (await terminal.run("status"))["rollouts"]
     assert (rollout["percent"], rollout["paused_at"]) == (0, 100)
@@ -178,6 +182,9 @@ async def test_rollout_that_devices_refuse_pauses_itself_with_a_watch_that_guard
     async with ForkedRelay(
         terminal.folder / "relay", arguments=broker.arguments, environment=broker.environment
     ):
+        async with raw_client(broker.address) as client, asyncio.timeout(PATIENCE_S):
+            await client.subscribe(stored_topic(DEFAULT_LAYER), qos=1)
+            await anext(aiter(client.messages))
         assert (await terminal.run(*apply, "--percent", 100))["written"] == {"default": 3}
         await terminal.all_seen("in step", 4)
     newest, _, guarded, _ = await terminal.run("log", "--default")

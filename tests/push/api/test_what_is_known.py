@@ -128,7 +128,8 @@ async def test_feedback_is_read_and_told(running: Running, receiver: Backend) ->
         path = f"/v1/calls/{sid}/feedback"
         await at_bob.ask({"operation": "feedback", "call_sid": sid, "score": 2, "issue": "echo"})
         await running.http.post(path, json={"identity": eve, "score": 5})
-    data = await told(receiver, "call.feedback", sid)
+    came = [await told(receiver, "call.feedback", sid) for _ in range(2)]
+    data, by_server = sorted(came, key=lambda one: str(one["identity"]))  # no order is promised
     assert {
         "identity": bob,
         "device_id": bob,
@@ -136,7 +137,6 @@ async def test_feedback_is_read_and_told(running: Running, receiver: Backend) ->
         "issue": "echo",
         "attestation": "A",
     }.items() <= data.items()
-    by_server = await told(receiver, "call.feedback", sid)
     assert (by_server["identity"], by_server["attestation"]) == (eve, "B")
     assert "device_id" not in by_server
     said = (await running.http.get(path)).json()
@@ -190,8 +190,8 @@ async def test_what_a_device_tells_of_its_calls_is_kept_once_read_and_told(
         await tells(at_eve, foreign)
         await tells(at_bob, "{", insight("none", bob), "x" * 5000)
         await tells(at_bob, insight(sid, bob), insight(sid, bob), insight(sid, bob, "last"))
-        first = await told(receiver, "call.insight", sid)
-        last = await told(receiver, "call.insight", sid)
+        came = [await told(receiver, "call.insight", sid) for _ in range(2)]
+    first, last = sorted(came, key=lambda data: str(data["name"]))  # no order is promised
     assert (first["name"], last["name"]) == ("codec", "last")
     assert (first["identity"], first["device_id"], first["level"]) == (bob, bob, "info")
     assert first["payload"]["selected_codec"] == "opus"
