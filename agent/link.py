@@ -55,6 +55,8 @@ log = structlog.get_logger(__name__)
 _SESSION_EXPIRY_S = 24 * 3600
 _WILL_DELAY_S = 3
 _REQUEST_TIMEOUT_S = 3.0
+_ASK_AGAIN_S = 0.5
+_UNAVAILABLE = 503
 _EVENTS_REMEMBERED = 512
 _KEYS_WITHIN = timedelta(seconds=10)
 
@@ -157,7 +159,7 @@ class Link:
             confirming.cancel()
 
     async def ask(self, operation: DeviceOperation, *, within: timedelta) -> CallAnswer:
-        """Asks the relay, again and again while no answer comes, for a while.
+        """Asks the relay, again and again while no answer comes, or only that it cannot now, for a while.
 
         Every operation is idempotent for the same device, so that asking twice does nothing twice.
 
@@ -176,7 +178,9 @@ class Link:
         document = operation.model_dump_json(by_alias=True, exclude_none=True).encode()
         loop = asyncio.get_running_loop()
         until = loop.time() + within.total_seconds()
-        failure = CallError(31009, f"{operation.operation}: there is no connection to the relay")
+        failure: CallError | RequestRefused = CallError(
+            31009, f"{operation.operation}: there is no connection to the relay"
+        )
         while (left_s := until - loop.time()) > 0:
             try:
                 async with asyncio.timeout(left_s):
@@ -193,7 +197,15 @@ class Link:
                     )
                 log.warning("request not answered", operation=operation.operation, error=str(error))
                 continue
-            return _response_in(answer)
+            try:
+                return _response_in(answer)
+            except RequestRefused as refused:
+                if refused.problem.status != _UNAVAILABLE:
+                    raise
+                failure = refused
+            # That relay is stopping, or its database is moving to another server: soon one is there.
+            log.warning("relay not available", operation=operation.operation, error=str(failure))
+            await asyncio.sleep(min(_ASK_AGAIN_S, max(0.0, until - loop.time())))
         raise failure
 
     async def keys(self) -> KeySetAnswer:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -25,7 +26,7 @@ from bellwire.cli.relay_client import (
 )
 from bellwire.signaling.calls.calls import CallState, CallType, Mode
 from bellwire.signaling.twi_params import unique_parameters
-from bellwire.signaling.wire.answers import CallAnswer
+from bellwire.signaling.wire.answers import CallAnswer, CallDeliveriesAnswer
 
 _USAGE = "invite NAME...  ·  join NAME  ·  message TEXT  ·  cancel [NAME...]  ·  end  ·  leave"
 
@@ -55,6 +56,13 @@ def call(
     sid: Annotated[
         str | None, typer.Option(metavar="SID", help="Show a call that there is already.")
     ] = None,
+    deliveries: Annotated[
+        bool,
+        typer.Option(
+            "--deliveries",
+            help="Show of the call --sid what reached which device, when, and why not.",
+        ),
+    ] = False,
     watch: Annotated[bool, typer.Option(help="Show the call until it has ended.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the call as JSON.")] = False,
     relay: RelayOption = None,
@@ -70,6 +78,8 @@ def call(
     """
     if sum(map(bool, (to, group, twiml, sid))) != 1:
         fail("say whom to call, or give one of --group NAME, --twiml FILE and --sid SID")
+    if deliveries and sid is None:
+        fail("--deliveries shows those of a call that there is: name it with --sid SID")
     invite: dict[str, Any] = {
         "to": to or {"group": group},
         "mode": mode,
@@ -87,12 +97,16 @@ def call(
             shown = client.create_call_from_twiml(_read(twiml))
         else:
             shown = client.create_call(invite)
-        if watch and not as_json:
+        reached = client.deliveries(shown.call_sid) if deliveries else None
+        if watch and not as_json and reached is None:
             shown = _watch(client, shown, console)
     if as_json:
-        Console(soft_wrap=True).out(shown.model_dump_json(by_alias=True))
-    elif not watch:
-        console.print(shown.call_sid, call_table(shown))
+        asked = shown if reached is None else reached
+        Console(soft_wrap=True).out(asked.model_dump_json(by_alias=True))
+    elif not watch or reached is not None:
+        console.print(shown.call_sid, _standing(shown), call_table(shown))
+    if reached is not None and not as_json:
+        console.print(deliveries_table(reached))
 
 
 def _watch(client: RelayClient, shown: CallAnswer, console: Console) -> CallAnswer:
@@ -195,13 +209,41 @@ class _View:
     def render(self) -> RenderableType:
         call = self.shown
         kind = f"{call.call_type} call, {call.mode} mode"
-        heading = Text.assemble((call.call_sid, "bold"), f" · {call.state} · {kind}")
+        heading = Text.assemble((call.call_sid, "bold"), f" · {_standing(call)} · {kind}")
         parts: list[RenderableType] = [heading, call_table(call)]
         if self._answer:
             parts.append(Text(self._answer, style="yellow"))
         if self.is_open:
             parts += [Text(_USAGE, style="dim"), Text(f"> {self._typed}")]
         return Group(*parts)
+
+
+def _standing(call: CallAnswer) -> str:
+    """Its state; of one that has ended, why, by whom, and how long it was."""
+    if call.end_reason is None:
+        return call.state
+    by = f" by {call.ended_by}" if call.ended_by else ""
+    lasted = "" if call.duration_s is None else f", after {call.duration_s:.0f} s"
+    return f"{call.state}: {call.end_reason}{by}{lasted}"
+
+
+def deliveries_table(reached: CallDeliveriesAnswer) -> Table:
+    """What of a call reached which device: each attempt, with its time and the other side's answer."""
+    table = Table("Device", "Channel", "Event", "State", "When (UTC)", "Answer")
+    for delivery in reached.deliveries:
+        channel = f"{delivery.channel} {delivery.app or ''}".strip()
+        tries = [f"{one.at:%H:%M:%S} {one.result}" for one in delivery.tries]
+        answers = [one.answer for one in delivery.tries]
+        if not tries or delivery.detail not in answers[-1:]:
+            tries.append("" if delivery.at is None else f"{delivery.at:%H:%M:%S} {delivery.state}")
+            answers.append(delivery.detail)
+        if delivery.received_at is not None:
+            tries.append(f"{delivery.received_at:%H:%M:%S} received")
+            answers.append(f"after {delivery.latency_ms} ms" if delivery.latency_ms else "")
+        event = "invite" if delivery.event else delivery.event_id.rpartition("-")[2]
+        told = (escape("\n".join(lines)) for lines in (tries, answers))
+        table.add_row(delivery.device_id, channel, event, delivery.state, *told)
+    return table
 
 
 def call_table(call: CallAnswer) -> Table:

@@ -98,6 +98,27 @@ ProxyNetwork = Annotated[str, AfterValidator(_network)]
 """An address, or a network such as `10.0.0.0/8`."""
 
 
+def _origin(text: str) -> str:
+    scheme, _, place = text.partition("://")
+    default_port = {"https": ":443", "http": ":80"}[scheme]
+    if place != place.lower() or place.endswith(default_port):
+        raise ValueError(
+            f"a browser names it {scheme}://{place.lower().removesuffix(default_port)}"
+        )
+    return text
+
+
+Origin = Annotated[
+    str,
+    Field(
+        pattern=r"^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?$|^https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?$"
+    ),
+    AfterValidator(_origin),
+]
+"""Where a page comes from, as its browser names it: scheme, host, and the port where it is not the
+scheme's own. No path, and never `*`."""
+
+
 def default_data_folder() -> Path:
     """Where a relay keeps its data unless told otherwise: systemd's state directory for the unit,
     else the user's data folder (XDG Base Directory)."""
@@ -249,6 +270,12 @@ class RelaySettings(BaseSettings):
         tuple[ProxyNetwork, ...],
         Field(description="addresses and networks whose `X-Forwarded-For` tells the client"),
     ] = ("127.0.0.0/8", "::1")
+    cors_origins: Annotated[
+        tuple[Origin, ...],
+        Field(
+            max_length=64, description="pages that may ask the relay, `https://HOST[:PORT]` each"
+        ),
+    ] = ()
     idempotency_keep_s: Annotated[int, Field(ge=60)] = 24 * 3600
     log_level: LogLevel = "info"
     log_format: LogFormat = "auto"

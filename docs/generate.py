@@ -30,8 +30,11 @@ from bellwire.signaling.calls.calls import UserState
 from bellwire.signaling.calls.events import (
     BackendAnswerRefused,
     CallEvent,
+    CallFeedback,
+    CallInsight,
     DeviceChannelRemoved,
     DoorLockedOut,
+    InviteNotDelivered,
 )
 from bellwire.signaling.calls.rules import TRANSITIONS
 from bellwire.signaling.errors import OperationRefused, Refusal
@@ -382,7 +385,7 @@ def device_events() -> str:
 def webhook_events() -> str:
     """The events that go to webhooks alone."""
     common = {"event", "id", "call_sid", "at"}
-    models = (DoorLockedOut, BackendAnswerRefused)
+    models = (InviteNotDelivered, CallFeedback, CallInsight, DoorLockedOut, BackendAnswerRefused)
     return sections(
         (_tag(model, "event"), model, sent(model, common, missing="may be absent"))
         for model in models

@@ -24,6 +24,7 @@ from bellwire.broker.session.publishing import PublishingSession
 from bellwire.config.private_file import write_private
 from bellwire.config.relay import RelaySettings
 from bellwire.push.api.app import served_app
+from bellwire.push.api.before_routes import shown_to_browsers
 from bellwire.push.api.server.admission import Admission, bounds_of, raise_descriptor_limit
 from bellwire.push.api.server.guarded_http import GuardedStream, guarded_by
 from bellwire.push.data_disk import look_at_disk
@@ -113,7 +114,12 @@ async def _serve(
 ) -> None:
     settings, metrics = relay.ground.settings, relay.ground.metrics
     bounds = bounds_of(settings, descriptors)
-    admission = Admission(bounds, settings.trusted_proxies, metrics)
+    admission = Admission(
+        bounds,
+        settings.trusted_proxies,
+        metrics,
+        shown=lambda app: shown_to_browsers(app, settings.cors_origins),
+    )
     server = _Server(
         uvicorn.Config(
             served_app(relay),

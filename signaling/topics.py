@@ -17,7 +17,6 @@ _DEVICE = f"{_ROOT}/device"
 REQUESTS_SHARED = f"$share/bellwire-relays/{_DEVICE}/+/request"
 PRESENCE_OF_ALL = f"{_DEVICE}/+/presence"
 PRESENCE_SHARED = f"$share/bellwire-relays/{PRESENCE_OF_ALL}"
-INSIGHTS_SHARED = f"$share/bellwire-relays/{_DEVICE}/+/insights"
 STREAMS_GROWN = f"{_ROOT}/relay/streams"
 _RELAY_ECHO = f"{_ROOT}/relay/echo"
 CONFIG_DEFAULT = f"{_ROOT}/config/default"
@@ -167,6 +166,7 @@ KEEPERS = f"{_CONFIG}-keepers"
 OPERATORS_ECHO = f"{_CONFIG}-echo"
 """Where an operator says something to hear it: what was on its way before has then arrived."""
 REPORTED_OF_ALL = PRESENCE_OF_ALL.replace("/presence", "/config/reported")
+INSIGHTS_OF_ALL = PRESENCE_OF_ALL.replace("/presence", "/insights")
 TELEMETRY_OF_ALL = PRESENCE_OF_ALL.replace("/presence", "/telemetry")
 COMMANDS_OF_ALL = PRESENCE_OF_ALL.replace("/presence", "/command")
 RESULTS_OF_ALL = f"{COMMANDS_OF_ALL}/result"

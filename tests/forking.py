@@ -3,6 +3,8 @@ after a sixth of the CPU time. Each is a process as any other, with its pid, env
 
 What is read at import is read once for all of them. Where it is the start itself that is tested, the
 command is run as people run it: `tests/cli/test_cli_relay.py`.
+
+A test that waits for a time to pass may have one that is shorter: then it is as long for that process alone.
 """
 
 import asyncio
@@ -19,6 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -27,6 +30,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from bellwire.cli.process.relay import Process, RelayProcess
+from tests.migrated import lay_migrated
 
 _IMPORTED = (
     "bellwire.agent.main",
@@ -97,6 +101,7 @@ class ForkedProcess:
 async def forked(
     *arguments: object,
     environment: Mapping[str, str],
+    times: Mapping[str, float] | None = None,
     stdin: int = DEVNULL,
     stdout: int = DEVNULL,
     stderr: int = DEVNULL,
@@ -106,6 +111,7 @@ async def forked(
     Args:
         arguments: What stands after `bellwire`.
         environment: All its variables.
+        times: Constants that are other seconds there, by `module:NAME`.
         stdin: `PIPE` or `DEVNULL`.
         stdout: `PIPE`, `DEVNULL` or a descriptor.
         stderr: The same.
@@ -113,6 +119,7 @@ async def forked(
     wanted = {
         "arguments": [*map(str, arguments)],
         "environment": dict(environment),
+        "times": dict(times or {}),
         "folder": str(Path.cwd()),
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE),
         "cores": sorted(os.sched_getaffinity(0)),
@@ -167,13 +174,41 @@ def _nothing(opened: ExitStack) -> int:
 
 
 class ForkedRelay(RelayProcess):
-    """A relay that is started so."""
+    """A relay that is started so.
+
+    Args:
+        times: See `forked`.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        *,
+        listen: str = "127.0.0.1:0",
+        arguments: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
+        times: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(data, listen=listen, arguments=arguments, environment=environment)
+        self._times = dict(times or {})
+
+    async def start(self) -> None:
+        """See `RelayProcess.start`. At the first its database has its tables already."""
+        has_another = "BELLWIRE_DATABASE" in self._environment or "--database" in self._arguments
+        if not has_another and not self.data.exists():
+            self.data.mkdir(mode=0o700, parents=True)
+            lay_migrated(self.data / "relay.db")
+        await super().start()
 
     async def spawn(
         self, arguments: Sequence[str], environment: Mapping[str, str], log: BinaryIO
     ) -> Process:
         return await forked(
-            *arguments, environment=environment, stdout=log.fileno(), stderr=log.fileno()
+            *arguments,
+            environment=environment,
+            times=self._times,
+            stdout=log.fileno(),
+            stderr=log.fileno(),
         )
 
 
@@ -256,8 +291,27 @@ def _become(wanted: Mapping[str, Any]) -> None:
     os.environ.update(wanted["environment"])
     resource.setrlimit(resource.RLIMIT_NOFILE, tuple(wanted["open_files"]))
     os.sched_setaffinity(0, wanted["cores"])
+    for place, seconds in wanted["times"].items():
+        module, name = place.split(":")
+        read_by = import_module(module)
+        if not isinstance(getattr(read_by, name), float):
+            raise TypeError(f"{place} is no time in seconds")
+        setattr(read_by, name, seconds)
     sys.argv = ["bellwire", *wanted["arguments"]]
-    runpy.run_module("bellwire", run_name="__main__", alter_sys=True)
+    code = 0
+    try:
+        runpy.run_module("bellwire", run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        if not isinstance(ended.code, int | None):
+            raise
+        code = ended.code or 0
+    # As an interpreter ends, but for taking down each object of all that was imported, which takes
+    # longer than a relay takes to start.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def main() -> None:

@@ -25,9 +25,16 @@ from bellwire.push.api import (
     twilio,
     webhooks,
 )
-from bellwire.push.api.before_routes import BodyLimit, Counted, RateLimitFirst, WhoAsksFirst
+from bellwire.push.api.before_routes import (
+    BodyLimit,
+    Counted,
+    RateLimitFirst,
+    WhoAsksFirst,
+    shown_to_browsers,
+)
 from bellwire.push.api.call_route import CallsFirst
 from bellwire.push.api.query import refuse_unknown_query
+from bellwire.push.api.reference import serve_reference
 from bellwire.push.parts import Relay
 from bellwire.push.problems import (
     MEDIA_TYPE,
@@ -61,7 +68,8 @@ def served_app(relay: Relay) -> ASGIApp:
         CallsFirst(routes), relay.ground.settings.max_body_bytes, relay.ground.metrics
     )
     app = RateLimitFirst(WhoAsksFirst(app, relay), relay)
-    return ServerErrorMiddleware(Counted(app, relay.ground.metrics), handler=_failed)
+    app = ServerErrorMiddleware(Counted(app, relay.ground.metrics), handler=_failed)
+    return shown_to_browsers(app, relay.ground.settings.cors_origins)
 
 
 def build_app(relay: Relay | None = None) -> FastAPI:
@@ -73,6 +81,8 @@ def build_app(relay: Relay | None = None) -> FastAPI:
         description=_DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         dependencies=[Depends(refuse_unknown_query)],
+        docs_url=None,
+        redoc_url=None,
     )
     for router in (
         devices.router,
@@ -89,6 +99,7 @@ def build_app(relay: Relay | None = None) -> FastAPI:
     app.include_router(health.for_keys, responses=REFUSALS)
     _describe(app)
     _serve_the_description_made_once(app)
+    serve_reference(app)
     app.router.routes[:0] = calls.router.routes
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)

@@ -10,11 +10,12 @@ meanwhile.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 
 from prometheus_client import Counter, Histogram
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bellwire.config.waiting import Sleep
@@ -90,6 +91,21 @@ class Counted:
                 self._metrics.request_seconds.labels(method, route),
             )
         return self._known[key]
+
+
+def shown_to_browsers(app: ASGIApp, origins: Collection[str]) -> ASGIApp:
+    """An application whose answers, refusals among them, the pages of some origins may read (CORS). No
+    cookies are asked for: a page shows its access token itself. An API key belongs in no page, so that
+    the header for it is not among those that may be sent."""
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=[*origins],
+        allow_methods=["GET", "POST", "PUT", "DELETE"],
+        allow_headers=["Authorization", "Content-Type", "Idempotency-Key"],
+        expose_headers=["Idempotent-Replayed", "Retry-After", "WWW-Authenticate"],
+    )
 
 
 class RateLimitFirst:

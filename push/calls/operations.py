@@ -128,7 +128,7 @@ def _accept(asked: DataFields, by: Asker) -> Accept:
 
 def _reject(asked: RejectRequest | DeviceReject, by: Asker) -> Reject | Cancel:
     if asked.status is RejectionStatus.CANCELLED:
-        return Cancel(by.identity, by.at, asked.extended_data)
+        return Cancel(by.identity, by.at, asked.extended_data, attestation=by.attestation)
     return Reject(
         by.identity,
         by.device,

@@ -3,6 +3,7 @@ answers that is asked first, under the SID that it was asked with. Then the back
 whom: the call policy is not asked."""
 
 import asyncio
+from collections.abc import Set
 from dataclasses import replace
 from functools import partial
 
@@ -11,6 +12,7 @@ from bellwire.push.backend.voice_url import VoiceUrl
 from bellwire.push.calls.calls import Calls, Created
 from bellwire.push.calls.invites import Invite, routed_invite
 from bellwire.push.store.engine.database import Database
+from bellwire.push.store.rows.connections import online_devices_of
 from bellwire.signaling.calls.dial_course import never_begun
 from bellwire.signaling.errors import (
     BadGateway,
@@ -21,6 +23,7 @@ from bellwire.signaling.errors import (
     NobodyToCall,
     TooLarge,
 )
+from bellwire.signaling.identifiers import DeviceId, Identity
 from bellwire.signaling.twiml import TwimlDial, TwimlReject
 
 
@@ -52,7 +55,8 @@ class Routing:
         """Makes a call, or has it made by the backend's answer.
 
         Raises:
-            CallRejected, HungUp: the backend does not want it.
+            CallRejected, HungUp: the backend does not want it; HungUp too where who calls has gone offline
+                meanwhile, whose call would have been cancelled then.
             GatewayTimeout, BadGateway, Unavailable, TooManyRequests: as `VoiceUrl.ask`; BadGateway too where
                 no call can be made of the answer.
             NobodyToCall, Forbidden, NotFound, InvalidInput, TooLarge, Conflict: as `Calls.create`.
@@ -90,6 +94,7 @@ class Routing:
             raise AssertionError("whoever is no server calls as somebody")
         sid, own = invite.request.call_sid, dict(invite.request.custom_parameters)
         asked_to = f"group:{invite.to}" if isinstance(invite.to, str) else ",".join(invite.to)
+        there = await self._online(caller)
         answer = await voice_url.ask(sid, caller, asked_to, own)
         if isinstance(answer, TwimlReject):
             raise CallRejected(
@@ -97,6 +102,8 @@ class Routing:
             )
         if not isinstance(answer, TwimlDial):
             raise HungUp("the backend has ended the call")
+        if _has_gone(invite.request.device, there, await self._online(caller)):
+            raise HungUp("who calls has gone offline while the backend was asked")
         try:
             routed = routed_invite(invite, answer, asked_to, at=self._calls.now())
             return await self._made(routed)
@@ -104,6 +111,9 @@ class Routing:
             raise BadGateway(
                 f"no call can be made of the backend's TwiML: {error.detail}"
             ) from error
+
+    async def _online(self, caller: Identity) -> Set[DeviceId]:
+        return await self._database.read(lambda c: online_devices_of(c, caller))
 
     async def _made(self, invite: Invite) -> Created:
         try:
@@ -115,3 +125,10 @@ class Routing:
                 news = never_begun(dial, invite.request.at)
                 await self._callbacks.owe_beside(self._database, of, news)
             raise
+
+
+def _has_gone(device: DeviceId | None, before: Set[DeviceId], after: Set[DeviceId]) -> bool:
+    """Whether who was there has gone: the device that calls, or the last one of a caller without any."""
+    if device is not None:
+        return device in before and device not in after
+    return bool(before) and not after

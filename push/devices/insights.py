@@ -29,7 +29,7 @@ from bellwire.push.store.tables import from_ms, to_ms
 from bellwire.signaling.calls.events import CallInsight
 from bellwire.signaling.errors import InvalidInput, Unavailable
 from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
-from bellwire.signaling.topics import INSIGHTS_SHARED, device_of
+from bellwire.signaling.topics import INSIGHTS_OF_ALL, device_of
 from bellwire.signaling.wire.insights import ToldInsight
 
 log = structlog.get_logger(__name__)
@@ -73,7 +73,8 @@ class Insights:
         self._on_event = on_event
         self._waiting: deque[tuple[DeviceId, bytes]] = deque()
         self._come = asyncio.Event()
-        session.receive(INSIGHTS_SHARED, self._take)
+        # Not shared among relays: for that a broker of before gives them no right. Each is kept once.
+        session.receive(INSIGHTS_OF_ALL, self._take)
 
     async def run(self) -> None:
         """Hears them until cancelled."""

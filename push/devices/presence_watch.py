@@ -165,7 +165,7 @@ class PresenceWatch:
             {
                 device: word.document
                 for device, word in self._heard.items()
-                if device in noted and word.presence is not None and word.presence.since
+                if device in noted and _confirms(word)
             }
         )
         missing = {each.device: _absence(each) for each in absent if each.device not in self._heard}
@@ -209,20 +209,16 @@ class PresenceWatch:
         unheard = [device for device in gone if device not in self._heard]
         await read_devices(self._session, unheard, presence_topic)
         await self._session.catch_up()
-        now_s = self._clock()
+        expired, now_s = self._expired(), self._clock()
         still = {
             device: presence_document(Presence(online=False, since=since))
             for device, since in gone.items()
-            if not self._is_online(device, now_s)
+            if device in expired or self._has_gone(device, now_s)
         }
         await self._write(still)
         for device in still:
             self._requests.forget_noted(device)
             log.info("device no longer confirmed by the broker", device_id=device)
-
-    def _is_online(self, device: DeviceId, now_s: float) -> bool:
-        word = self._heard.get(device)
-        return word is not None and is_online(word.presence, word.until_s, now_s)
 
     async def _write(self, documents: Mapping[DeviceId, bytes]) -> None:
         """Writes in the place of devices. Who came, or was removed, in that very moment has its own word
@@ -267,6 +263,12 @@ class PresenceWatch:
             self._heard[device] = _Word(document, presence, now_s, until_s)
             if presence is None or not presence.online:
                 self._requests.forget_noted(device)
+
+
+def _confirms(word: _Word) -> bool:
+    """Whether the same again is no other connection of the device."""
+    said = word.presence
+    return said is not None and said.online and said.since is not None
 
 
 def _parsed(document: bytes) -> Presence | None:

@@ -98,6 +98,23 @@ async def test_no_answer_in_time_is_a_request_timeout(ends: Ends) -> None:
     assert now() - asked_at < timedelta(seconds=1)
 
 
+async def test_a_relay_that_cannot_now_is_asked_again_for_a_while(ends: Ends) -> None:
+    """It is stopping, since it is upgraded, or its database is moving to a standby."""
+    sid, answered = fresh_sid(), iter([503, 503, 200])
+
+    def answer(request: object) -> DeviceResponse | None:
+        if (status := next(answered)) == 200:
+            return DeviceResponse(status=200, call=call_answer(sid))
+        return refused(status, "the relay is stopping")(request)  # type: ignore[arg-type]
+
+    ends.relay.answers["show"] = answer
+    show = DeviceShow(operation="show", call_sid=sid)
+    assert (await ends.link.ask(show, within=timedelta(seconds=PATIENCE_S))).call_sid == sid
+    ends.relay.answers["show"] = refused(503, "the database is away")
+    with pytest.raises(RequestRefused, match="the database is away"):
+        await ends.link.ask(show, within=timedelta(seconds=0.2))
+
+
 async def test_asking_without_a_broker_waits_for_it_no_longer_than_it_may() -> None:
     link = Link(BrokerAddress("127.0.0.1", 1), DeviceId("nobody"), sleep=soon)
     with pytest.raises(CallError) as raised:

@@ -61,11 +61,16 @@ async def test_prints_what_others_read(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "number", "within"),
     [
-        ("push_throughput", signal.SIGINT, ""),
-        ("push_throughput", signal.SIGTERM, ""),
         ("fleet_changes", signal.SIGINT, ""),
-        ("fleet_changes", signal.SIGTERM, ""),
         ("push_throughput", signal.SIGTERM, IN_THE_BACKGROUND),
+        *(
+            pytest.param(name, number, "", marks=pytest.mark.full)
+            for name, number in (
+                ("push_throughput", signal.SIGINT),
+                ("push_throughput", signal.SIGTERM),
+                ("fleet_changes", signal.SIGTERM),
+            )
+        ),
     ],
 )
 async def test_ends_in_order_when_it_is_told_to(

@@ -5,6 +5,7 @@ from typing import get_args
 
 import pytest
 
+from bellwire.signaling.calls.calls import EndReason
 from bellwire.signaling.calls.events import CallEvent
 from bellwire.signaling.calls.rules import Move
 from bellwire.signaling.errors import WhyRefused
@@ -54,7 +55,14 @@ def test_tables_of_the_calls_page_have_every_operation_and_every_event() -> None
     head = "| `reason` | code | why |\n"
     reasons = text.partition(head)[2].partition("\n\n")[0]
     assert set(re.findall(r"^\| `([\w-]+)`", reasons, re.MULTILINE)) == {*WhyRefused}
-    rows = re.findall(r"^\| (.+?) \|", text.replace(head + reasons, ""), re.MULTILINE)
+    ends_head = "| `end_reason` | what it means |\n"
+    ends = text.partition(ends_head)[2].partition("\n\n")[0]
+    ended = {
+        name for row in ends.splitlines() for name in re.findall(r"`([\w-]+)`", row.split("|")[1])
+    }
+    assert ended == {*EndReason} - {EndReason.UNKNOWN}
+    text = text.replace(head + reasons, "").replace(ends_head + ends, "")
+    rows = re.findall(r"^\| (.+?) \|", text, re.MULTILINE)
     operations = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     by_the_relay = {Move.NOT_RECEIVED, Move.TIMEOUT}
     assert operations == set(Move) - by_the_relay | {"feedback", "room"}

@@ -36,7 +36,11 @@ def quiet_logs() -> Iterator[None]:
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def relay(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ClockedRelay]:
+def relay(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ClockedRelay]:
+    # Whoever loses a device waits until the relay believes it.
+    monkeypatch.setattr("bellwire.push.devices.requests._GRACE_S", 0.1)
     database = None
     if request.param == "postgres":
         database = request.getfixturevalue("new_postgres_database")()
@@ -55,7 +59,8 @@ def view(relay: ClockedRelay) -> Iterator[Engine]:
 def test_relay_is_what_the_model_says_whatever_anybody_does_in_any_order(
     relay: ClockedRelay, view: Engine, full: bool
 ) -> None:
-    wanted = 10_000 if full else 200
+    # The store is what the model knows least of: in the short run PostgreSQL is shown to be no other.
+    wanted = 10_000 if full else 50 if relay.database.startswith("postgresql") else 200
     played: Counter[str] = Counter()
 
     class Town(RandomTown):
@@ -66,7 +71,7 @@ def test_relay_is_what_the_model_says_whatever_anybody_does_in_any_order(
     run_state_machine_as_test(
         Town,
         settings=settings(
-            max_examples=round(wanted / _STEPS_OF_AN_EXAMPLE * 1.3),
+            max_examples=2 + round(wanted / _STEPS_OF_AN_EXAMPLE * 1.3),
             stateful_step_count=_STEPS_OF_AN_EXAMPLE,
             phases=[Phase.generate],  # what fails on a running relay shrinks too slowly
             deadline=None,

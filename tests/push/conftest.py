@@ -12,6 +12,7 @@ import pytest_asyncio
 from bellwire.push.store.engine.database import Database, open_database
 from bellwire.push.store.engine.sqlite import SqliteDatabase
 from tests.forking import ForkedRelay
+from tests.migrated import lay_migrated
 from tests.push.clock import Clock
 from tests.push.support import Running, serving
 from tests.push.webhook_receiver import Backend, backend
@@ -33,15 +34,24 @@ def settings() -> dict[str, str]:
     return {}
 
 
+@pytest.fixture(scope="module")
+def times() -> dict[str, float]:
+    """What its relay takes less time for than others, likewise: see `tests.forking.forked`."""
+    return {}
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(
-    tmp_path_factory: pytest.TempPathFactory, store: str | None, settings: dict[str, str]
+    tmp_path_factory: pytest.TempPathFactory,
+    store: str | None,
+    settings: dict[str, str],
+    times: dict[str, float],
 ) -> AsyncIterator[Running]:
     """A real relay with a real mosquitto, for a module whose tests run on the module's loop."""
     data = tmp_path_factory.mktemp("relay") / "data"
     environment = settings if store is None else {**settings, "BELLWIRE_DATABASE": store}
     async with (
-        ForkedRelay(data, environment=environment) as relay,
+        ForkedRelay(data, environment=environment, times=times) as relay,
         serving(relay, store) as here,
     ):
         yield here
@@ -50,6 +60,7 @@ async def running(
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
     """A relay's database in a file of its own, `relay.db` in the test's folder."""
+    lay_migrated(tmp_path / "relay.db")
     opened = await asyncio.to_thread(SqliteDatabase, tmp_path / "relay.db")
     yield opened
     await opened.close()
@@ -58,6 +69,8 @@ async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
 @pytest.fixture
 async def shared_or_own(store: str | None, tmp_path: Path) -> AsyncIterator[Database]:
     """A database of either kind. The PostgreSQL one is the module's: its rows stay."""
+    if store is None:
+        lay_migrated(tmp_path / "relay.db")
     opened = await asyncio.to_thread(open_database, store, tmp_path)
     yield opened
     await opened.close()
@@ -70,6 +83,8 @@ async def each_database(request: pytest.FixtureRequest, tmp_path: Path) -> Async
     if request.param == "postgres":
         make: Callable[[], str] = request.getfixturevalue("new_postgres_database")
         url = make()
+    else:
+        lay_migrated(tmp_path / "relay.db")
     opened = await asyncio.to_thread(open_database, url, tmp_path)
     yield opened
     await opened.close()

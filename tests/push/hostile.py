@@ -5,7 +5,7 @@ import contextlib
 import json
 import resource
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from tests.forking import ForkedRelay
 from tests.push.support import PROBLEM_TYPE, assert_problem
 
 USUAL_OPEN_FILES = 1024
+WAITS = "bellwire.push.api.server.guarded_http"
+"""Where it stands how long the relay waits for a connection."""
 HOME = "127.0.0.1"
 
 
@@ -163,15 +165,26 @@ class Target:
 
 
 @asynccontextmanager
-async def attacked(folder: Path, **settings: Any) -> AsyncIterator[Target]:  # noqa: ANN401 - of the relay
-    """A relay with these settings; whatever was opened to it is closed at the end."""
+async def attacked(
+    folder: Path,
+    *,
+    times: Mapping[str, float] | None = None,
+    **settings: Any,  # noqa: ANN401 - of the relay
+) -> AsyncIterator[Target]:
+    """A relay with these settings; whatever was opened to it is closed at the end.
+
+    Args:
+        folder: For its files.
+        times: How long it waits for strangers, if less than usual: see `tests.forking.forked`.
+        settings: Its own.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     environment = {
         f"BELLWIRE_{name.upper()}": json.dumps(value) for name, value in settings.items()
     }
     resource.setrlimit(resource.RLIMIT_NOFILE, (USUAL_OPEN_FILES, hard))  # as a login shell has it
     try:
-        async with ForkedRelay(folder / "relay", environment=environment) as relay:
+        async with ForkedRelay(folder / "relay", environment=environment, times=times) as relay:
             target = Target(relay)
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             try:

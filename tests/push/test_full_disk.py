@@ -31,7 +31,9 @@ async def test_a_relay_whose_disk_has_filled_is_not_ready_until_there_is_room(
 ) -> None:
     """`/readyz` and doctor said that all was well, and every call was refused."""
     with small_disk(tmp_path / "disk", 16) as disk:
-        relay = ForkedRelay(disk.folder / "data")
+        relay = ForkedRelay(
+            disk.folder / "data", times={"bellwire.push.data_disk:_LOOK_EVERY_S": 0.5}
+        )
         relay.log_path = tmp_path / "relay.log"  # not on that disk
         async with relay, serving(relay) as running:
             assert await running.register("desk")

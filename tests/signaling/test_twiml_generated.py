@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twilio.twiml.voice_response import VoiceResponse
 
+from bellwire.signaling.calls.dials import Callback, CallbackMethod, LegEvent
 from bellwire.signaling.errors import InvalidInput
 from bellwire.signaling.identifiers import Identity
 from bellwire.signaling.twi_params import MAX_PARAMETERS
@@ -66,6 +67,30 @@ def test_what_twilio_writes_reads_back_exactly(
         timeout_s=timeout,
         answer_on_bridge=bool(bridge),
     )
+
+
+@given(
+    st.permutations(list(LegEvent)).flatmap(lambda all_: st.integers(1, 4).map(lambda n: all_[:n])),
+    st.sampled_from(list(CallbackMethod)),
+    st.integers(1, 24 * 3600),
+)
+def test_what_twilio_writes_of_callbacks_reads_back_exactly(
+    events: list[LegEvent], method: CallbackMethod, time_limit_s: int
+) -> None:
+    response = VoiceResponse()
+    dial = response.dial(action="/over?a=1&b=2", method=method.value, time_limit=time_limit_s)
+    dial.client(
+        "bob",
+        status_callback="https://other.example/s?x=<&>",
+        status_callback_event=" ".join(events),
+        status_callback_method=method.value,
+    )
+    read = parse_twiml(str(response).encode(), "https://backend.example/voice")
+    assert read.action == Callback("https://backend.example/over?a=1&b=2", method)
+    assert read.time_limit_s == time_limit_s
+    (client,) = read.clients
+    assert client.status_callback == Callback("https://other.example/s?x=<&>", method)
+    assert client.events == tuple(event for event in LegEvent if event in events)
 
 
 @given(parameters)

@@ -65,8 +65,8 @@ class SharingRelay(ForkedRelay):
         self,
         data: Path,
         *,
-        arguments: tuple[str, ...],
-        environment: dict[str, str],
+        arguments: tuple[str, ...] = (),
+        environment: dict[str, str] | None = None,
         version: Version | None = None,
     ) -> None:
         super().__init__(data, arguments=arguments, environment=environment)
@@ -78,12 +78,18 @@ class SharingRelay(ForkedRelay):
         arguments, environment = self._given
         return SharingRelay(self.data, arguments=arguments, environment=environment)
 
+    async def start(self) -> None:
+        """As `ForkedRelay.start`; an older version makes its own tables."""
+        await (super().start() if self._version is None else RelayProcess.start(self))
+
     async def spawn(
         self, arguments: Sequence[str], environment: Mapping[str, str], log: BinaryIO
     ) -> Process:
         if self._version is None:
             return await super().spawn(arguments, environment, log)
-        old = {**environment, "PYTHONPATH": self._version.import_path}
+        # Else the folder that the tests are run in comes first.
+        path = {"PYTHONPATH": self._version.import_path, "PYTHONSAFEPATH": "1"}
+        old = {**environment, **path}
         return await RelayProcess.spawn(self, arguments, old, log)
 
 
@@ -316,7 +322,7 @@ class MqttPhone(Phone):
             int(port),
             username=access["username"],
             password=access["password"],
-            identifier=access["client_id"],
+            identifier=access.get("client_id", self.name),  # the first versions had none
             protocol=aiomqtt.ProtocolVersion.V5,
         )
         async with self._client as client:

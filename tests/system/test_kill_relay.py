@@ -196,9 +196,7 @@ STEPS: list[Step] = [
 ]
 
 
-async def test_a_call_survives_fifty_kills_of_its_relay_at_every_step(
-    tmp_path: Path, full: bool
-) -> None:
+async def test_a_call_survives_kills_of_its_relay_at_every_step(tmp_path: Path, full: bool) -> None:
     kills = 0
 
     async def play(lane: int) -> None:
@@ -212,10 +210,9 @@ async def test_a_call_survives_fifty_kills_of_its_relay_at_every_step(
                 broker = await opened.enter_async_context(running_mosquitto(folder / "broker"))
             stage = await opened.enter_async_context(scene(folder, broker=broker))
             for number in range(ROUNDS_FULL if full else 1):
-                # The short run is just over fifty kills: each lane leaves two steps to the others.
-                left_out = () if full else (STEPS[lane], STEPS[lane + LANES])
                 for step in chance.sample(STEPS, len(STEPS)):
-                    if step in left_out:
+                    # In the short run each step is played on a broker of either kind.
+                    if not full and STEPS.index(step) % 2 != lane % 2:
                         continue
                     await stage.all_connected()
                     after_s = chance.choice((0.0, chance.uniform(0, SOON_S)))
@@ -230,7 +227,7 @@ async def test_a_call_survives_fifty_kills_of_its_relay_at_every_step(
     async with asyncio.TaskGroup() as lanes:
         for lane in range(LANES):
             lanes.create_task(play(lane))
-    assert kills >= 50
+    assert kills >= (200 if full else 28)
 
 
 async def test_a_burst_of_twenty_invites_survives_a_kill_in_its_middle(

@@ -211,15 +211,15 @@ async def test_a_dead_token_is_removed_and_the_other_mobile_still_rings(mobiles:
 
 
 async def test_the_push_test_command_says_what_apple_and_google_answered(mobiles: Mobiles) -> None:
+    test = ("push", "test", "--cancel-after", "0", "--data", mobiles.relay.data)
     async with apns_server(mobiles.authority, port=mobiles.apple_port) as apple:
-        data = mobiles.relay.data
-        taken = await bellwire("push", "test", "--device", "iphone", "--data", data)
+        taken = await bellwire(*test, "--device", "iphone")
         assert taken.code == 0, taken.err
         assert "Apple took it" in taken.out
         apple.answer = lambda _: Reply(400, "BadDeviceToken")
-        refused = await bellwire("push", "test", "--device", "iphone", "--data", data)
+        refused = await bellwire(*test, "--device", "iphone")
     assert refused.code != 0
     assert "BadDeviceToken" in refused.out
-    taken = await bellwire("push", "test", "--device", "android", "--data", data)
+    taken = await bellwire(*test, "--device", "android")
     assert taken.code == 0, taken.err
     assert "Google took it" in taken.out

@@ -7,9 +7,19 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 
-from tests.system.many_relays import MqttPhone, Phone, Relays, StreamPhone, Version, many_relays
+from tests.conftest import PATIENCE_S
+from tests.system.many_relays import (
+    MqttPhone,
+    Phone,
+    Relays,
+    SharingRelay,
+    StreamPhone,
+    Version,
+    many_relays,
+)
 from tests.system.test_many_relays import (
     CALLEES,
     CALLS_PER_S,
@@ -73,3 +83,41 @@ async def upgrade(relays: Relays, is_upgraded: asyncio.Event, *, kills: int) -> 
         await asyncio.sleep(1)
         await relays.kill_and_restart(number % len(relays.processes))
     is_upgraded.set()
+
+
+async def test_a_relay_goes_on_with_what_one_of_the_version_before_has_left(tmp_path: Path) -> None:
+    """On SQLite, with a broker of its own: devices, keys, and a call that rings, to its deadline."""
+    try:
+        version = await asyncio.to_thread(Version, BEFORE, tmp_path)
+    except LookupError as error:
+        pytest.skip(str(error))
+    relay = SharingRelay(tmp_path / "relay", version=version)
+    try:
+        await relay.start()
+        key = relay.access.api_key
+        headers = {"Authorization": f"Bearer {key}"}
+        async with httpx.AsyncClient(headers=headers, timeout=PATIENCE_S) as http:
+            url = relay.access.url
+            body = {"identity": "bob", "channels": [{"kind": "websocket"}]}
+            assert (await http.put(f"{url}/v1/devices/desk", json=body)).status_code == 201
+            invite = {"from": "alice", "to": ["bob"], "timeout": 8, "extended_data": "x"}
+            made = await http.post(f"{url}/v1/calls", json=invite)
+            sid = made.json()["call_sid"]
+            await relay.stop()
+            relay = relay.of_this_version()
+            await relay.start()
+            url = relay.access.url
+            assert relay.access.api_key == key
+            device = (await http.get(f"{url}/v1/devices/desk")).json()
+            assert device["identity"] == "bob"
+            call = (await http.get(f"{url}/v1/calls/{sid}")).json()
+            assert call["call_sid"] == sid
+            async with asyncio.timeout(PATIENCE_S):
+                while call["state"] != "ended":
+                    await asyncio.sleep(0.1)
+                    call = (await http.get(f"{url}/v1/calls/{sid}")).json()
+            assert [user["state"] for user in call["users"] if user["identity"] == "bob"] == [
+                "Timeout"
+            ]
+    finally:
+        await relay.stop()

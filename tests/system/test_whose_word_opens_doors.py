@@ -143,8 +143,9 @@ async def test_a_server_that_takes_the_call_over_from_her_phone_opens_no_door(
         assert told["reason"] == "joined_elsewhere"
         await house.server(sid, "messages", **PRESSED)
         assert await house.result(sid, another) == "not allowed"
-        await house.own_phone(sid, "message", **PRESSED)
-        assert await house.result(sid, another) == "not allowed"
+        asked = {"operation": "message", "call_sid": sid, **PRESSED}
+        refused = await house.phone.ask(asked)  # the server's device is the main one now
+        assert (refused["status"], refused["problem"]["reason"]) == (409, "not-main-device")
         assert not house.is_open()
     await house.own_phone(sid, "join")  # it is hers again
     await house.own_phone(sid, "message", **PRESSED)

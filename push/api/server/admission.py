@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import structlog
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from bellwire.config.relay import RelaySettings
 from bellwire.push.metrics import Metrics
@@ -155,6 +156,7 @@ class Admission:
         trusted_proxies: Addresses and networks of proxies.
         metrics: Counts what is refused.
         clock: Tells the time, in seconds that only grow.
+        shown: Makes of an application one whose answers browsers show, where they may.
     """
 
     def __init__(
@@ -164,8 +166,10 @@ class Admission:
         metrics: Metrics,
         *,
         clock: Callable[[], float] = time.monotonic,
+        shown: Callable[[ASGIApp], ASGIApp] = lambda app: app,
     ) -> None:
         self.clock = clock
+        self.shown = shown
         self._bounds = bounds
         self._metrics = metrics
         self._proxies = [ip_network(proxy, strict=False) for proxy in trusted_proxies]

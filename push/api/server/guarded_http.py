@@ -193,7 +193,7 @@ class GuardedProtocol(OneWriteProtocol):
             return
         refusal, reason = refused
         self.admission.refused(reason)
-        served, self.app = self.app, farewell(refusal)
+        served, self.app = self.app, self.admission.shown(farewell(refusal))
         try:
             super().on_headers_complete()  # its turn comes after what was asked before
         finally:

@@ -2,8 +2,10 @@
 where they cannot be."""
 
 import asyncio
+import wave
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -201,13 +203,18 @@ class TwoMicrophones(SimulatedSoundCard):
 
 @pytest.mark.parametrize("name", ["taken", 1, "nobody's", 7])
 async def test_a_named_device_that_is_busy_or_gone_is_told_of_even_while_it_rings(
-    name: str | int, monkeypatch: pytest.MonkeyPatch
+    name: str | int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What rings flows on the configured device all the time."""
-    monkeypatch.setattr("bellwire.agent.media.sound_card._OPENS_WITHIN_S", 2.0)
+    monkeypatch.setattr("bellwire.agent.media.sound_card._OPENS_WITHIN_S", 1.0)
+    without_a_pause = tmp_path / "ring.wav"
+    with wave.open(str(without_a_pause), "wb") as wav:
+        wav.setparams((1, 2, RATE_HZ, 0, "NONE", ""))
+        wav.writeframes(rendered(RINGBACK)[:RATE_HZ].tobytes())
     hardware, loop, rings = TwoMicrophones(), asyncio.get_running_loop(), asyncio.Event()
     hardware.listen(lambda block: loop.call_soon_threadsafe(rings.set) if block.any() else None)
-    async with card_at_work(AudioSettings(), hardware.initialised) as card:
+    settings = AudioSettings(ring_tone=str(without_a_pause))
+    async with card_at_work(settings, hardware.initialised) as card:
         card.start_tone(Tone.RING)
         async with asyncio.timeout(PATIENCE_S):
             await rings.wait()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,9 @@ from tests.system.scene import Record
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+ACCOUNT = f"AC{hashlib.sha256(b'bellwire').hexdigest()[:32]}"
+"""Of a relay whose settings name none."""
+
 
 async def test_both_hear_what_the_other_says_and_the_call_tells_of_all_that_happens(
     front: Talker, inside: Talker
@@ -45,6 +49,7 @@ async def test_both_hear_what_the_other_says_and_the_call_tells_of_all_that_happ
         "CallSid": call.sid,
         "From": "client:front",
         "To": "client:desk",
+        "AccountSid": ACCOUNT,
     }
     assert (call.status(), answered.status()) == (CallStatus.OPEN, CallStatus.OPEN)
     assert (call.codec, answered.codec) == ("opus", "opus")
@@ -63,6 +68,38 @@ async def test_both_hear_what_the_other_says_and_the_call_tells_of_all_that_happ
     assert inside.names(answered) == ["accept", "audio", "disconnect"]
     assert not front.device.calls
     assert not inside.device.calls
+
+
+async def test_some_are_cancelled_while_another_talks_and_who_cannot_be_is_told(
+    talk_http: httpx.AsyncClient, front: Talker, inside: Talker
+) -> None:
+    async with talker(talk_http, "attic", ATTIC) as attic:
+        call = front.device.connect(["desk", "attic"])
+        with pytest.raises(CallError, match="under way"):
+            await call.cancel()  # it has no SID yet
+        invite, other = await inside.invited(), await attic.invited()
+        answered = invite.accept()
+        await front.until(call, "accept")
+        assert await call.cancel(["attic", "desk", "nobody"], extended_data="found one") == {
+            "desk": "answered",
+            "nobody": "not_invited",
+        }
+        await attic.until(other.call, "cancel")
+        assert await call.cancel() == {}
+        assert (call.status(), answered.status()) == (CallStatus.OPEN, CallStatus.OPEN)
+        with pytest.raises(CallError, match="caller"):
+            await answered.cancel()
+        call.disconnect(extended_data="bye")
+        await inside.until(answered, "disconnect")
+
+
+async def test_the_caller_rejects_as_cancelled_to_give_up(front: Talker, inside: Talker) -> None:
+    call = front.device.connect("desk")
+    invite = await inside.invited()
+    call.reject("cancelled")
+    await front.until(call, "cancel")
+    await inside.until(invite.call, "cancel")
+    assert front.names(call)[-1] == "cancel"
 
 
 async def test_who_accepts_may_name_ice_servers_in_place_of_the_relays(
@@ -339,6 +376,30 @@ async def test_who_does_not_allow_it_is_not_heard_early(front: Talker, inside: T
         front.device.connect("desk", extended_data="free text", early_media=True)
     call.disconnect()
     await inside.until(invite.call, "cancel")
+
+
+async def test_an_incoming_calls_connect_token_is_the_relays_and_leads_back_with_its_parameters(
+    talk_http: httpx.AsyncClient, front: Talker, inside: Talker
+) -> None:
+    call = front.device.connect("desk", {"door": "back & front"})
+    answered = (await inside.invited()).accept()
+    await inside.until(answered, "audio")
+    token = answered.connect_token
+    assert token is not None
+    shown = {"Authorization": f"Bearer {token}"}
+    http = httpx.AsyncClient(base_url=talk_http.base_url, headers=shown)
+    async with http, talker(talk_http, "shelf", DESK, identity="desk") as shelf:
+        seen = await http.get(f"/v1/calls/{call.sid}")
+        assert seen.json()["call_sid"] == call.sid
+        learnt = asyncio.Event()
+        shelf.device.on_change(lambda known: learnt.set() if known.custom_parameters else None)
+        taken = shelf.device.reconnect(token)
+        await inside.until(answered, "disconnect")
+        async with asyncio.timeout(PATIENCE_S):
+            await learnt.wait()
+        assert (taken.sid, taken.custom_parameters) == (call.sid, {"door": "back & front"})
+        taken.disconnect()
+        await front.until(call, "disconnect")
 
 
 async def test_a_call_goes_on_at_another_device_of_the_identity_that_takes_it_over(

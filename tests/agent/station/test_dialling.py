@@ -3,7 +3,7 @@
 import pytest
 
 from bellwire.agent.calls.call import CallRecord, CallStatus, Direction
-from bellwire.signaling.calls.calls import UserState
+from bellwire.signaling.calls.calls import CallState, UserState
 from bellwire.signaling.calls.events import CallEnded, CallUserStateChanged
 from bellwire.signaling.wire.answers import DeviceResponse
 from tests.agent.desk import Desk
@@ -137,3 +137,33 @@ async def test_a_call_that_is_answered_just_as_it_is_given_up_is_hung_up(desk: D
     await desk.press("h")
     await desk.until(sid, CallStatus.CLOSED)
     await desk.relay.asked("quit", sid)
+
+
+async def test_a_call_of_several_that_one_answers_just_as_it_is_given_up_is_hung_up(
+    desk: Desk,
+) -> None:
+    """The relay has cancelled the others, and the call goes on with who has answered."""
+    sid = await dial(desk)
+    await desk.relay.say(lobby_is(UserState.RECEIVED, sid))
+    await desk.until(sid, CallStatus.RINGING)
+    desk.relay.answers["cancel"] = lambda _: DeviceResponse(
+        status=200, call=call_answer(sid, CallState.OPEN)
+    )
+    await desk.press("h")
+    await desk.until(sid, CallStatus.CLOSED)
+    await desk.relay.asked("quit", sid)
+
+
+async def test_a_call_that_is_over_by_its_cancel_is_not_hung_up_too(desk: Desk) -> None:
+    sid = await dial(desk)
+    await desk.relay.say(lobby_is(UserState.RECEIVED, sid))
+    await desk.until(sid, CallStatus.RINGING)
+    desk.relay.answers["cancel"] = lambda _: DeviceResponse(
+        status=200, call=call_answer(sid, CallState.ENDED)
+    )
+    await desk.press("h")
+    await desk.relay.asked("cancel", sid)
+    await desk.until(sid, CallStatus.CLOSED)
+    other = await desk.ring()
+    assert "quit" not in desk.relay.operations(sid)
+    assert other != sid

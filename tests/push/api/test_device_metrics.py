@@ -7,6 +7,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from bellwire.push.devices import metrics
 from bellwire.signaling.identifiers import DeviceId
 from bellwire.signaling.topics import presence_topic, telemetry_topic
 from tests.conftest import PATIENCE_S
@@ -15,8 +16,14 @@ from tests.push.support import Running, assert_problem, fresh, listening, on_bot
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores]
 
+KNOWN_FOR_S = f"{metrics.__name__}:KNOWN_FOR_S"
 Samples = dict[tuple[str, str, str], float]
 _TELEMETRY = {"at": "2026-11-30T12:00:00Z", "software": "1.0", "uptime_s": 1.0}
+
+
+@pytest.fixture(scope="module")
+def times() -> dict[str, float]:
+    return {KNOWN_FOR_S: 0.2}
 
 
 async def scraper(running: Running) -> httpx.AsyncClient:

@@ -468,6 +468,23 @@ async def test_app_cannot_have_the_relay_ask_urls_of_its_own(
     assert not there.voice_of(bob)
 
 
+async def test_backend_is_asked_about_the_twiml_of_an_app_too(
+    running: Running, there: TwimlBackend
+) -> None:
+    alice, bob, carol = fresh("alice"), fresh("bob"), fresh("carol")
+    there.voice[bob] = dialing(carol)
+    await running.register(carol)
+    answer = await running.http.post(
+        "/v1/calls",
+        content=f'<Response><Dial timeLimit="5"><Client>{bob}</Client></Dial></Response>',
+        headers=await running.token(alice) | {"Content-Type": "text/xml"},
+    )
+    assert answer.status_code == 201, answer.text
+    assert states(answer.json()) == {alice: "Accepted", carol: "Inviting"}
+    assert len(there.voice_of(bob)) == 1
+    await running.end_calls_of(alice)
+
+
 async def test_server_that_posts_twiml_is_told_of_it_too(
     running: Running, there: TwimlBackend
 ) -> None:

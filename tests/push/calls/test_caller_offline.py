@@ -24,6 +24,12 @@ from tests.push.support import (
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), on_both_stores_in_full]
 
 
+@pytest.fixture(scope="module")
+def times() -> dict[str, float]:
+    """Whoever is lost here does not come back."""
+    return {"bellwire.push.devices.requests:_GRACE_S": 0.3}
+
+
 @asynccontextmanager
 async def caller(running: Running, name: str, identity: str) -> AsyncIterator[Device]:
     """A device that is online, and leaves a last will."""

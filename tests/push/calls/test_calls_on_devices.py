@@ -56,6 +56,7 @@ async def test_a_call_is_taken_over_by_another_device_unseen_by_the_other_users(
                 "extended_data": "",
                 "main_device": mobile,
                 "attestation": "A",
+                "reject_status": None,
             }
             cancelled = await at_desk.until("call.cancelled", sid)
             assert cancelled["reason"] == "joined_elsewhere"

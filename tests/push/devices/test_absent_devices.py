@@ -21,6 +21,9 @@ from tests.forking import ForkedRelay
 from tests.push.support import listening, serving
 from tests.system.scene import Record
 
+BELIEVED_SOON = {"bellwire.push.devices.requests:_GRACE_S": 0.3}
+"""Where a device that goes does not come back."""
+
 
 class Watcher:
     """Hears presence as an operator does: by one wildcard."""
@@ -67,7 +70,7 @@ async def test_a_start_retains_what_the_broker_lacks_and_leaves_alone_what_it_ha
     tmp_path: Path,
 ) -> None:
     """Devices of older versions, a broker that lost its disk, and one that is there."""
-    async with ForkedRelay(tmp_path / "relay") as relay:
+    async with ForkedRelay(tmp_path / "relay", times=BELIEVED_SOON) as relay:
         async with serving(relay) as running:
             never = await register_station(running.http, "never")
             was = await register_station(running.http, "was")
@@ -114,7 +117,7 @@ def moved(relay: ForkedRelay, broker: Any) -> Any:  # noqa: ANN401 - the same, b
 
 async def test_that_a_device_was_registered_ends_no_call_of_its_identity(tmp_path: Path) -> None:
     async with (
-        ForkedRelay(tmp_path / "relay") as relay,
+        ForkedRelay(tmp_path / "relay", times=BELIEVED_SOON) as relay,
         serving(relay) as running,
         listening(running, "desk") as desk,
         watching(relay) as watcher,

@@ -54,6 +54,8 @@ async def test_a_stream_opens_with_its_cursor_and_brings_the_documents_that_mqtt
         await stream.until("call.cancelled", sid)
         await at_desk.until("call.cancelled", sid)
     assert [event.pop("cursor") - first for event in stream.events] == [1, 2, 3]
+    tokens = {events[0].pop("connect_token") for events in (stream.events, at_desk.events)}
+    assert len(tokens) == 2  # each device has its own
     assert stream.events == at_desk.events
 
 

@@ -18,6 +18,8 @@ from bellwire.agent.link import Link
 from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.session.receiving import ReceivingSession
 from bellwire.broker.session.session import Session
+from bellwire.push.access.tokens import Actor
+from bellwire.push.calls.invites import Invite
 from bellwire.push.devices.presence_watch import PresenceWatch
 from bellwire.push.devices.rate_limits import DeviceRateLimits
 from bellwire.push.devices.requests import DeviceRequests
@@ -26,6 +28,8 @@ from bellwire.push.store.engine.database import Database
 from bellwire.push.store.rows.connections import ConnectionRow, find_connection, put_connection
 from bellwire.push.store.rows.devices import ChannelRow, DeviceRow, put_device
 from bellwire.push.store.tables import to_ms
+from bellwire.signaling.calls.calls import Call, CallState
+from bellwire.signaling.calls.commands import NewCall
 from bellwire.signaling.identifiers import DeviceId, Identity
 from bellwire.signaling.topics import PRESENCE_OF_ALL, device_of, presence_topic
 from bellwire.signaling.wire.station import (
@@ -75,6 +79,18 @@ class Stage:
             password = await accounts.grant(device)
         address = replace(self.broker.address, username=device, password=password)
         return Link(address, device, sleep=soon, confirm_every_s=CONFIRM_S, presence_life_s=LIFE_S)
+
+    async def call_by(self, device: DeviceId) -> Call:
+        """A call that a device has made, and that rings."""
+        callee = Identity(f"{device}-callee")
+        row = DeviceRow(DeviceId(callee), callee, (ChannelRow("mqtt"),))
+        await self.relay.database.write(partial(put_device, device=row, at_ms=0))
+        calls, caller = self.relay.calls, Identity(device)
+        new = NewCall(calls.new_sid(), caller, (), datetime.now(UTC), 600, device=device)
+        return (await calls.create(Invite(new, (callee,), {}, Actor(caller, device)))).call
+
+    async def state(self, call: Call) -> CallState:
+        return (await self.relay.calls.show(call.call_sid, Actor())).state
 
     async def noted(self, device: DeviceId) -> ConnectionRow | None:
         return await self.relay.database.read(lambda c: find_connection(c, device, "mqtt"))
@@ -166,8 +182,10 @@ async def test_no_ghost_is_left_of_a_device_that_died_while_its_broker_was_dead(
     gate, yard = await stage.admit(GATE), await stage.admit(YARD)
     async with running(yard):
         async with running(gate):
+            calls = {}
             for device in (GATE, YARD):
                 await stage.until_noted(device, online=True)
+                calls[device] = await stage.call_by(device)
             await stage.broker.kill()
             died = time.monotonic()
         await stage.broker.start()
@@ -179,6 +197,11 @@ async def test_no_ghost_is_left_of_a_device_that_died_while_its_broker_was_dead(
         assert since is None or to_ms(since) <= gone.seen_at_ms
         assert retained[YARD].online
         await stage.until_noted(YARD, online=True)
+        # Nobody has answered a caller who is not there any more, and nobody need.
+        async with asyncio.timeout(PATIENCE_S):
+            while await stage.state(calls[GATE]) is not CallState.ENDED:
+                pass
+        assert await stage.state(calls[YARD]) is CallState.RINGING
         async with running(gate):  # it comes back as ever
             await stage.until_noted(GATE, online=True)
 

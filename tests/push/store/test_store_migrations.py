@@ -1,5 +1,6 @@
 """The migrations lead from an empty file to the tables that the code knows."""
 
+import ast
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -71,3 +72,40 @@ def test_the_migrations_are_one_line_without_branches() -> None:
     folder = Path(migrate_module.__file__).parent / "migrations"
     scripts = ScriptDirectory(str(folder))
     assert len(scripts.get_heads()) == len(scripts.get_bases()) == 1
+
+
+SINCE_RELAYS_ARE_UPGRADED_ONE_BY_ONE = "0006"
+ADDS = {"add_column", "create_table", "create_index", "bulk_insert", "f"}
+"""What leaves alone the rows that a relay of the version before reads and writes."""
+
+
+def asked_of_alembic(file: Path) -> list[ast.Call]:
+    """The calls of `op` in a migration's upgrade."""
+    return [
+        call
+        for function in ast.parse(file.read_text()).body
+        if isinstance(function, ast.FunctionDef) and function.name == "upgrade"
+        for call in ast.walk(function)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and isinstance(call.func.value, ast.Name)
+        and call.func.value.id == "op"
+    ]
+
+
+def test_a_migration_only_adds_and_what_it_adds_to_a_table_a_relay_of_before_may_leave_out() -> (
+    None
+):
+    folder = Path(migrate_module.__file__).parent / "migrations" / "versions"
+    for file in sorted(folder.glob("0*.py")):
+        if file.name < SINCE_RELAYS_ARE_UPGRADED_ONE_BY_ONE:
+            continue
+        for call in asked_of_alembic(file):
+            assert isinstance(call.func, ast.Attribute)
+            assert call.func.attr in ADDS, f"{file.name}, line {call.lineno}: {call.func.attr}"
+            if call.func.attr == "add_column":
+                column = call.args[1]
+                assert isinstance(column, ast.Call)
+                said = {word.arg: ast.unparse(word.value) for word in column.keywords}
+                may_be_left_out = said.get("nullable") != "False" or "server_default" in said
+                assert may_be_left_out, f"{file.name}, line {call.lineno}: must be given a value"
