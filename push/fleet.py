@@ -13,7 +13,7 @@ from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.fleet.layer_keeper import Revisions, keep_layers
 from bellwire.broker.session.address import BrokerAddress
 from bellwire.broker.session.receiving import ReceivingSession
-from bellwire.config.fleet.writing import Held
+from bellwire.config.fleet.writing import Held, Mark
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.rows import fleet_layers
 from bellwire.push.store.tables import to_ms
@@ -30,7 +30,7 @@ class StoredLayers:
         self._database = database
         self._now = now
 
-    async def newest(self) -> dict[LayerName, Held]:
+    async def newest(self) -> dict[LayerName, Mark]:
         """See `LayerStore.newest`."""
         return await self._database.read(fleet_layers.newest_layers)
 

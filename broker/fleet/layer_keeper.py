@@ -25,7 +25,7 @@ from bellwire.broker.session.messages import Incoming
 from bellwire.broker.session.receiving import ReceivingSession
 from bellwire.broker.session.session import NotConnected
 from bellwire.config.fleet.layer import Revision
-from bellwire.config.fleet.writing import NOTHING, Held, held, slot_of
+from bellwire.config.fleet.writing import Held, Mark, held, slot_of
 from bellwire.signaling.errors import InvalidInput, Unavailable
 from bellwire.signaling.topics import (
     HISTORIES,
@@ -72,7 +72,7 @@ class LayerStore(Protocol):
     """Where the revisions of layers are kept, of each layer's the newest 20. All raise Unavailable where
     that is not to be reached."""
 
-    async def newest(self) -> Mapping[LayerName, Held]:
+    async def newest(self) -> Mapping[LayerName, Mark]:
         """The highest revision of each layer."""
         ...
 
@@ -104,8 +104,9 @@ class LayerKeeper:
         self._session = session
         self._store = store
         self._sleep = sleep
-        self._newest: dict[LayerName, Held] = {}
-        self._here: dict[LayerName, Held] = {}
+        # Not what they say: some fleets have thousands, and it stands in the store.
+        self._newest: dict[LayerName, Mark] = {}
+        self._here: dict[LayerName, Mark] = {}
         self._said: dict[LayerName, bytes] = {}
         self._heard: list[tuple[LayerName, Held]] = []
         self._ring: list[tuple[LayerName, Held]] = []
@@ -164,7 +165,7 @@ class LayerKeeper:
         except InvalidInput:
             return
         here = held(message.payload)
-        self._here[name] = here
+        self._here[name] = here.mark
         if here.layer is not None:
             self._heard.append((name, here))
         self._touched.add(name)
@@ -233,8 +234,10 @@ class LayerKeeper:
             stored = await self._store.keep(some)
             for (name, _), one in zip(some, stored, strict=True):
                 if _number(one) > self._known(name):
-                    self._newest[name] = one
-                await self._say_stored(name, one)
+                    self._newest[name] = one.mark
+                # Whoever has written it with another client has not.
+                await self._keep_in_history(name, one)
+                await self._say_stored(name, one.mark)
         del self._heard[: len(heard)]
 
     async def _unheard(self, names: Collection[LayerName]) -> Revisions:
@@ -246,46 +249,44 @@ class LayerKeeper:
         self._ring.clear()
         return sorted(found, key=lambda pair: (pair[0], _number(pair[1])))
 
-    async def _say_stored(self, name: LayerName, stored: Held) -> None:
-        """Says that a revision is durable, and has the broker's history hold it: whoever has written it
-        with another client has not."""
-        await self._keep_in_history(name, stored)
-        said = StoredRevision(revision=_number(stored), hash=stored.fingerprint)
-        payload = said.model_dump_json().encode()
+    async def _say_stored(self, name: LayerName, stored: Mark) -> None:
+        """Says that a revision is durable."""
+        payload = _said(stored)
         self._said[name] = payload
         await self._session.publish(stored_topic(name), payload, retain=True)
 
     async def _settle(self, name: LayerName) -> None:
         """Has the broker hold what is stored, and its readers know that it is."""
         newest = self._newest.get(name)
-        here = self._here.get(name, NOTHING)
+        here = self._here.get(name, Mark())
         if newest is None:
             return
-        if here.payload and here.layer is None:
+        if here.hash and not here.revision:
             log.warning("what is retained is no layer, and stays", layer=name)
-        elif _number(here) < _number(newest) or self._is_contested(name, newest, here):
-            await self._put_back(name, newest, here)
-        said = StoredRevision(revision=_number(newest), hash=newest.fingerprint)
-        if self._said.get(name) != said.model_dump_json().encode():
+        elif here.revision < newest.revision or self._is_contested(name, newest, here):
+            await self._put_back(name, here)
+        if self._said.get(name) != _said(newest):
             await self._say_stored(name, newest)
 
-    def _is_contested(self, name: LayerName, newest: Held, here: Held) -> bool:
+    def _is_contested(self, name: LayerName, newest: Mark, here: Mark) -> bool:
         """Whether another content stands under the stored revision, for the first time."""
-        if _number(here) != _number(newest) or here.fingerprint == newest.fingerprint:
+        if here.revision != newest.revision or here.hash == newest.hash:
             return False
-        is_first = (name, here.fingerprint) not in self._contested
-        self._contested.add((name, here.fingerprint))
+        is_first = (name, here.hash) not in self._contested
+        self._contested.add((name, here.hash))
         return is_first
 
-    async def _put_back(self, name: LayerName, newest: Held, here: Held) -> None:
+    async def _put_back(self, name: LayerName, here: Mark) -> None:
+        history = await self._store.history(name)
+        newest = history[-1]
         log.warning(
             "layer put back",
             layer=name,
             revision=_number(newest),
-            instead_of=_number(here) or "nothing",
+            instead_of=here.revision or "nothing",
         )
         await self._session.publish(layer_topic(name), newest.payload, retain=True)
-        for revision in await self._store.history(name):
+        for revision in history:
             await self._keep_in_history(name, revision)
 
     async def _mend_history(self) -> None:
@@ -308,7 +309,7 @@ class LayerKeeper:
         await self._session.publish(topic, revision.payload, retain=True)
 
     def _known(self, name: LayerName) -> int:
-        return _number(self._newest.get(name, NOTHING))
+        return self._newest.get(name, Mark()).revision
 
 
 async def keep_layers(session: ReceivingSession, store: LayerStore) -> None:
@@ -321,6 +322,11 @@ async def keep_layers(session: ReceivingSession, store: LayerStore) -> None:
 
 def _number(revision: Held) -> int:
     return 0 if revision.layer is None else revision.layer.revision
+
+
+def _said(stored: Mark) -> bytes:
+    said = StoredRevision(revision=stored.revision, hash=stored.hash)
+    return said.model_dump_json().encode()
 
 
 async def _each(names: Iterable[LayerName], do: Callable[[LayerName], Awaitable[None]]) -> None:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -53,6 +53,18 @@ class Held:
             return hash_of(json.loads(self.payload))
         except ValueError:
             return hashlib.sha256(self.payload).hexdigest()
+
+    @property
+    def mark(self) -> "Mark":
+        """Which revision it is, without what it says."""
+        return Mark(0 if self.layer is None else self.layer.revision, self.fingerprint)
+
+
+class Mark(NamedTuple):
+    """Which revision of a layer something is, by number and fingerprint; 0 is of what is no layer."""
+
+    revision: int = 0
+    hash: str = ""
 
 
 NOTHING = Held()

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from bellwire.config.fleet.layer import HISTORY_LENGTH
-from bellwire.config.fleet.writing import Held, held
+from bellwire.config.fleet.writing import Held, Mark, held
 from bellwire.push.store.tables import fleet_layers
 from bellwire.signaling.topics import LayerName
 
@@ -15,21 +15,21 @@ Revisions = Sequence[tuple[LayerName, Held]]
 """Layers, each with a revision that it had."""
 
 
-def newest_layers(connection: Connection) -> dict[LayerName, Held]:
-    """The newest revision of each layer."""
+def newest_layers(connection: Connection) -> dict[LayerName, Mark]:
+    """The newest revision of each layer, without what it says."""
     newest = (
         select(fleet_layers.c.layer, func.max(fleet_layers.c.revision).label("revision"))
         .group_by(fleet_layers.c.layer)
         .subquery()
     )
     rows = connection.execute(
-        select(fleet_layers.c.layer, fleet_layers.c.document).join(
+        select(fleet_layers.c.layer, fleet_layers.c.revision, fleet_layers.c.hash).join(
             newest,
             (fleet_layers.c.layer == newest.c.layer)
             & (fleet_layers.c.revision == newest.c.revision),
         )
     )
-    return {LayerName(layer): held(document.encode()) for layer, document in rows}
+    return {LayerName(layer): Mark(revision, hashed) for layer, revision, hashed in rows}
 
 
 def layer_history(connection: Connection, name: LayerName) -> list[Held]:

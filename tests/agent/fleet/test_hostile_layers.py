@@ -165,7 +165,7 @@ def test_layer_with_many_errors_does_not_hide_that_another_one_is_refused() -> N
 
 
 async def test_layers_of_groups_that_a_device_is_not_in_cost_it_no_memory(tmp_path: Path) -> None:
-    async with fleet_stage(tmp_path) as stage:
+    async with fleet_stage(tmp_path, relay=False) as stage:
         gate = await stage.add(GATE, groups=["g1"])
         payloads = [document(unknown(f"{number}", 4000)) for number in range(8)]
         async with raw_client(stage.broker.address) as client:

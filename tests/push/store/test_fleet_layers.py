@@ -26,6 +26,9 @@ async def test_first_document_under_a_revision_stays_and_of_each_layer_the_newes
     more = [held(document({"call_timeout_s": n}, n)) for n in range(10, 40)]
     await shared_or_own.write(lambda c: keep_layers(c, [(NORTH, one) for one in more], 2))
     await shared_or_own.write(lambda c: keep_layers(c, [(SOUTH, other), (SOUTH, other)], 3))
-    assert await shared_or_own.read(newest_layers) == {NORTH: more[-1], SOUTH: other}
+    assert await shared_or_own.read(newest_layers) == {
+        NORTH: more[-1].mark,
+        SOUTH: other.mark,
+    }
     assert await shared_or_own.read(lambda c: layer_history(c, NORTH)) == more[-HISTORY_LENGTH:]
     assert await shared_or_own.read(lambda c: layer_history(c, LayerName("default"))) == []
