@@ -178,25 +178,32 @@ def _finding(
             return bad(f"{name}: refused: {_explained(channel, said)}", _next(channel, said))
         case "expired":
             return bad(
-                f"{name}: not taken before the invite ran out: {_explained(channel, said)}",
+                f"{name}: not taken before the invite ran out{_tried(delivery)}:"
+                f" {_explained(channel, said)}",
                 _next(channel, said),
             )
         case "failed":
             return bad(
-                f"{name}: not taken before the call was over: {_explained(channel, said)}",
+                f"{name}: not taken before the call was over{_tried(delivery)}:"
+                f" {_explained(channel, said)}",
                 _next(channel, said),
             )
     if channel.kind == "websocket":
         return unknown(f"{name}: it is in the stream, and the device has not read it", silent)
-    attempts = delivery.attempts or 0
-    tries = f"{attempts} attempt{'' if attempts == 1 else 's'}"
-    if not attempts:
+    if not delivery.attempts:
         waiting = f"{name}: {taker} has not answered yet"
         return bad(waiting, _next(channel, said)) if is_over else unknown(waiting)
     found = bad if is_over else unknown
     return found(
-        f"{name}: not taken yet, {tries}: {_explained(channel, said)}", _next(channel, said)
+        f"{name}: not taken yet{_tried(delivery)}: {_explained(channel, said)}",
+        _next(channel, said),
     )
+
+
+def _tried(delivery: DeliveryAnswer) -> str:
+    """How often; a relay keeps many attempts, and says only of what is owed how many there were."""
+    many = delivery.attempts or len(delivery.tries)
+    return f", {many} attempt{'' if many == 1 else 's'}" if many else ""
 
 
 def _without_delivery(channel: ChannelAnswer, user: UserState | None) -> Finding:

@@ -86,7 +86,18 @@ async def test_relay_answers_the_curl_examples_as_the_page_shows(
         *(201, 200),  # a token, revoked
         *(201, 200, 204),  # an API key
         *(201, 201),  # two calls
-        *(200, 200, 200, 200, 200, 200, 409, 200),  # following the first, and its deliveries
+        *(
+            200,
+            200,
+            200,
+            200,
+            200,
+            200,
+            200,
+            200,
+            409,
+            200,
+        ),  # following the first, and its deliveries
         *(201, 201, 204),  # devices
         *(201, 201),  # a group, and a call to it
         *(200, 200, 200, 200, 409),  # join, quit, invite, two messages

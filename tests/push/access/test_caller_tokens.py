@@ -137,7 +137,9 @@ async def test_a_device_calls_over_mqtt_in_its_own_name_and_invites_more_in_it(
 
 
 @in_module
-async def test_an_invite_that_is_sent_again_is_the_same_to_the_last_byte(running: Running) -> None:
+async def test_an_invite_that_is_sent_again_is_the_same_but_for_its_connect_token(
+    running: Running,
+) -> None:
     bob, alice = fresh("bob"), fresh("alice")
     body = {"identity": bob, "channels": [{"kind": "websocket"}, {"kind": "mqtt"}]}
     await running.http.put(f"/v1/devices/{bob}", json=body)
@@ -149,6 +151,8 @@ async def test_an_invite_that_is_sent_again_is_the_same_to_the_last_byte(running
         async with reading(running, bob) as stream:
             event = await stream.until("call.received")
             heard.append({name: value for name, value in event.items() if name != "cursor"})
+    tokens = {event.pop("connect_token") for event in heard}
+    assert len(tokens) == 2  # each is made as it is sent, and ends no sooner than others of its moment
     assert heard[0] == heard[1]
     assert heard[0]["caller_info"]["attestation"] == "A"
 

@@ -8,7 +8,9 @@ from bellwire.push.calls.operations import COMMANDS
 from bellwire.signaling.wire.operations import OPERATIONS, Who
 from tests.push.support import assert_problem
 
-HTTP_ALONE = {("GET", "/v1/calls/{call_sid}/deliveries")}
+HTTP_ALONE = {
+    ("GET", f"/v1/calls/{{call_sid}}/{what}") for what in ("deliveries", "feedback", "insights")
+}
 """What only backends ask for."""
 
 
