@@ -74,7 +74,7 @@ async def until_durable(
                 _refuse_overwritten(fleet, open_ones)
                 if not open_ones:
                     return found
-                if not fleet.keepers.present:
+                if not (fleet.keepers.present or fleet.keepers.silent):
                     found |= _on_devices(fleet, open_ones)
                     if not any(
                         _may_have(fleet, n, la) for n, la in written.items() if n not in found

@@ -152,7 +152,9 @@ async def test_an_invite_that_is_sent_again_is_the_same_but_for_its_connect_toke
             event = await stream.until("call.received")
             heard.append({name: value for name, value in event.items() if name != "cursor"})
     tokens = {event.pop("connect_token") for event in heard}
-    assert len(tokens) == 2  # each is made as it is sent, and ends no sooner than others of its moment
+    assert (
+        len(tokens) == 2
+    )  # each is made as it is sent, and ends no sooner than others of its moment
     assert heard[0] == heard[1]
     assert heard[0]["caller_info"]["attestation"] == "A"
 
