@@ -300,6 +300,15 @@ class RelaySettings(BaseSettings):
         return self
 
     @property
+    def policy_in_force(self) -> PolicySettings:
+        """The policy as the relay goes by it. With a voice URL, who fits no rule may ring nobody unless
+        `default` is written: the backend is not asked about `invite` and `join`, and an app could by them
+        ring whom the backend has refused it."""
+        if self.voice_url is None or "default" in self.policy.model_fields_set:
+            return self.policy
+        return self.policy.model_copy(update={"default": "deny"})
+
+    @property
     def all_may_ring_all(self) -> bool:
         """Whether any app or device may ring anybody: neither a backend nor a policy is asked."""
         return self.voice_url is None and self.policy.lets_all_ring_all

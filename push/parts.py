@@ -264,7 +264,7 @@ async def open_call_parts(on: Ground, delivery: DeliveryParts) -> CallParts:
         emergency_callers=settings.emergency_callers,
         on_refused=on.metrics.count_refused,
     )
-    policy = CallPolicy(settings.policy, on.metrics.count_refused)
+    policy = CallPolicy(settings.policy_in_force, on.metrics.count_refused)
     callbacks = Callbacks(delivery.outbox, account_sid(settings), now=now)
     calls = Calls(
         database,

@@ -60,7 +60,9 @@ def follow(before: Call | None, after: Call, at: datetime) -> tuple[Call, tuple[
     legs = tuple(_moved_on(leg, after, at, news) for leg in dial.legs)
     answered = [leg.answered_at for leg in legs if leg.answered_at is not None]
     ends_at = dial.ends_at
-    if ends_at is None and answered and dial.time_limit_s is not None:
+    # Whoever answers first: it may be somebody invited or joined, whom the dial has not rung.
+    is_answered = bool(answered) or after.answered_at is not None
+    if ends_at is None and is_answered and dial.time_limit_s is not None:
         ends_at = at + timedelta(seconds=dial.time_limit_s)
     was_over = before is not None and before.state is CallState.ENDED
     if after.state is CallState.ENDED and not was_over and dial.action is not None:

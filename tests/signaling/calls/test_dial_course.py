@@ -9,6 +9,7 @@ from bellwire.signaling.calls.calls import (
     Call,
     CallState,
     EndReason,
+    Mode,
     RejectStatus,
     UserState,
 )
@@ -19,6 +20,7 @@ from bellwire.signaling.calls.commands import (
     End,
     Expire,
     Invitee,
+    InviteMore,
     NewCall,
     Quit,
     Received,
@@ -47,7 +49,11 @@ class Played:
     """A call by TwiML, and what its backend has been told."""
 
     def __init__(
-        self, *called: Identity, events: tuple[LegEvent, ...] = ALL, **dial: object
+        self,
+        *called: Identity,
+        events: tuple[LegEvent, ...] = ALL,
+        mode: Mode = Mode.COMMON,
+        **dial: object,
     ) -> None:
         legs = tuple(Leg(identity, STATUS, events) for identity in called or (BOB,))
         kept = Dial(legs, **{"action": ACTION, "first_takes_it": True, **dial})  # type: ignore[arg-type]
@@ -59,6 +65,7 @@ class Played:
             30,
             device=PHONE,
             attestation=Attestation.FULL,
+            mode=mode,
             dial=kept,
         )
         self.news: list[DialNews] = []
@@ -279,3 +286,13 @@ def test_call_that_its_time_limit_ends_says_so() -> None:
     played.do(Expire(at(95)))
     assert played.call.end_reason is EndReason.TIME_LIMIT
     assert played.call.ended_by is None
+
+
+def test_time_limit_holds_too_where_somebody_answers_whom_the_dial_has_not_rung() -> None:
+    played = Played(mode=Mode.ADVANCED, time_limit_s=90)
+    played.do(InviteMore(ALICE, PHONE, (Invitee(CAROL),), at(1), 60))
+    played.do(Reject(BOB, PHONE, at(2), RejectStatus.REJECTED))
+    played.accept(CAROL, seconds=5)
+    assert played.call.next_deadline == at(95)
+    played.do(Expire(at(95)))
+    assert played.call.end_reason is EndReason.TIME_LIMIT
