@@ -2,12 +2,14 @@
 told to webhooks.
 
 A device speaks for itself alone, as the broker's rights see to, and only of calls of its identity. What it
-tells is bounded, for each call and in all, and heard over a session of its own, so that it never queues
-before calls.
+tells is bounded, for each call and over time, and heard over a session of its own, so that it never queues
+before calls. What is too much of one device is thrown away unread: it costs neither the others' place nor
+the database a look.
 """
 
 import asyncio
 import hashlib
+import time
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -42,6 +44,12 @@ LIMIT_BYTES = 4096
 NOT_KEPT = "insight"
 """The reason of `bellwire_refused_total`."""
 
+AT_ONCE_OF_ONE = 200
+"""How many one device may tell at once, as after a time without a broker."""
+_AGAIN_S = 10.0
+"""In how many seconds it may tell one more: 35 MB a day, of one that never stops."""
+_FEW = 1024
+
 _WAITING = 1000
 _AT_ONCE = 50
 
@@ -55,6 +63,7 @@ class Insights:
         metrics: Counts what is not kept.
         now: Tells the time.
         on_event: Makes what is owed to webhooks; None where there are none.
+        clock: Tells the time, in seconds that only grow.
     """
 
     def __init__(
@@ -65,12 +74,17 @@ class Insights:
         *,
         now: Callable[[], datetime],
         on_event: OnEvent | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._session = session
         self._not_kept = metrics.refused.labels(NOT_KEPT)
         self._now = now
         self._on_event = on_event
+        self._clock = clock
+        self._full_at_s: dict[DeviceId, float] = {}
+        """When each device may tell `AT_ONCE_OF_ONE` at once again."""
+        self._look_at_size = _FEW
         self._waiting: deque[tuple[DeviceId, bytes]] = deque()
         self._come = asyncio.Event()
         # Not shared among relays: for that a broker of before gives them no right. Each is kept once.
@@ -89,10 +103,26 @@ class Insights:
             self._not_kept.inc()
             return
         try:
-            self._waiting.append((device_of(message.topic), message.payload))
+            device = device_of(message.topic)
         except InvalidInput:
             return
+        if not self._may_tell(device):
+            self._not_kept.inc()
+            return
+        self._waiting.append((device, message.payload))
         self._come.set()
+
+    def _may_tell(self, device: DeviceId) -> bool:
+        """Takes one from a device's bucket, if it holds one."""
+        now_s = self._clock()
+        full_at_s = max(self._full_at_s.get(device, now_s), now_s)
+        if full_at_s - now_s > (AT_ONCE_OF_ONE - 1) * _AGAIN_S:
+            return False
+        self._full_at_s[device] = full_at_s + _AGAIN_S
+        if len(self._full_at_s) > self._look_at_size:
+            self._full_at_s = {one: at_s for one, at_s in self._full_at_s.items() if at_s > now_s}
+            self._look_at_size = max(_FEW, 2 * len(self._full_at_s))
+        return True
 
     async def _keep_what_comes(self) -> None:
         while True:
