@@ -308,7 +308,8 @@ class BackendRequests:
         ) as response:
             location = _header(response, b"location")
             redirects = response.status in (301, 302, 303, 307, 308) and location is not None
-            body = await _read(response, wanted=wants_body and not redirects)
+            is_taken = 200 <= response.status < 300  # else nobody looks at it, and it may be long
+            body = await _read(response, wanted=wants_body and is_taken)
         answer = BackendAnswer(response.status, body, _header(response, b"retry-after"))
         return answer, location if redirects else None
 

@@ -171,3 +171,10 @@ async def test_answer_of_64_kib_is_read_and_no_more(there: Backend) -> None:
         there.answer = status(200, body=b" " * 65_537)
         with pytest.raises(AnswerTooLong):
             await requests.ask(Callback(there.url), {}, limit_s=5)
+
+
+async def test_failure_that_is_told_at_length_is_a_failure(there: Backend) -> None:
+    async with requests_to(there.url) as requests:
+        there.answer = status(502, body=b"<p>Bad gateway</p>" * 10_000)
+        answer = await requests.ask(Callback(there.url), {}, limit_s=5)
+    assert (answer.status, answer.taken) == (502, False), "an action is asked again then"

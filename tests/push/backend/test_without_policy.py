@@ -50,7 +50,9 @@ async def test_app_invites_and_joins_nobody_whom_the_backend_has_not_named(
             (carol, "join", {}),
         ):
             answer = await running.http.post(
-                f"/v1/calls/{sid}/{path}", json={**body, "device_id": whose}, headers=await running.token(whose)
+                f"/v1/calls/{sid}/{path}",
+                json={**body, "device_id": whose},
+                headers=await running.token(whose),
             )
             assert_problem(answer, 403, "forbidden")
         assert not [e for e in at_carol.events if e["call_sid"] == sid]
