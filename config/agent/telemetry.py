@@ -2,7 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
+
+from bellwire.signaling.calls.events import SaidMoment
 
 CallNow = Literal["idle", "pending", "connecting", "ringing", "open", "reconnecting", "closed"]
 
@@ -33,7 +35,7 @@ class LastCall(BaseModel):
 
     call_sid: Annotated[str, Field(max_length=64)]
     direction: Literal["INCOMING", "OUTGOING"]
-    ended_at: AwareDatetime
+    ended_at: SaidMoment
     ended_because: Annotated[str, Field(max_length=512)] = ""
 
 
@@ -59,7 +61,7 @@ class Telemetry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     device_id: str
-    at: AwareDatetime
+    at: SaidMoment
     software: str
     uptime_s: float
     """Since the agent started."""

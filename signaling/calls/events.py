@@ -10,6 +10,7 @@ from functools import cached_property, lru_cache
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     ConfigDict,
@@ -45,6 +46,22 @@ def _written(utc: datetime) -> str:
 
 
 Moment = Annotated[AwareDatetime, PlainSerializer(rfc3339, return_type=str, when_used="json")]
+
+
+def in_utc(at: datetime) -> datetime:
+    """The same moment in UTC.
+
+    Raises:
+        ValueError: it has none there: it lies outside the years 1 to 9999.
+    """
+    try:
+        return at.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("must lie between the years 1 and 9999 in UTC") from error
+
+
+SaidMoment = Annotated[AwareDatetime, AfterValidator(in_utc)]
+"""A moment that a device says: one that cannot be written in UTC is none, be it well-formed."""
 
 
 class _Document(BaseModel):

@@ -1,15 +1,29 @@
 """What a device tells of a call (insights), as whoever hears it reads it: loosely, since newer devices tell
 more. What an agent tells, and when, stands in `agent.calls.insights`."""
 
+import json
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, PlainSerializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+)
 
-from bellwire.signaling.calls.events import rfc3339
+from bellwire.signaling.calls.events import SaidMoment, rfc3339
 from bellwire.signaling.identifiers import CallSidField
 
 InsightLevel = Literal["debug", "info", "warning", "error"]
 InsightWord = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+def _written(payload: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Refuses what JSON cannot write again: a number that is too large is read as infinite."""
+    json.dumps(payload, allow_nan=False)
+    return payload
 
 
 class _OfCall(BaseModel):
@@ -26,8 +40,11 @@ class ToldInsight(BaseModel):
     level: InsightLevel = "info"
     group: InsightWord
     name: InsightWord
-    timestamp: Annotated[AwareDatetime, PlainSerializer(rfc3339, return_type=str, when_used="json")]
-    payload: dict[str, JsonValue]
+    timestamp: Annotated[
+        SaidMoment,
+        PlainSerializer(rfc3339, return_type=str, when_used="json"),
+    ]
+    payload: Annotated[dict[str, JsonValue], AfterValidator(_written)]
 
     @property
     def call_sid(self) -> str | None:

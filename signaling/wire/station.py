@@ -9,7 +9,9 @@ relays and operators go by.
 
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, field_serializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer
+
+from bellwire.signaling.calls.events import SaidMoment
 
 KEEP_ALIVE_S = 20
 """How often at least the two sides of an MQTT connection hear of each other."""
@@ -29,8 +31,8 @@ class Presence(BaseModel):
 
     online: Annotated[bool, BeforeValidator(lambda said: said or False)]
     software: str | None = None
-    since: AwareDatetime | None = None
-    registered_at: AwareDatetime | None = None
+    since: SaidMoment | None = None
+    registered_at: SaidMoment | None = None
 
     @property
     def never_seen(self) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from pydantic import TypeAdapter
 from sqlalchemy import (
@@ -80,7 +80,7 @@ class CallFilter:
 
 ALL_CALLS = CallFilter()
 
-_OUT_OF_ORDER = timedelta(minutes=1)
+_OUT_OF_ORDER_MS = 60_000
 """A call's number is given to it when it is kept, its SID holds when it was made: by as much as this one
 may run ahead of the other, where relays' clocks differ or a transaction takes its time."""
 _LIVE = text("calls.state <> 'ended'")
@@ -193,34 +193,36 @@ def calls_query(
     sid = calls.c.call_sid.concat("")
     if only.since is not None:
         query = query.where(
-            sid >= _first_sid(only.since), number > _last_number_before(only.since - _OUT_OF_ORDER)
+            sid >= _first_sid(to_ms(only.since)),
+            number > _last_number_before(to_ms(only.since) - _OUT_OF_ORDER_MS),
         )
     if only.until is not None:
         query = query.where(
-            sid < _first_sid(only.until), number < _first_number_from(only.until + _OUT_OF_ORDER)
+            sid < _first_sid(to_ms(only.until)),
+            number < _first_number_from(to_ms(only.until) + _OUT_OF_ORDER_MS),
         )
     return query.order_by(number.desc()).limit(count + 1)
 
 
-def _first_sid(at: datetime) -> str:
+def _first_sid(at_ms: int) -> str:
     """What no SID of a call made from then on is less than."""
-    return f"CA{min(max(to_ms(at), 0), (1 << 48) - 1):012x}"
+    return f"CA{min(max(at_ms, 0), (1 << 48) - 1):012x}"
 
 
-def _last_number_before(at: datetime) -> ColumnElement[int]:
+def _last_number_before(at_ms: int) -> ColumnElement[int]:
     last = (
         select(calls.c.number)
-        .where(calls.c.call_sid < _first_sid(at))
+        .where(calls.c.call_sid < _first_sid(at_ms))
         .order_by(calls.c.call_sid.desc())
         .limit(1)
     )
     return func.coalesce(last.scalar_subquery(), 0)
 
 
-def _first_number_from(at: datetime) -> ColumnElement[int]:
+def _first_number_from(at_ms: int) -> ColumnElement[int]:
     first = (
         select(calls.c.number)
-        .where(calls.c.call_sid >= _first_sid(at))
+        .where(calls.c.call_sid >= _first_sid(at_ms))
         .order_by(calls.c.call_sid)
         .limit(1)
     )

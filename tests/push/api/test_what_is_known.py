@@ -116,6 +116,10 @@ async def test_calls_are_listed_by_state_and_time_and_who_may(running: Running) 
     foreign = {"identity": fresh("eve"), "state": "ended"}
     answer = await running.http.get("/v1/calls", params=foreign, headers=token)
     assert_problem(answer, 403, "forbidden")
+    for edge in ({"since": "0001-01-01T00:00:00+14:00"}, {"until": "9999-12-31T23:59:59-14:00"}):
+        assert rings in await listed(identity=bob, **edge)
+    assert await listed(identity=bob, since="9999-12-31T23:59:59Z") == []
+    assert await listed(identity=bob, until="0001-01-01T00:00:00Z") == []
     await running.do(rings, "cancel")
 
 
@@ -206,3 +210,30 @@ async def test_what_a_device_tells_of_its_calls_is_kept_once_read_and_told(
     assert len(own.json()["insights"]) == 2
     assert_problem(await running.http.get(path, headers=await running.token(eve)), 403, "forbidden")
     await running.do(sid, "cancel")
+
+
+_TIME = '"2026-11-30T12:00:00.000Z"'
+
+
+@on_both_stores
+async def test_what_cannot_be_written_again_harms_no_relay(
+    running: Running, receiver: Backend
+) -> None:
+    bob = fresh("bob")
+    async with listening(running, bob) as at_bob:
+        for said, poison in (
+            (_TIME, '"0001-01-01T00:00:00+14:00"'),
+            (_TIME, '"9999-12-31T23:59:59-14:00"'),
+            ('"opus"', "1e999"),
+            ('"opus"', "[" * 198 + "]" * 198),
+            ('"opus"', '"\\u0000"'),
+        ):
+            sid = await running.called(bob)
+            document = insight(sid, bob, "poison").replace(said, poison)
+            await tells(at_bob, document, insight(sid, bob, "next"))
+            names: set[str] = set()
+            while "next" not in names:
+                names.add((await told(receiver, "call.insight", sid))["name"])
+            answer = await running.http.get(f"/v1/calls/{sid}/insights")
+            assert answer.status_code == 200, poison
+            await running.do(sid, "cancel")

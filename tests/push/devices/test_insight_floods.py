@@ -74,14 +74,14 @@ async def test_a_device_that_tells_without_end_takes_no_place_of_others_and_no_d
 
     try:
         async with asyncio.timeout(PATIENCE_S):
-            while "bob" not in await kept(sids[0]):
+            while "bob" not in await kept(sids[0]):  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.01)
         told = [*await kept(sids[0]), *await kept(sids[1])]
         assert told.count("eve") == AT_ONCE_OF_ONE, "of all its calls together"
         elapsed_s = 10.0
         session.bring(_tells("eve", sids[1], 9999))
         async with asyncio.timeout(PATIENCE_S):
-            while (await kept(sids[1])).count("eve") <= AT_ONCE_OF_ONE // 2:
+            while (await kept(sids[1])).count("eve") <= AT_ONCE_OF_ONE // 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
     finally:
         running.cancel()
