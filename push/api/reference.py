@@ -18,9 +18,11 @@ _FILES = {
 }
 _FROM_HERE_ALONE = {
     "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-inline';"
-    " style-src 'self' 'unsafe-inline'; img-src 'self' data:; worker-src blob:"
+    " style-src 'self' 'unsafe-inline'; img-src 'self' data:; worker-src blob:;"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 }
-"""Nothing of the pages asks anybody else: ReDoc would fetch its maker's logo."""
+"""Nothing of the pages asks anybody else: ReDoc would fetch its maker's logo. And no other page shows them in a
+frame of its own, where a credential is typed into them."""
 _A_DAY = {"Cache-Control": "public, max-age=86400"}
 
 

@@ -176,7 +176,9 @@ async def test_the_reference_is_shown_without_the_internet(
     asked, stopped = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("requestfailed", lambda r: stopped.append(r.url) if r.failure == "csp" else None)
-    await page.goto(f"{running.relay.access.url}{path}")
+    answer = await page.goto(f"{running.relay.access.url}{path}")
+    assert answer is not None
+    assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
     shown = page.get_by_text("/v1/calls/{call_sid}/accept").first
     await shown.wait_for(timeout=PATIENCE_S * 1000, state="attached")
     here = (running.relay.access.url, "data:", "blob:")
