@@ -84,12 +84,12 @@ class _Url:
         try:
             parsed = httpx.URL(text)
         except httpx.InvalidURL as error:
-            raise BackendAtFault(f"{text[:80]!r} is no URL") from error
+            raise BackendAtFault(f"{_start_of(text)} is no URL") from error
         port = parsed.port
         if parsed.scheme not in ("http", "https") or not _HOST.fullmatch(parsed.raw_host):
-            raise BackendAtFault(f"{text[:80]!r} is no http(s) URL with a host")
+            raise BackendAtFault(f"{_start_of(text)} is no http(s) URL with a host")
         if port is not None and not 0 < port < 65_536:
-            raise BackendAtFault(f"{text[:80]!r} has no port from 1 to 65535")
+            raise BackendAtFault(f"{_start_of(text)} has no port from 1 to 65535")
         return cls(parsed)
 
     @property
@@ -112,6 +112,11 @@ class _Url:
             return {}
         pair = f"{self.parsed.username}:{self.parsed.password}".encode()
         return {"authorization": f"Basic {base64.b64encode(pair).decode()}"}
+
+
+def _start_of(text: str) -> str:
+    """What is shown of what may be no URL: no user, password or query, where an app's parameters are."""
+    return repr(text.partition("?")[0].rpartition("@")[2][:80])
 
 
 def shown_url(url: str) -> str:
@@ -327,7 +332,7 @@ def _redirected(url: str, location: str) -> str:
     try:
         return urljoin(url, location)
     except ValueError as error:
-        raise BackendAtFault(f"it redirects to {location[:80]!r}, which is no URL") from error
+        raise BackendAtFault(f"it redirects to {_start_of(location)}, which is no URL") from error
 
 
 def _with_query(url: str, query: str) -> str:

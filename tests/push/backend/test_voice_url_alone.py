@@ -178,3 +178,18 @@ async def test_failure_that_is_told_at_length_is_a_failure(there: Backend) -> No
         there.answer = status(502, body=b"<p>Bad gateway</p>" * 10_000)
         answer = await requests.ask(Callback(there.url), {}, limit_s=5)
     assert (answer.status, answer.taken) == (502, False), "an action is asked again then"
+
+
+@pytest.mark.parametrize(
+    "location", ["ftp://user:pass@b.example/x", "https://user:pass@b.example:0"]
+)
+async def test_what_says_that_a_url_is_none_holds_no_parameters_and_no_password(
+    there: Backend, location: str
+) -> None:
+    there.answer = status(302, f"Location: {location}")
+    async with requests_to(there.url) as requests:
+        with pytest.raises(BackendAtFault) as refused:
+            await requests.ask(Callback(there.url), {"pin": "4711"}, limit_s=5)
+    assert "b.example" in str(refused.value)
+    assert "4711" not in str(refused.value)
+    assert "pass" not in str(refused.value)
