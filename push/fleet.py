@@ -5,6 +5,7 @@ lost some gets them back. The rules are in :mod:`broker.fleet.layer_keeper`.
 import asyncio
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 
 import structlog
@@ -21,6 +22,8 @@ from bellwire.signaling.errors import Unavailable
 from bellwire.signaling.topics import OPERATORS_ECHO, LayerName
 
 log = structlog.get_logger(__name__)
+
+_RIGHTS_EVERY_S = 60.0
 
 
 class StoredLayers:
@@ -60,8 +63,11 @@ async def keep_fleet(
 
     async def extend_rights() -> None:
         while True:
-            await connected.wait()
+            with suppress(TimeoutError):  # a command of an older version may have taken some away
+                await asyncio.wait_for(connected.wait(), _RIGHTS_EVERY_S)
             connected.clear()
+            if not session.connected:
+                continue
             try:
                 given = await rights.extend_operators()
             except Unavailable as error:

@@ -28,7 +28,7 @@ from bellwire.signaling.topics import (
     stored_topic,
 )
 
-_ANSWER_S = 10.0
+_ANSWER_S = 20.0
 """How long a relay that listens has to answer: it may be putting much back."""
 _ABSENT_S = 5.0
 """How long one is waited for where one has kept these layers, or the broker has lost one, and none is

@@ -278,6 +278,8 @@ class LayerKeeper:
 
     async def _put_back(self, name: LayerName, here: Mark) -> None:
         history = await self._store.history(name)
+        if not history:
+            return  # The rows were taken away meanwhile.
         newest = history[-1]
         log.warning(
             "layer put back",

@@ -50,28 +50,31 @@ class Durability:
 async def until_durable(
     fleet: RetainedFleet, written: Mapping[LayerName, Layer]
 ) -> dict[LayerName, Durability]:
-    """Waits until each of these revisions, just written, is on a disk, as long as somebody may say so.
+    """Waits until each of these revisions, just written, is on a disk, as long as somebody may say so; while
+    more and more are, for as long as that goes on.
 
     Raises:
         LayerConflict: another revision has taken the place of one that no disk has.
         Unavailable: the broker has lost one before any disk had it.
     """
     found: dict[LayerName, Durability] = {}
+    open_ones = written
     lost = fleet.register.connections_lost
     try:
-        async with asyncio.timeout(_DURABLE_S):
+        async with asyncio.timeout(_DURABLE_S) as deadline:
             while True:
                 if lost != fleet.register.connections_lost:
                     lost = await _catch_up(fleet)
                     _refuse_lost(fleet, written)
-                for name, layer in written.items():
-                    if fleet.keepers.has_stored(name, layer):
-                        found[name] = Durability(relay=True)
+                stored = [n for n, la in open_ones.items() if fleet.keepers.has_stored(n, la)]
+                if stored:
+                    found |= dict.fromkeys(stored, Durability(relay=True))
+                    deadline.reschedule(asyncio.get_running_loop().time() + _DURABLE_S)
                 open_ones = {name: la for name, la in written.items() if name not in found}
                 _refuse_overwritten(fleet, open_ones)
                 if not open_ones:
                     return found
-                if not fleet.keepers.present:
+                if not (fleet.keepers.present or fleet.keepers.silent):
                     found |= _on_devices(fleet, open_ones)
                     if not any(
                         _may_have(fleet, n, la) for n, la in written.items() if n not in found

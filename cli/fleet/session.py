@@ -52,8 +52,8 @@ from bellwire.signaling.wire.station import (
 
 _CONNECT_TIMEOUT_S = 10.0
 _READ_TIMEOUT_S = 60.0
-_JUMP_AT_MOST = 1_000_000
-"""So far beyond what all others know a device's word on a revision counts: else one could use up all."""
+_CLAIM_AT_MOST = 2**52
+"""Up to here a device's word on a revision counts: above it as many are left, which none can use up."""
 
 OperatorOption = Annotated[
     Path | None,
@@ -146,7 +146,7 @@ class RetainedFleet:
             if device.reported is not None
             for said in (device.reported.revisions, device.reported.obeyed)
         )
-        return max([known, *(one for one in claimed if one <= known + _JUMP_AT_MOST)])
+        return max([known, *(one for one in claimed if one <= _CLAIM_AT_MOST)])
 
     async def wait_read(self) -> None:
         """Waits until all that the broker retains of the devices is here.

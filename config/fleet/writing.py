@@ -51,7 +51,7 @@ class Held:
             return ""
         try:
             return hash_of(json.loads(self.payload))
-        except ValueError:
+        except (ValueError, RecursionError):
             return hashlib.sha256(self.payload).hexdigest()
 
     @property

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import aiomqtt
@@ -10,12 +11,18 @@ import pytest
 
 from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.accounts.dynamic_security import OPERATOR_ROLE, operator_acls
+from bellwire.broker.fleet.layer_keeper import LayerKeeper, Revisions
+from bellwire.broker.session.receiving import ReceivingSession
 from bellwire.broker.session.session import Session
+from bellwire.config.fleet.writing import Held
 from bellwire.push.fleet import StoredLayers
 from bellwire.push.store.engine.database import open_database
+from bellwire.signaling.errors import Unavailable
 from bellwire.signaling.topics import (
+    KEEPER_ANSWERS,
     KEEPERS,
     LAYERS,
+    OPERATORS_ECHO,
     LayerName,
     history_topic,
     layer_topic,
@@ -159,16 +166,21 @@ async def until_at_rest(client: aiomqtt.Client, heard: list[bytes]) -> None:
         heard.append(bytes(message.payload))  # type: ignore[arg-type]
 
 
-async def test_what_is_no_layer_is_left_alone(broker: RunningBroker, tmp_path: Path) -> None:
-    later = b'{"of": "a later version"}'
+@pytest.mark.parametrize("later", [b'{"of": "a later version"}', b"[" * 60_000, b"\xff"])
+async def test_what_is_no_layer_is_left_alone(
+    broker: RunningBroker, tmp_path: Path, later: bytes
+) -> None:
     async with keeping(broker, tmp_path / "relay"):
         await retain(broker, layer_topic(NORTH), volume(1))
         await until_stored(broker, 1)
         await retain(broker, layer_topic(NORTH), later)
-        async with raw_client(broker.address) as client:
+        async with raw_client(broker.address) as client, asyncio.timeout(PATIENCE_S):
+            await client.subscribe(KEEPER_ANSWERS, qos=1)
             await client.publish(KEEPERS, b"asked", qos=1)
-        await retain(broker, layer_topic(NORTH), later)
+            await anext(aiter(client.messages))
         await until(broker, layer_topic(NORTH), later)
+        await retain(broker, layer_topic(NORTH), volume(2))
+        await until_stored(broker, 2)
 
 
 async def test_operators_of_an_older_version_get_the_rights_of_this_one(
@@ -188,3 +200,37 @@ async def test_operators_of_an_older_version_get_the_rights_of_this_one(
             (answer,) = await accounts._run(get)
     topics = {acl["topic"] for acl in answer["data"]["role"]["acls"]}
     assert set(read_by_operators()) <= topics
+
+
+async def test_what_was_written_while_the_database_was_away_is_stored_once_it_is_back(
+    broker: RunningBroker, tmp_path: Path
+) -> None:
+    database = await asyncio.to_thread(open_database, None, tmp_path)
+
+    class Away(StoredLayers):
+        is_away = False
+        asked = asyncio.Event()
+
+        async def keep(self, revisions: Revisions) -> Sequence[Held]:
+            if self.is_away:
+                self.asked.set()
+                raise Unavailable("the database is away")
+            return await super().keep(revisions)
+
+    store = Away(database, now=lambda: datetime.now(UTC))
+    session = ReceivingSession(broker.address, "keeper", echo_topic=OPERATORS_ECHO, sleep=soon)
+    keeper = LayerKeeper(session, store, sleep=soon)
+    running = asyncio.create_task(keeper.run())
+    async with held_session(session):
+        await retain(broker, layer_topic(NORTH), volume(1))
+        await until_stored(broker, 1)
+        store.is_away = True
+        await retain(broker, layer_topic(NORTH), volume(2), volume(3))
+        async with asyncio.timeout(PATIENCE_S):
+            await store.asked.wait()
+        store.is_away = False
+        await until_stored(broker, 3)
+    running.cancel()
+    history = await store.history(NORTH)
+    await database.close()
+    assert [one.layer.revision for one in history if one.layer] == [1, 2, 3]
