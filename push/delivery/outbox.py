@@ -339,8 +339,9 @@ class Outbox:
 
 
 def _is_notice(delivery: Delivery) -> bool:
-    """Whether it is a push that says that an invite is over."""
-    return delivery.kind in PUSH_KINDS and not is_invite(delivery.payload)
+    """Whether it is a push that says that an invite of a call of ours is over, as a device's stream does."""
+    is_ours = bool(delivery.call_sid) and delivery.event_id.startswith(f"{delivery.call_sid}-")
+    return delivery.kind in PUSH_KINDS and is_ours and not is_invite(delivery.payload)
 
 
 def _wait_s(attempts: int, error: DeliveryFailed) -> float:

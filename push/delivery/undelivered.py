@@ -7,7 +7,7 @@ call was answered or withdrawn before. What a service refuses for good is `refus
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import cache
 from typing import cast
@@ -17,12 +17,12 @@ from sqlalchemy import Connection
 from bellwire.push.delivery.webhook_events import OnEvent
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.rows.deliveries import DeliveryResult, is_known, put_results
-from bellwire.push.store.rows.devices import find_device
+from bellwire.push.store.rows.devices import identities_of
 from bellwire.push.store.rows.events import Unread
-from bellwire.push.store.rows.outbox import Forgotten, owe
+from bellwire.push.store.rows.outbox import Delivery, Forgotten, owe
 from bellwire.push.store.tables import from_ms, to_ms
-from bellwire.signaling.calls.events import InviteNotDelivered, Try
-from bellwire.signaling.identifiers import ChannelKind, DeviceId
+from bellwire.signaling.calls.events import InviteNotDelivered, NeverArrived, Try
+from bellwire.signaling.identifiers import ChannelKind
 
 NEVER_TRIED = "the relay that had it stopped before it was sent"
 UNREAD = "the device has not read its stream"
@@ -51,15 +51,17 @@ class Undelivered:
         """Counts one."""
         self._counted(kind, result).inc()
 
-    def tell(self, connection: Connection, invites: Iterable[DeliveryResult]) -> None:
+    def tell(self, connection: Connection, invites: Sequence[DeliveryResult]) -> None:
         """Has webhooks told of invites that never arrived, in the transaction that keeps it."""
-        if self._on_event is None:
+        if self._on_event is None or not invites:
             return
-        for result in invites:
-            event = self._event(connection, result)
+        owners = identities_of(connection, {invite.device_id for invite in invites})
+        owed: list[Delivery] = []
+        for invite in invites:
+            event = _event(invite, owners.get(invite.device_id))
             data = event.model_dump(mode="json", exclude_none=True)
-            owed = self._on_event(connection, event.event, event.id, event.at, data)
-            owe(connection, owed, leased_until_ms=to_ms(self._now()))
+            owed += self._on_event(connection, event.event, event.id, event.at, data)
+        owe(connection, owed, leased_until_ms=to_ms(self._now()))
 
     def keep_failed(
         self, connection: Connection, result: DeliveryResult, *, is_invite: bool
@@ -120,22 +122,22 @@ class Undelivered:
         self.tell(connection, results)
         return results
 
-    def _event(self, connection: Connection, result: DeliveryResult) -> InviteNotDelivered:
-        device = find_device(connection, DeviceId(result.device_id))
-        named = "\n".join((result.event_id, result.device_id, result.kind, result.app))
-        return InviteNotDelivered(
-            id=f"DF{hashlib.sha256(named.encode()).hexdigest()[:32]}",
-            at=from_ms(result.at_ms),
-            call_sid=result.call_sid,
-            event_id=result.event_id,
-            device_id=result.device_id,
-            identity=None if device is None else device.identity,
-            channel=cast("ChannelKind", result.kind),
-            app=result.app or None,
-            state=result.result or "failed",
-            detail=result.detail,
-            tries=tries_of(result.tries),
-        )
+
+def _event(result: DeliveryResult, identity: str | None) -> InviteNotDelivered:
+    named = "\n".join((result.event_id, result.device_id, result.kind, result.app))
+    return InviteNotDelivered(
+        id=f"DF{hashlib.sha256(named.encode()).hexdigest()[:32]}",
+        at=from_ms(result.at_ms),
+        call_sid=result.call_sid,
+        event_id=result.event_id,
+        device_id=result.device_id,
+        identity=identity,
+        channel=cast("ChannelKind", result.kind),
+        app=result.app or None,
+        state=cast("NeverArrived", result.result or "failed"),
+        detail=result.detail,
+        tries=tries_of(result.tries),
+    )
 
 
 def tries_of(kept: str | None) -> tuple[Try, ...]:

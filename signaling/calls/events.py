@@ -231,6 +231,9 @@ class Try(BaseModel):
     answer: str
 
 
+NeverArrived = Literal["expired", "failed", "refused"]
+
+
 class InviteNotDelivered(_Document):
     """To webhooks: an invite never reached a device over one of its channels. `expired`: its time ran out.
     `failed`: the call was answered or withdrawn before an attempt succeeded. `refused`: the push service
@@ -247,7 +250,7 @@ class InviteNotDelivered(_Document):
     identity: str | None = None
     channel: ChannelKind
     app: str | None = None
-    state: Literal["expired", "failed", "refused"]
+    state: NeverArrived
     detail: str
     tries: tuple[Try, ...] = ()
 

@@ -62,6 +62,14 @@ def devices_of(connection: Connection, identities: Collection[Identity]) -> list
     return _devices(_OF_IDENTITIES.rows(connection, [*identities]))
 
 
+def identities_of(connection: Connection, ids: Collection[str]) -> dict[str, str]:
+    """Whose devices some are, of those that there are."""
+    rows = connection.execute(
+        select(devices.c.device_id, devices.c.identity).where(devices.c.device_id.in_(ids))
+    )
+    return {row.device_id: row.identity for row in rows}
+
+
 def find_device(connection: Connection, device: DeviceId) -> DeviceRow | None:
     """The device with this id, or None."""
     found = _devices(_OF_ID.rows(connection, device=device))
