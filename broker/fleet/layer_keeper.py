@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bellwire.broker.session.messages import Incoming
 from bellwire.broker.session.receiving import ReceivingSession
-from bellwire.broker.session.session import NotConnected
+from bellwire.broker.session.session import NotConnected, PublishRefused
 from bellwire.config.fleet.layer import Revision
 from bellwire.config.fleet.writing import Held, Mark, held, slot_of
 from bellwire.signaling.errors import InvalidInput, Unavailable
@@ -44,7 +44,8 @@ from bellwire.signaling.topics import (
 log = structlog.get_logger(__name__)
 
 _AGAIN_S = 0.25
-_DATABASE_AGAIN_S = 5.0
+_REFUSED_AGAIN_S = 5.0
+"""After the database, or a broker whose memory is used up, has refused: each look reads all layers anew."""
 _TOPICS_AT_ONCE = 50
 _PUBLISHED_AT_ONCE = 16
 _STORED_AT_ONCE = 100
@@ -133,13 +134,16 @@ class LayerKeeper:
             self._news.clear()
             try:
                 await self._look()
+            except PublishRefused as error:
+                log.warning("the broker takes no layer from the relay", error=str(error))
+                await self._look_again_in(_REFUSED_AGAIN_S)
             except NotConnected as error:
                 log.info("layers not looked at", error=str(error))
                 if self._session.connected:
                     await self._look_again_in(_AGAIN_S)
             except Unavailable as error:
                 log.warning("layers not stored yet", error=str(error))
-                await self._look_again_in(_DATABASE_AGAIN_S)
+                await self._look_again_in(_REFUSED_AGAIN_S)
 
     async def _look_again_in(self, wait_s: float) -> None:
         self._is_gathered = False

@@ -21,8 +21,8 @@ _FROM_HERE_ALONE = {
     " style-src 'self' 'unsafe-inline'; img-src 'self' data:; worker-src blob:;"
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 }
-"""Nothing of the pages asks anybody else: ReDoc would fetch its maker's logo. And no other page shows them in a
-frame of its own, where a credential is typed into them."""
+"""Nothing of the pages asks anybody else: ReDoc would fetch its maker's logo. And no other page shows them
+in a frame of its own, where a credential is typed into them."""
 _A_DAY = {"Cache-Control": "public, max-age=86400"}
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from bellwire.broker.accounts.credentials import DynamicSecurity
 from bellwire.broker.accounts.dynamic_security import OPERATOR_ROLE, operator_acls
 from bellwire.broker.fleet.layer_keeper import LayerKeeper, Revisions
 from bellwire.broker.session.receiving import ReceivingSession
-from bellwire.broker.session.session import Session
+from bellwire.broker.session.session import PublishRefused, Session
 from bellwire.config.fleet.writing import Held
 from bellwire.push.fleet import StoredLayers
 from bellwire.push.store.engine.database import open_database
@@ -234,3 +234,39 @@ async def test_what_was_written_while_the_database_was_away_is_stored_once_it_is
     history = await store.history(NORTH)
     await database.close()
     assert [one.layer.revision for one in history if one.layer] == [1, 2, 3]
+
+
+class _Refusing:
+    """A session at a broker that takes nothing, such as one without memory."""
+
+    connected = True
+
+    def receive(self, *_: object, **__: object) -> None: ...
+
+    def on_disconnected(self, _: object) -> None: ...
+
+    def on_connected(self, hook: Callable[[], Awaitable[None]]) -> None:
+        self.connect = hook
+
+
+async def test_a_broker_that_refuses_is_not_asked_for_all_layers_again_and_again() -> None:
+    waited: list[float] = []
+    looked = asyncio.Event()
+
+    class Store:
+        async def newest(self) -> dict[LayerName, object]:
+            raise PublishRefused("quota exceeded")
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        looked.set()
+        await asyncio.Event().wait()
+
+    session = _Refusing()
+    keeper = LayerKeeper(session, Store(), sleep=sleep)  # type: ignore[arg-type]
+    await session.connect()
+    running = asyncio.create_task(keeper.run())
+    async with asyncio.timeout(PATIENCE_S):
+        await looked.wait()
+    running.cancel()
+    assert waited == [5.0]
