@@ -16,6 +16,7 @@ from bellwire.push.api.who_asks import ActorDep, AnyActorDep, RelayDep, settle_d
 from bellwire.push.calls.invites import Invite, invite_from_json, invite_from_twiml
 from bellwire.push.calls.operations import carry_out
 from bellwire.push.delivery.owed import report_deliveries
+from bellwire.push.devices.insights import insights_document
 from bellwire.push.parts import Relay
 from bellwire.push.problems import REFUSALS, REFUSALS_BY_BACKEND
 from bellwire.push.store.rows.calls import CallFilter
@@ -32,10 +33,8 @@ from bellwire.signaling.wire.answers import (
     CallListAnswer,
     FeedbackAnswer,
     IceServersAnswer,
-    InsightAnswer,
     RoomAnswer,
 )
-from bellwire.signaling.wire.insights import ToldInsight
 from bellwire.signaling.wire.operations import (
     OPERATIONS,
     AsWhom,
@@ -264,23 +263,12 @@ async def feedback(call_sid: SidPath, relay: RelayDep, actor: ActorDep) -> CallF
     )
 
 
-@router.get("/v1/calls/{call_sid}/insights", tags=_TAGS)
-async def insights(call_sid: SidPath, relay: RelayDep, actor: ActorDep) -> CallInsightsAnswer:
+@router.get("/v1/calls/{call_sid}/insights", tags=_TAGS, response_model=CallInsightsAnswer)
+async def insights(call_sid: SidPath, relay: RelayDep, actor: ActorDep) -> Response:
     """What devices told of a call: codec, quality warnings, errors, what was pressed. A token sees its
     identity's devices."""
     rows = await relay.calls.calls.insights_of(CallSid(call_sid), actor)
-    return CallInsightsAnswer(
-        call_sid=call_sid,
-        insights=tuple(
-            InsightAnswer(
-                identity=row.identity,
-                device_id=row.device_id,
-                at=from_ms(row.at_ms),
-                **dict(ToldInsight.model_validate_json(row.document)),
-            )
-            for row in rows
-        ),
-    )
+    return Response(insights_document(call_sid, rows), media_type="application/json")
 
 
 @router.post(

@@ -9,9 +9,10 @@ the database a look.
 
 import asyncio
 import hashlib
+import json
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 
 import structlog
@@ -28,7 +29,7 @@ from bellwire.push.store.rows.devices import find_device
 from bellwire.push.store.rows.outbox import owe
 from bellwire.push.store.rows.quality import InsightRow, keep_insight
 from bellwire.push.store.tables import from_ms, to_ms
-from bellwire.signaling.calls.events import CallInsight
+from bellwire.signaling.calls.events import CallInsight, rfc3339
 from bellwire.signaling.errors import InvalidInput, Unavailable
 from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
 from bellwire.signaling.topics import INSIGHTS_OF_ALL, device_of
@@ -52,6 +53,17 @@ _FEW = 1024
 
 _WAITING = 1000
 _AT_ONCE = 50
+
+
+def insights_document(call_sid: str, rows: Iterable[InsightRow]) -> str:
+    """`CallInsightsAnswer` of rows, as JSON. What a device said was read when it came, and written as it is
+    answered: to read hundreds again for each who asks would hold up the relay for half a second."""
+    told = ",".join(
+        f'{{"identity":{json.dumps(row.identity)},"device_id":{json.dumps(row.device_id)},'
+        f'"at":"{rfc3339(from_ms(row.at_ms))}",{row.document[1:]}'
+        for row in rows
+    )
+    return f'{{"call_sid":"{call_sid}","insights":[{told}]}}'
 
 
 class Insights:

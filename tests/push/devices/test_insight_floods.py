@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -11,13 +12,21 @@ from bellwire.broker.session.messages import Incoming
 from bellwire.broker.session.receiving import ReceivingSession
 from bellwire.push.access.tokens import Actor
 from bellwire.push.calls.invites import Invite
-from bellwire.push.devices.insights import AT_ONCE_OF_ONE, Insights
+from bellwire.push.devices.insights import (
+    AT_ONCE_OF_ONE,
+    MOST_OF_A_CALL,
+    Insights,
+    insights_document,
+)
 from bellwire.push.metrics import Metrics
 from bellwire.push.store.engine.database import Database
 from bellwire.push.store.rows.devices import ChannelRow, DeviceRow, put_device
+from bellwire.push.store.rows.quality import InsightRow
 from bellwire.signaling.calls.commands import NewCall
 from bellwire.signaling.identifiers import CallSid, DeviceId, Identity
 from bellwire.signaling.topics import insights_topic
+from bellwire.signaling.wire.answers import CallInsightsAnswer
+from bellwire.signaling.wire.insights import ToldInsight
 from tests.conftest import PATIENCE_S
 from tests.push.clock import Clock
 from tests.push.parts import parts_on
@@ -87,3 +96,20 @@ async def test_a_device_that_tells_without_end_takes_no_place_of_others_and_no_d
         running.cancel()
         with suppress(asyncio.CancelledError):
             await running
+
+
+def test_who_asks_again_and_again_for_all_that_a_device_has_told_holds_up_no_relay() -> None:
+    """A device may tell what takes long to read."""
+    sid = "CA" + "1" * 32
+    payload: dict[str, Any] = {"call_sid": sid, "x": [[]] * 1300}
+    told = ToldInsight.model_validate(
+        {"group": "g", "name": "n", "timestamp": "2026-11-30T12:00:00Z", "payload": payload}
+    )
+    row = InsightRow(sid, 'b"ob', "bob-1", 0, "", told.model_dump_json())
+    began_s = time.process_time()
+    document = insights_document(sid, [row] * MOST_OF_A_CALL)
+    written_s = time.process_time()
+    answer = CallInsightsAnswer.model_validate_json(document)
+    read_s = time.process_time()
+    assert answer.model_dump_json() == document
+    assert (written_s - began_s) * 5 < read_s - written_s
