@@ -122,6 +122,12 @@ def test_timeout_is_taken_in_seconds(text: str, seconds: int) -> None:
         assert parsed.timeout_s == seconds
 
 
+def test_url_that_twilio_would_push_by_is_taken_and_changes_nothing() -> None:
+    url = "https://relay.example.org/v1/twilio/notifications"
+    client = f'<Client clientNotificationUrl="{url}"><Identity>bob</Identity></Client>'
+    assert parse_twiml(dial(client)) == parse_twiml(dial())
+
+
 @pytest.mark.parametrize(("text", "expected"), [("true", True), ("false", False)])
 def test_answer_on_bridge_is_taken(text: str, expected: bool) -> None:
     assert parse_twiml(dial(attributes=f'answerOnBridge="{text}"')).answer_on_bridge is expected
