@@ -11,7 +11,7 @@ import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from bellwire.cli.failures import fail, reported
@@ -238,7 +238,9 @@ def deliveries_table(reached: CallDeliveriesAnswer) -> Table | str:
     none is on record, why."""
     if not reached.deliveries:
         return _NO_DELIVERIES
-    table = Table("Device", "Channel", "Event", "State", "When (UTC)", "Answer")
+    table = Table(
+        "Device", "Channel", "Event", "State", "When (UTC)", Column("Answer", overflow="fold")
+    )
     for delivery in reached.deliveries:
         channel = f"{delivery.channel} {delivery.app or ''}".strip()
         tries = [f"{one.at:%H:%M:%S} {one.result}" for one in delivery.tries]

@@ -44,6 +44,8 @@ _STYLES = {
     "unknown": "dim",
 }
 _DEVICES_NAMED = 10
+_SHORT = ("Software", "Config", "Errors")
+"""Columns whose cells are a word or two, and stay on one line."""
 _URGENCY = ("refused", "behind", "waiting", "unknown", "in step")
 
 CheckOption = Annotated[
@@ -266,8 +268,8 @@ def _table(rows: Iterable[Standing]) -> Table:
 
 
 def _whole_cells(*headers: str) -> Table:
-    """A table that on a narrow terminal breaks words rather than leave out their ends, as of a date."""
-    return Table(*(Column(header, overflow="fold") for header in headers))
+    """A table that on a narrow terminal breaks its long cells rather than leave out their ends."""
+    return Table(*(Column(header, overflow="fold", no_wrap=header in _SHORT) for header in headers))
 
 
 def _telemetry_table(rows: Iterable[Standing]) -> Table:
