@@ -46,17 +46,23 @@ async def let_in(connection: Connected) -> AsyncIterator[Connected]:
         OSError: it cannot be reached.
     """
     loop, address = asyncio.get_running_loop(), connection.address
+    is_open = False
     try:
         try:
             async with asyncio.timeout(_CONNECT_S):
                 await loop.create_connection(
                     lambda: connection, address.host, address.port, ssl=address.tls_context()
                 )
+                is_open = True
                 await connection.ready
         except TimeoutError:
             raise NotConnected(f"the broker {address.url} did not answer in time") from None
         yield connection
     finally:
+        if not is_open:
+            # Who is cancelled meanwhile has its transport closed by uvloop, which tells nobody, and raises
+            # where that is written to.
+            connection.connection_lost(None)
         connection.close()
 
 
@@ -310,6 +316,7 @@ class BrokerConnection(asyncio.Protocol):
             self._next_look.cancel()
         if not self.ready.done():
             self.ready.set_exception(NotConnected(why))
+            self.ready.exception()  # Who waited no longer is not to be told.
         messages = [*self._on_their_way.values(), *self._waiting]
         self._on_their_way.clear()
         self._waiting.clear()

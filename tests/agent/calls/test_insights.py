@@ -18,6 +18,7 @@ from bellwire.agent.quality.warnings import (
     WarningRaised,
 )
 from bellwire.signaling.errors import ERROR_TABLE, CallError
+from bellwire.signaling.wire.insights import ToldInsight
 
 AT = datetime(2026, 11, 21, 14, 30, tzinfo=UTC)
 SID = "CA" + "0" * 31 + "7"
@@ -119,3 +120,6 @@ def test_no_insight_is_over_its_limit(long: str) -> None:
     ]
     for insight in told:
         assert len(insight.document().encode()) <= INSIGHT_LIMIT_BYTES
+        heard = ToldInsight.model_validate_json(insight.document())  # as a relay reads it
+        assert (heard.call_sid, heard.name) == (CALL.call_sid, insight.name)
+        assert "\x00" not in heard.model_dump_json()  # which PostgreSQL would not keep

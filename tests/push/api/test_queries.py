@@ -39,7 +39,8 @@ async def test_route_refuses_a_query_parameter_that_it_does_not_know(
 async def test_refusal_names_the_parameters_that_the_route_knows(running: Running) -> None:
     answer = await running.http.get("/v1/calls", params={"count": 1, "limit": 5})
     problem = assert_problem(answer, 422, "invalid-input")
-    assert (problem["parameter"], problem["known"]) == ("limit", ["identity", "count", "next"])
+    assert problem["parameter"] == "limit"
+    assert {"identity", "count", "next"} <= {*problem["known"]}
     assert (await running.http.get("/v1/calls", params={"count": 1})).status_code == 200
 
 
