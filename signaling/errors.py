@@ -133,7 +133,8 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             ("None needed",),
             "From the relay: 409, where an operation comes to a call that has ended, or to an"
             " invitation that has run out. On a device: a call ended before a sound had been"
-            " played to its end. In a call that a backend is asked about: its TwiML hangs up.",
+            " played to its end. In a call that a backend is asked about: its TwiML hangs up, or the"
+            " caller went offline meanwhile.",
         ),
         ErrorKind(
             31500,
@@ -152,7 +153,7 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             ("A proxy or push service is misconfigured", "The backend at `voice_url` is broken"),
             _RELAY_LOG,
             "On a device: the relay's answer is not understood. In a call that a backend is asked"
-            " about: it answers with what is no TwiML.",
+            " about: it cannot be reached, or its answer is no TwiML that the relay carries out.",
         ),
         ErrorKind(
             31503,

@@ -147,6 +147,14 @@ async def test_some_are_cancelled_while_others_talk_and_who_cannot_be_is_told(sc
         assert (await scene.hears.until("call.ended", sid))["extended_data"] == "bye"
 
 
+async def test_message_to_a_backend_that_there_is_not_says_what_to_do(scene: Scene) -> None:
+    sid = await scene.call()
+    status, problem = await scene.alice.ask("message", sid, to=["backend"], content="hello")
+    assert (status, problem["type"]) == (404, "/problems/not-found")
+    assert "[webhooks]" in problem["detail"]
+    await scene.done(scene.alice, "end", sid)
+
+
 async def test_who_is_in_a_call_may_start_another(scene: Scene) -> None:
     alice, bob, carol = scene.alice, scene.bob, scene.carol.name
     sid = await scene.call()
