@@ -76,7 +76,7 @@ async def test_a_relay_whose_brokers_port_is_held_says_by_what_and_serves_once_i
     server, client, port = taken_by_a_connection()
     with closing(server):
         accepted, _ = server.accept()
-        with closing(client), closing(accepted):  # this end first, so that nothing lingers at ours
+        with closing(client), closing(accepted):
             put_port(relay.data / "broker", port)
             starting = asyncio.create_task(relay.start())
             said = "another program holds the port of the relay's own mosquitto"
@@ -87,6 +87,9 @@ async def test_a_relay_whose_brokers_port_is_held_says_by_what_and_serves_once_i
             assert f"(pid {os.getpid()})" in line and str(port) in line
             assert "BELLWIRE_BROKER_PORT" in line
             assert not starting.done()
+            # The other end goes first, and is heard to: else the port would be held for another minute.
+            accepted.close()
+            assert await asyncio.to_thread(client.recv, 1) == b""
         await starting
         async with serving(relay) as running:
             assert (await running.http.get("/readyz")).status_code == 200
