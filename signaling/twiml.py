@@ -31,12 +31,7 @@ URL_MAX_LENGTH = 2048
 _MAX_DEPTH = 8
 _ENCODINGS = {"utf-8", "utf-16", "us-ascii", "iso-8859-1"}
 _DIAL_ATTRIBUTES = {"callerId", "timeout", "answerOnBridge", "timeLimit", "action", "method"}
-_CLIENT_ATTRIBUTES = {
-    "statusCallback",
-    "statusCallbackEvent",
-    "statusCallbackMethod",
-    "clientNotificationUrl",  # changes nothing: a backend that had Twilio push by a relay may keep it
-}
+_CLIENT_ATTRIBUTES = {"statusCallback", "statusCallbackEvent", "statusCallbackMethod"}
 _NEEDS_MEDIA = frozenset(
     {"Say", "Play", "Record", "Gather", "Pause", "Conference", "Enqueue", "Connect", "Start"}
 )
@@ -293,6 +288,7 @@ def _refuse_other_attributes(element: Element, allowed: set[str]) -> None:
         raise InvalidInput(
             f"<{element.tag[:80]}> does not take the attribute {attribute[:80]!r}"
             + (" (it needs a media server)" if attribute in _RECORDS else "")
+            + (" (the relay pushes by itself)" if attribute == "clientNotificationUrl" else "")
         )
 
 

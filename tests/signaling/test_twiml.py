@@ -122,10 +122,13 @@ def test_timeout_is_taken_in_seconds(text: str, seconds: int) -> None:
         assert parsed.timeout_s == seconds
 
 
-def test_url_that_twilio_would_push_by_is_taken_and_changes_nothing() -> None:
+def test_url_that_twilio_would_push_by_is_refused_by_name_with_the_reason() -> None:
     url = "https://relay.example.org/v1/twilio/notifications"
     client = f'<Client clientNotificationUrl="{url}"><Identity>bob</Identity></Client>'
-    assert parse_twiml(dial(client)) == parse_twiml(dial())
+    with pytest.raises(
+        InvalidInput, match=r"'clientNotificationUrl' \(the relay pushes by itself\)"
+    ):
+        parse_twiml(dial(client))
 
 
 @pytest.mark.parametrize(("text", "expected"), [("true", True), ("false", False)])
