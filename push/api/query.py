@@ -10,8 +10,12 @@ from starlette.requests import HTTPConnection
 
 from bellwire.signaling.errors import InvalidInput
 
+_ASKED_BY_NAME = "/v1/"
+"""Routes of the API. Whoever watches the others, such as a load balancer, may write into an address what it
+likes: a probe that is refused takes a relay that is well out of service."""
+
 _SIGNED = "/v1/twilio/"
-"""Whoever signs its URL may write into it what it likes."""
+"""Whoever signs its URL may, too."""
 
 _SHOWN = 80
 
@@ -35,13 +39,15 @@ def refuse_unknown(query: bytes, known: Collection[str]) -> None:
 
 
 async def refuse_unknown_query(connection: HTTPConnection) -> None:
-    """What every route of HTTP depends on, but for a `CallRoute`, which takes no query and sees to it itself.
+    """What every route of HTTP depends on; a `CallRoute`, which takes no query, sees to it itself.
 
     Raises:
         InvalidInput: as `refuse_unknown`.
     """
     query, route = connection.scope["query_string"], connection.scope.get("route")
-    if query and isinstance(route, APIRoute) and not route.path.startswith(_SIGNED):
+    if not query or not isinstance(route, APIRoute):
+        return
+    if route.path.startswith(_ASKED_BY_NAME) and not route.path.startswith(_SIGNED):
         refuse_unknown(query, _taken_by(route.dependant))
 
 
