@@ -11,7 +11,7 @@ import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from bellwire.cli.failures import fail, reported
@@ -227,9 +227,20 @@ def _standing(call: CallAnswer) -> str:
     return f"{call.state}: {call.end_reason}{by}{lasted}"
 
 
-def deliveries_table(reached: CallDeliveriesAnswer) -> Table:
-    """What of a call reached which device: each attempt, with its time and the other side's answer."""
-    table = Table("Device", "Channel", "Event", "State", "When (UTC)", "Answer")
+_NO_DELIVERIES = (
+    "No delivery is on record. Pushes are for a week; over mqtt and websocket only what is owed, failed, or"
+    " was confirmed as received."
+)
+
+
+def deliveries_table(reached: CallDeliveriesAnswer) -> Table | str:
+    """What of a call reached which device: each attempt, with its time and the other side's answer; where
+    none is on record, why."""
+    if not reached.deliveries:
+        return _NO_DELIVERIES
+    table = Table(
+        "Device", "Channel", "Event", "State", "When (UTC)", Column("Answer", overflow="fold")
+    )
     for delivery in reached.deliveries:
         channel = f"{delivery.channel} {delivery.app or ''}".strip()
         tries = [f"{one.at:%H:%M:%S} {one.result}" for one in delivery.tries]

@@ -56,8 +56,8 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             31008,
             "CallCancelledError",
             "Call cancelled",
-            "The call was cancelled, timed out, or was answered by another device: a normal end",
-            ("The caller gave up", "Another device of this identity answered"),
+            "The call, or this invitation into it, was cancelled before it was answered: a normal end",
+            ("The caller gave up, or went offline", "A server withdrew it"),
             ("None needed",),
             "From the relay: 409, where an operation comes to a call, or to an invitation, that"
             " was cancelled.",
@@ -86,8 +86,17 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "ForbiddenError",
             "Forbidden",
             "The relay understood the request and will not carry it out",
-            ("The call is somebody else's", "The call's state does not allow the operation"),
-            ("Read the call's state (`GET /v1/calls/{sid}`) before the next operation",),
+            (
+                "The call is somebody else's",
+                "The call's state does not allow the operation",
+                "The user is in the call on another device",
+                "The call policy does not let this caller ring them",
+            ),
+            (
+                "Read the call's state (`GET /v1/calls/{sid}`) before the next operation",
+                "Let the device that asks `join` the call first",
+                "Ask the relay's operator for the call policy",
+            ),
             "From the relay: 403, where the call is somebody else's, the token is another's or"
             " the call policy says no; 409, where the state does not allow the operation, or"
             " another device than the main one asks.",
@@ -115,12 +124,17 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             31487,
             "RequestTerminatedError",
             "Request terminated",
-            "The request was ended by a hang-up or cancel before it was answered",
-            ("The other party hung up first",),
+            "The call had ended, or the time to answer it was over",
+            (
+                "The other party hung up first",
+                "Nobody answered in time",
+                "The backend hung up",
+            ),
             ("None needed",),
             "From the relay: 409, where an operation comes to a call that has ended, or to an"
             " invitation that has run out. On a device: a call ended before a sound had been"
-            " played to its end. In a call that a backend is asked about: its TwiML hangs up.",
+            " played to its end. In a call that a backend is asked about: its TwiML hangs up, or the"
+            " caller went offline meanwhile.",
         ),
         ErrorKind(
             31500,
@@ -139,7 +153,7 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             ("A proxy or push service is misconfigured", "The backend at `voice_url` is broken"),
             _RELAY_LOG,
             "On a device: the relay's answer is not understood. In a call that a backend is asked"
-            " about: it answers with what is no TwiML.",
+            " about: it cannot be reached, or its answer is no TwiML that the relay carries out.",
         ),
         ErrorKind(
             31503,
@@ -148,8 +162,8 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "The relay cannot serve the request now",
             ("It is starting, stopping or overloaded", "Its database or broker is away"),
             ("Try again after the time in Retry-After", "Look at /readyz"),
-            "From the relay: 503, while its database or its broker is away, or it stops. On a"
-            " device: it is told to ask less often (429).",
+            "From the relay: 503, while its database or its broker is away, it has no room, it stops, or"
+            " too many calls wait for the backend. On a device: it is told to ask less often (429).",
         ),
         ErrorKind(
             31504,
@@ -167,7 +181,8 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             "The relay's or broker's name could not be resolved",
             ("The name is mistyped", "The network's name server is down"),
             ("Check the address in the configuration", *_CHECK_NETWORK),
-            "In `bellwire doctor`: the name of the relay or of the broker cannot be resolved.",
+            "On a device: the name of the broker cannot be resolved. In `bellwire doctor`: that, or the"
+            " relay's.",
         ),
         ErrorKind(
             31600,
@@ -192,11 +207,11 @@ ERROR_TABLE: dict[int, ErrorKind] = {
             53001,
             "SignalingConnectionDisconnectedError",
             "Signalling connection disconnected",
-            "The device lost the relay during a call and could not get it back",
+            "The device lost the relay during a call",
             _NETWORK,
             _CHECK_NETWORK,
-            "On a device: the broker was lost while the call was on, and did not come back in"
-            " time.",
+            "On a device: the broker was lost while the call was on. It comes with `reconnecting`, and"
+            " ends the call if the broker does not come back in time.",
         ),
         ErrorKind(
             53400,

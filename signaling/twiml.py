@@ -288,6 +288,7 @@ def _refuse_other_attributes(element: Element, allowed: set[str]) -> None:
         raise InvalidInput(
             f"<{element.tag[:80]}> does not take the attribute {attribute[:80]!r}"
             + (" (it needs a media server)" if attribute in _RECORDS else "")
+            + (" (the relay pushes by itself)" if attribute == "clientNotificationUrl" else "")
         )
 
 

@@ -29,10 +29,14 @@ def unknown_names(fleet: RetainedFleet, wanted: Mapping[LayerName, Settings]) ->
     ]
 
 
-def _line(kind: str, name: str, known: Collection[str]) -> str:
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """The question that ends a line of an unknown name; empty where nothing known is like it."""
     near = get_close_matches(name, sorted(known), n=1)
-    question = f": did you mean {near[0]}?" if near else ""
-    return f"nobody has named {kind} {name} so far{question}"
+    return f": did you mean {near[0]}?" if near else ""
+
+
+def _line(kind: str, name: str, known: Collection[str]) -> str:
+    return f"nobody has named {kind} {name} so far{did_you_mean(name, known)}"
 
 
 def _ends(prefix: str, names: Collection[LayerName]) -> Iterator[str]:

@@ -10,12 +10,13 @@ import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from bellwire.broker.fleet.rollout_guard import RolloutGuard
 from bellwire.cli.failures import reported
 from bellwire.cli.fleet.apply import NOT_FOLLOWED
+from bellwire.cli.fleet.names import did_you_mean
 from bellwire.cli.fleet.rollout import rollout_lines
 from bellwire.cli.fleet.selection import Selection
 from bellwire.cli.fleet.session import (
@@ -43,6 +44,8 @@ _STYLES = {
     "unknown": "dim",
 }
 _DEVICES_NAMED = 10
+_SHORT = ("Software", "Config", "Errors")
+"""Columns whose cells are a word or two, and stay on one line."""
 _URGENCY = ("refused", "behind", "waiting", "unknown", "in step")
 
 CheckOption = Annotated[
@@ -136,6 +139,9 @@ def status(
         Console().print(status_view(rows, layers, limit, show_telemetry=telemetry))
     elif everybody:
         Console().print(f"None of {len(everybody)} devices is as you ask.")
+        groups = {one for row in everybody for one in row.groups}
+        for name in sorted({*(group or ())} - groups):
+            Console().print(f"No device is in group {name}{did_you_mean(name, groups)}")
     else:
         Console().print(
             "No device has reported yet: add one with `bellwire devices add`, and start its agent."
@@ -240,7 +246,7 @@ def status_view(
 
 
 def _table(rows: Iterable[Standing]) -> Table:
-    table = Table(
+    table = _whole_cells(
         "Device", "Online", "Since", "Software", "Config", "Layers", "Last call", "Errors"
     )
     for standing in rows:
@@ -261,9 +267,14 @@ def _table(rows: Iterable[Standing]) -> Table:
     return table
 
 
+def _whole_cells(*headers: str) -> Table:
+    """A table that on a narrow terminal breaks its long cells rather than leave out their ends."""
+    return Table(*(Column(header, overflow="fold", no_wrap=header in _SHORT) for header in headers))
+
+
 def _telemetry_table(rows: Iterable[Standing]) -> Table:
     columns = ("Device", "Online", "Since", "Config", *_TELEMETRY, "Told", "Errors")
-    table = Table(*columns)
+    table = _whole_cells(*columns)
     for standing in rows:
         device, telemetry = standing.device, standing.device.telemetry
         values = [getattr(telemetry, name, None) for name, _ in _TELEMETRY.values()]

@@ -368,7 +368,10 @@ def _reason(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
         return "this version has no such setting"
     given = error["input"]
     shown = f"; this is {given!r}" if isinstance(given, (bool, int, float, str)) else ""
-    return f"{error['msg'].removeprefix('Value error, ')}{shown[:128]}"
+    said = error["msg"].removeprefix("Value error, ")
+    if error["type"] in ("model_type", "dict_type"):  # which pydantic says in words of Python
+        said = "Input should be a table of settings"
+    return f"{said}{shown[:128]}"
 
 
 def _problem(name: str, layer: Layer, path: str, reason: str) -> LayerProblem:

@@ -156,11 +156,17 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
     return refusal_response(error)
 
 
+_NO_ZONE = "write the time with its zone, such as 2026-11-21T08:00:00Z"
+
+
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
     del request
     if isinstance(error, RequestValidationError):
         places = [
-            {"at": ".".join(str(part) for part in e["loc"]), "problem": e["msg"]}
+            {
+                "at": ".".join(str(part) for part in e["loc"]),
+                "problem": _NO_ZONE if e["type"] == "timezone_aware" else e["msg"],
+            }
             for e in error.errors()
         ]
         return problem_response(invalid_body(places))

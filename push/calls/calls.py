@@ -434,7 +434,10 @@ class Calls:
             and call.user(BACKEND) is None
             and not self._deliveries.backend_hears
         ):
-            raise NotFound("the relay has no webhook that is told of call.message")
+            raise NotFound(
+                "the relay has no webhook that is told of call.message: its operator adds one under"
+                " [webhooks] of the relay's settings"
+            )
         moved = self.move(unit, call, said)
         unit.keep_idempotent(
             IdempotencyRow(call.call_sid, sid, fingerprint, call.call_sid, to_ms(said.at))

@@ -30,6 +30,9 @@ from tests.broker.running import RunningBroker, held, soon
 from tests.cli.command import Ended
 from tests.conftest import PATIENCE_S
 
+WIDE = 300
+"""Columns of a terminal in which no table breaks a line."""
+
 
 class FleetStage:
     """One fleet. Each test has its own, so that layers of one are not the other's."""
@@ -85,10 +88,10 @@ class FleetStage:
         self._running[device].cancel()
         await asyncio.gather(self._running[device], return_exceptions=True)
 
-    async def run(self, *arguments: object, operator: str = "ann") -> Ended:
+    async def run(self, *arguments: object, operator: str = "ann", columns: int = WIDE) -> Ended:
         """Runs `bellwire fleet ...` in a thread: a process would take a second more."""
         words = ["fleet", *map(str, arguments), "--operator", str(await self.operator(operator))]
-        return await asyncio.to_thread(invoke, words)
+        return await asyncio.to_thread(invoke, words, columns)
 
     async def json(self, *arguments: object) -> Any:  # noqa: ANN401 - JSON
         """What a command says with --json."""
@@ -119,11 +122,11 @@ def _has_reported(fleet: RetainedFleet, device: DeviceId) -> bool:
     return known is not None and known.online and known.reported is not None
 
 
-def invoke(words: list[str]) -> Ended:
+def invoke(words: list[str], columns: int = WIDE) -> Ended:
     """Runs a command in this process; leaves its logs as they were."""
     handlers, level, logs = logging.root.handlers[:], logging.root.level, structlog.get_config()
     try:
-        done = CliRunner().invoke(app, words, env={"COLUMNS": "300", "NO_COLOR": "1"})
+        done = CliRunner().invoke(app, words, env={"COLUMNS": str(columns), "NO_COLOR": "1"})
     finally:
         logging.root.handlers[:] = handlers
         logging.root.setLevel(level)

@@ -58,3 +58,7 @@ def test_each_attempt_is_shown_with_its_time_and_what_was_answered() -> None:
         "503 UNAVAILABLE",
     ):
         assert told in text, text
+
+
+def test_where_none_is_on_record_it_says_what_would_be() -> None:
+    assert "No delivery is on record" in shown()

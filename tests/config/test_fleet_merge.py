@@ -194,6 +194,11 @@ def test_who_a_device_is_only_its_own_file_says(name: str, where: str) -> None:
         ({"audio": {"ring_volume": 7}}, "audio.ring_volume", "less than or equal to 1; this is 7"),
         ({"audio": {"loudness": 1}}, "audio.loudness", "no such setting"),
         (
+            {"behaviour": {"do_not_disturb": True}},
+            "behaviour.do_not_disturb",
+            "table of settings; this",
+        ),
+        (
             {"panel": {"mute": {"debounce_s": 0.5, "long_press_s": 0.4}}},
             "panel.mute",
             "long_press_s (0.4 s) must be longer than debounce_s (0.5 s)",

@@ -15,9 +15,11 @@ ROWS = [
 
 WORDS = {
     "TVOCallInvite": """
-        from to callSid customParameters acceptWithDelegate: acceptWithOptions:delegate: reject init uuid
+        from to callSid callInviteReceived: customParameters acceptWithDelegate:
+        acceptWithOptions:delegate: reject init uuid
         call:didFailToConnectWithError callDidStartRinging callDidConnect call:didDisconnectWithError
-        accepted-by-local rejected-by-local error codec <Parameter>""",
+        accepted-by-local rejected-by-local error codec <Parameter>
+        localizedDescription localizedFailureReason""",
     "Errors": """
         20151 31005 31008 31009 31201 31403 31408 31481 31487 31500 31502 31503 31504 31530 31600 31604
         53001 53400 53401 53402 53403 53404 53405""",
@@ -27,10 +29,10 @@ WORDS = {
         callingInviteWithInvitees callQuit callEnd callJoin queryCallInvitationListWithConfig
         callInvitationCreated callInvitationReceived callInvitationTimeout callInvitationCancelled
         callInvitationEnded callUserStateChanged timeout pushConfig mode enableNotReceivedCheck
-        extendedData errorInvitees nextFlag""",
+        extendedData errorInvitees nextFlag callID callUserList userID""",
     "CometChat's ringing": """
         initiateCall receiverID receiverType callType acceptCall rejectCall("rejected")
-        rejectCall("cancelled") rejectCall("busy") sessionID startCall startSession""",
+        rejectCall("cancelled") rejectCall("busy") onIncomingCallReceived sessionID startCall startSession""",
     "Twilio.Call": """
         accept(acceptOptions) acceptOptions.rtcConfiguration acceptOptions.rtcConstraints disconnect()
         getLocalStream() getRemoteStream() ignore() isMuted() mute(shouldMute postFeedback(score reject()
@@ -39,7 +41,9 @@ WORDS = {
         warning-cleared callerInfo isVerified customParameters parameters codec connectToken direction
         causes code description explanation message name originalError solutions content contentType
         messageType voiceEventSid values samples threshold closed connecting open pending dropped-call
-        audio-latency one-way-audio choppy-audio noisy-call echo EventEmitter hasEarlyMedia totals""",
+        audio-latency one-way-audio choppy-audio noisy-call echo EventEmitter hasEarlyMedia
+        audioInputLevel audioOutputLevel bytesReceived bytesSent codecName jitter mos packetsLost
+        packetsLostFraction packetsReceived packetsSent rtt timestamp totals""",
 }
 """What each seed names: properties, methods, callbacks, events, states, errors."""
 

@@ -122,6 +122,15 @@ def test_timeout_is_taken_in_seconds(text: str, seconds: int) -> None:
         assert parsed.timeout_s == seconds
 
 
+def test_url_that_twilio_would_push_by_is_refused_by_name_with_the_reason() -> None:
+    url = "https://relay.example.org/v1/twilio/notifications"
+    client = f'<Client clientNotificationUrl="{url}"><Identity>bob</Identity></Client>'
+    with pytest.raises(
+        InvalidInput, match=r"'clientNotificationUrl' \(the relay pushes by itself\)"
+    ):
+        parse_twiml(dial(client))
+
+
 @pytest.mark.parametrize(("text", "expected"), [("true", True), ("false", False)])
 def test_answer_on_bridge_is_taken(text: str, expected: bool) -> None:
     assert parse_twiml(dial(attributes=f'answerOnBridge="{text}"')).answer_on_bridge is expected

@@ -38,6 +38,7 @@ async def test_both_hear_what_the_other_says_and_the_call_tells_of_all_that_happ
     assert (invite.from_, invite.to) == ("client:front", "client:desk")
     assert invite.custom_parameters == {"door": "back & front"}
     assert await front.until(call, "ringing") == (False,)
+    assert call.remote_stream is None
     answered = invite.accept(AcceptOptions(uuid="7", audio_devices=AudioDevices("mic")))
     assert (answered.uuid, answered.sid, answered.status()) == ("7", invite.call_sid, "connecting")
     assert await front.until(call, "accept") == (call,)
@@ -54,8 +55,15 @@ async def test_both_hear_what_the_other_says_and_the_call_tells_of_all_that_happ
     assert (call.status(), answered.status()) == (CallStatus.OPEN, CallStatus.OPEN)
     assert (call.codec, answered.codec) == ("opus", "opus")
     assert inside.voice.opened == [AudioDevices("mic")]
+    assert call.remote_stream is not None
+    sends, hears = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for stream, carries in ((call.local_stream, sends), (call.remote_stream, hears)):
+        stream.listen(lambda _, told=carries: loop.call_soon_threadsafe(told.set))
     await heard(front, "desk", DESK)
     await heard(inside, "front", FRONT)
+    assert sends.is_set()
+    assert hears.is_set()
     spoken, listened = await front.until(call, "volume")
     assert 0 <= spoken <= 1
     assert 0 <= listened <= 1

@@ -93,6 +93,8 @@ async def test_status_shows_the_devices_that_are_asked_for(stage: FleetStage) ->
         assert await names(stage, *arguments) == expected, arguments
     nobody = await stage.run("status", "--fault", "door")
     assert (nobody.code, nobody.out) == (0, "None of 4 devices is as you ask.\n")
+    slip = await stage.run("status", "--group", "nroth")
+    assert slip.out.endswith("No device is in group nroth: did you mean north?\n")
     (await stage.run("status", "--state", "asleep")).must_say_in_one_line("asleep", "never-seen")
     (await stage.run("status", "gtae")).must_say_in_one_line("no device gtae", "fleet status")
 
@@ -109,6 +111,7 @@ async def test_status_tells_since_when_a_device_is_there_and_how_its_machine_is(
     assert rows["yard"]["telemetry"] is None
     usual = (await stage.run("status")).out
     assert "2026-11-30 12:05" in usual
+    assert "…" not in (await stage.run("status", columns=80)).out
     assert "unconfirmed" in usual
     told = (await stage.run("status", "gate", "--telemetry")).out
     for cell in ("7 %", "0.51", "49 °C", "audio: no sound card"):

@@ -184,7 +184,7 @@ async def test_a_relay_without_its_broker_is_alive_but_not_ready_until_it_is_bac
             refused = await running.http.put(
                 "/v1/devices/bob", json={"identity": "bob", "channels": [{"kind": "mqtt"}]}
             )
-            assert_problem(refused, 503, "unavailable")
+            assert assert_problem(refused, 503, "unavailable")["code"] == 31503
             assert refused.headers["retry-after"] == "1"
             assert_problem(await running.http.get("/v1/devices/bob"), 404)
 

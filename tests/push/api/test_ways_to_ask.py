@@ -147,6 +147,28 @@ async def test_some_are_cancelled_while_others_talk_and_who_cannot_be_is_told(sc
         assert (await scene.hears.until("call.ended", sid))["extended_data"] == "bye"
 
 
+async def test_message_to_a_backend_that_there_is_not_says_what_to_do(scene: Scene) -> None:
+    sid = await scene.call()
+    status, problem = await scene.alice.ask("message", sid, to=["backend"], content="hello")
+    assert (status, problem["type"]) == (404, "/problems/not-found")
+    assert "[webhooks]" in problem["detail"]
+    await scene.done(scene.alice, "end", sid)
+
+
+async def test_who_is_in_a_call_may_start_another(scene: Scene) -> None:
+    alice, bob, carol = scene.alice, scene.bob, scene.carol.name
+    sid = await scene.call()
+    await scene.done(bob, "accept", sid)
+    status, other = await bob.ask("invite", to=[carol], timeout=600)
+    assert (status, other["state"], states(other)[bob.identity]) == (201, "ringing", "Accepted")
+    assert (await scene.carol.until("call.received", other["call_sid"]))["from"] == (
+        f"client:{bob.identity}"
+    )
+    assert states(await scene.done(alice, "show", sid))[bob.identity] == "Accepted"
+    for one in (sid, other["call_sid"]):
+        await scene.done(bob, "end", one)
+
+
 async def test_rejection_by_the_caller_as_cancelled_is_a_cancel(scene: Scene) -> None:
     alice, bob = scene.alice, scene.bob
     sid = await scene.call()

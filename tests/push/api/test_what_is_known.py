@@ -112,7 +112,9 @@ async def test_calls_are_listed_by_state_and_time_and_who_may(running: Running) 
         {"since": soon, "until": begun},
     ):
         answer = await running.http.get("/v1/calls", params=wrong)
-        assert_problem(answer, 422, "invalid-input")
+        problem = assert_problem(answer, 422, "invalid-input")
+        if wrong == {"since": "2026-11-30T12:00:00"}:
+            assert "write the time with its zone" in problem["detail"]
     foreign = {"identity": fresh("eve"), "state": "ended"}
     answer = await running.http.get("/v1/calls", params=foreign, headers=token)
     assert_problem(answer, 403, "forbidden")

@@ -54,7 +54,7 @@ def test_answer_from_the_deadline_on_is_refused_as_timed_out(
     refusal = assert_refused(
         in_state(ringing("bob", mode=mode), "bob", state), replace(command, at=at)
     )
-    assert refusal.state == "Timeout"
+    assert (refusal.state, refusal.reason, refusal.code) == ("Timeout", "timed-out", 31487)
     assert refusal.operation == type(command).__name__.lower()
 
 
