@@ -42,6 +42,28 @@ async def told(receiver: Backend, name: str, sid: str) -> dict[str, Any]:
                 return data
 
 
+async def test_the_lists_of_a_call_of_more_than_ten_come_with_its_beginning_and_its_end(
+    running: Running, receiver: Backend
+) -> None:
+    names = [fresh("guest") for _ in range(11)]
+    for name in names:
+        await running.register(name)
+    sid = await running.called(*names, **{"from": fresh("host")})
+    assert (await running.do(sid, "cancel")).is_success
+    came: dict[str, dict[str, Any]] = {}
+    async with asyncio.timeout(PATIENCE_S):  # in no order
+        while {"call.created", "call.received", "call.cancelled", "call.ended"} - came.keys():
+            event = (await receiver.came.get()).event
+            if event["data"].get("call_sid") == sid:
+                came[event["type"]] = event["data"]["call"]
+    for name in ("call.created", "call.ended"):
+        assert len(came[name]["users"]) == 12
+        assert len(came[name]["to"]) == 11
+    for name in ("call.received", "call.cancelled"):
+        assert came[name]["from"] == came["call.created"]["from"]
+        assert not {"to", "users", "error_invitees"} & came[name].keys()
+
+
 @on_both_stores
 async def test_each_event_tells_the_call_as_it_stands(running: Running, receiver: Backend) -> None:
     alice, bob = fresh("alice"), fresh("bob")
