@@ -36,7 +36,8 @@ BESIDE_EACH_OTHER_S = 3.0
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("commit", [BEFORE, pytest.param(OLDEST, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("commit", [BEFORE, OLDEST])
 async def test_every_call_reaches_its_right_end_while_relays_are_upgraded_under_load(
     tmp_path: Path, new_postgres_database: Callable[[], str], full: bool, commit: str
 ) -> None:
