@@ -2,10 +2,8 @@
 The same keys sign who calls, for the devices that are called."""
 
 import hashlib
-import json
 import secrets
-from base64 import urlsafe_b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -160,7 +158,6 @@ class AccessTokens:
         self._read_again = Reloaded(now)
         self._signing_kid = keys[0].kid
         self._signing_key = _load(keys[0].private_key)
-        self._head = _part({"alg": _ALGORITHM, "kid": self._signing_kid, "typ": "JWT"})
         self._public = _public_keys(keys)
         self._verified: dict[bytes, Actor] = {}
         """Tokens, by their hash, whose signature was found good: to verify one takes longer than to refuse
@@ -201,9 +198,8 @@ class AccessTokens:
         return self._signed(claims), datetime.fromtimestamp(expires, tz=issued.tzinfo)
 
     def _signed(self, claims: dict[str, str | int]) -> str:
-        """A JWT (RFC 7519). Each invite has two, and written by PyJWT they take half as long again."""
-        said = self._head + b"." + _part(claims)
-        return (said + b"." + _base64url(self._signing_key.sign(said))).decode()
+        headers = {"kid": self._signing_kid}
+        return jwt.encode(claims, self._signing_key, algorithm=_ALGORITHM, headers=headers)
 
     def signed_invite(self, invite: CallReceived) -> CallReceived:
         """An invite with the relay's word on who calls, where somebody does. The same invite is signed
@@ -319,14 +315,6 @@ def new_signing_key() -> SigningKeyRow:
         Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
     )
     return SigningKeyRow(kid=secrets.token_hex(8), private_key=private.decode())
-
-
-def _part(claims: Mapping[str, str | int]) -> bytes:
-    return _base64url(json.dumps(claims, separators=(",", ":")).encode())
-
-
-def _base64url(said: bytes) -> bytes:
-    return urlsafe_b64encode(said).rstrip(b"=")
 
 
 def _hash(token: str) -> bytes:

@@ -1004,9 +1004,11 @@ class _Change:
     def _who_learns_of(self, moved: User) -> Iterator[Recipient]:
         all_hear = not self.call.is_large
         for user in self.call.users:
-            itself = user.identity == moved.identity
-            concerned = user.identity == self.call.caller or user.state is UserState.ACCEPTED
-            concerned |= user.state.pending and (all_hear or itself)
-            concerned |= user.state is UserState.QUIT and itself
-            if concerned:
+            state, itself = user.state, user.identity == moved.identity
+            if (
+                state is UserState.ACCEPTED
+                or user.identity == self.call.caller
+                or (state.pending and (all_hear or itself))
+                or (state is UserState.QUIT and itself)
+            ):
                 yield _devices_of(user)
