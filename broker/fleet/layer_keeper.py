@@ -114,6 +114,7 @@ class LayerKeeper:
         self._ring_news: list[tuple[LayerName, Held]] = []
         self._ring_own: dict[str, bytes] = {}
         self._touched: set[LayerName] = set()
+        self._written_unheard: set[LayerName] = set()
         self._asks: list[bytes] = []
         self._contested: set[tuple[LayerName, str]] = set()
         self._mended: set[tuple[LayerName, str]] = set()
@@ -210,6 +211,8 @@ class LayerKeeper:
         asks, self._asks = self._asks, []
         touched, self._touched = self._touched, set()
         await self._store_heard()
+        await _each(sorted(self._written_unheard), self._put_back_history)
+        self._written_unheard.clear()
         await _each(sorted(touched), self._settle)
         await self._mend_history()
         for ask in asks:
@@ -228,6 +231,11 @@ class LayerKeeper:
             raise NotConnected("the connection was lost meanwhile")
         self._is_gathered = True
         self._touched |= self._newest.keys() | self._here.keys()
+        self._written_unheard |= {
+            name
+            for name, newest in self._newest.items()
+            if self._here.get(name, Mark()).revision > newest.revision
+        }
 
     async def _store_heard(self) -> None:
         heard = [*self._heard]
@@ -293,6 +301,12 @@ class LayerKeeper:
         )
         await self._session.publish(layer_topic(name), newest.payload, retain=True)
         for revision in history:
+            await self._keep_in_history(name, revision)
+
+    async def _put_back_history(self, name: LayerName) -> None:
+        """Has the broker's history hold what is stored: while this relay was away, more may have been
+        written on what the broker had lost than it lost, under numbers that stand."""
+        for revision in await self._store.history(name):
             await self._keep_in_history(name, revision)
 
     async def _mend_history(self) -> None:

@@ -108,6 +108,24 @@ async def test_what_is_overwritten_by_less_is_put_back(
         await until(broker, history_topic(NORTH, 2), volume(2))
 
 
+async def test_more_that_is_written_on_a_loss_than_was_lost_leaves_the_history_as_it_stands(
+    broker: RunningBroker, tmp_path: Path
+) -> None:
+    """Writers that knew of no relay counted on from what the broker had, past what was stored."""
+    async with keeping(broker, tmp_path / "relay"):
+        for revision in (1, 2, 3):
+            await retain(broker, layer_topic(NORTH), volume(revision))
+            await until_stored(broker, revision)
+    for revision in (2, 3, 4):
+        await retain(broker, history_topic(NORTH, revision), volume(revision, 0.9))
+        await retain(broker, layer_topic(NORTH), volume(revision, 0.9))
+    async with keeping(broker, tmp_path / "relay"):
+        await until_stored(broker, 4)
+        for revision in (2, 3):
+            await until(broker, history_topic(NORTH, revision), volume(revision))
+        await until(broker, history_topic(NORTH, 4), volume(4, 0.9))
+
+
 async def test_database_from_a_backup_takes_the_higher_revision_and_its_history_from_the_broker(
     broker: RunningBroker, tmp_path: Path
 ) -> None:
