@@ -21,11 +21,14 @@ import httpx
 
 from bellwire.push.backend.signature import sign
 from bellwire.push.channels.webhook.ssrf_guard import (
+    BROKEN,
     AddressRefused,
     IpAddress,
     LookUp,
     Lookups,
     PinnedBackend,
+    first_cause,
+    header_of,
     is_public,
 )
 from bellwire.signaling.calls.dials import Callback, CallbackMethod
@@ -42,7 +45,6 @@ _KEEP_ALIVE_S = 4.0
 """Shorter than servers keep idle connections (5 s: Node, uvicorn), so that none is closed in use."""
 
 _REASON_LENGTH = 200
-_BROKEN = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError)
 _HOST = re.compile(rb"[A-Za-z0-9._:-]+")
 
 
@@ -241,8 +243,8 @@ class BackendRequests:
                 return await self._follow(callback, parameters, request_id, wants_body=wants_body)
             except AddressRefused as error:
                 raise BackendAtFault(str(error)[:_REASON_LENGTH]) from error
-            except _BROKEN as error:
-                cause = _first_cause(error)
+            except BROKEN as error:
+                cause = first_cause(error)
                 reason = f"{type(error).__name__}: {cause}"[:_REASON_LENGTH]
                 raise BackendAtFault(reason) from error
 
@@ -311,11 +313,11 @@ class BackendRequests:
             headers=list(headers.items()),
             content=form.encode() if is_post else None,
         ) as response:
-            location = _header(response, b"location")
+            location = header_of(response, b"location")
             redirects = response.status in (301, 302, 303, 307, 308) and location is not None
             is_taken = 200 <= response.status < 300  # else nobody looks at it, and it may be long
             body = await _read(response, wanted=wants_body and is_taken)
-        answer = BackendAnswer(response.status, body, _header(response, b"retry-after"))
+        answer = BackendAnswer(response.status, body, header_of(response, b"retry-after"))
         return answer, location if redirects else None
 
     def _pool_for(self, url: _Url) -> httpcore.AsyncConnectionPool:
@@ -347,7 +349,7 @@ async def _read(response: httpcore.Response, *, wanted: bool) -> bytes:
         AnswerTooLong: it is wanted, and too long.
     """
     if not wanted:
-        with suppress(TimeoutError, AnswerTooLong, *_BROKEN):
+        with suppress(TimeoutError, AnswerTooLong, *BROKEN):
             async with asyncio.timeout(0.25):
                 await _read(response, wanted=True)
         return b""
@@ -359,20 +361,6 @@ async def _read(response: httpcore.Response, *, wanted: bool) -> bytes:
             raise AnswerTooLong(f"its answer is over the limit of {BODY_LIMIT_BYTES} bytes")
         parts.append(part)
     return b"".join(parts)
-
-
-def _header(response: httpcore.Response, name: bytes) -> str | None:
-    return next(
-        (value.decode("latin-1") for key, value in response.headers if key.lower() == name), None
-    )
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    """What says most: httpcore hides the cause of its own error behind `from None`."""
-    cause = error.__cause__ or error.__context__ or error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    return cause
 
 
 def _tls(ca_file: Path | None) -> ssl.SSLContext:

@@ -37,11 +37,14 @@ from bellwire.push.channels.channel import (
 )
 from bellwire.push.channels.retry_after import read_retry_after
 from bellwire.push.channels.webhook.ssrf_guard import (
+    BROKEN,
     AddressRefused,
     IpAddress,
     LookUp,
     Lookups,
     PinnedBackend,
+    first_cause,
+    header_of,
     is_public,
 )
 from bellwire.push.store.rows.outbox import Delivery
@@ -66,7 +69,6 @@ _RETRY_LONGEST_S = 12 * 3600.0
 _BODY_LIMIT_BYTES = 4096
 _BODY_S = 0.25
 _REASON_LENGTH = 200
-_BROKEN = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HOST = re.compile(rb"[A-Za-z0-9._:-]+")
@@ -215,8 +217,8 @@ class _Way:
             return _Answer(f"no answer within {limit_s:.1f} s")
         except AddressRefused as error:
             return _Answer(str(error)[:_REASON_LENGTH], at_fault=True)
-        except _BROKEN as error:
-            cause = _first_cause(error)
+        except BROKEN as error:
+            cause = first_cause(error)
             return _Answer(f"{type(error).__name__}: {cause}"[:_REASON_LENGTH])
         finally:
             self._free.release()
@@ -235,33 +237,19 @@ class _Way:
                 f"answered {response.status}"
                 + (", a redirect, which is not followed" if 300 <= response.status < 400 else ""),
                 response.status,
-                _header(response, b"retry-after"),
+                header_of(response, b"retry-after"),
             )
 
 
 async def _read_off(response: httpcore.Response) -> None:
     """Reads a short body, so that its connection can be used again; a long or slow one is cut off."""
     size = 0
-    with suppress(TimeoutError, *_BROKEN):
+    with suppress(TimeoutError, *BROKEN):
         async with asyncio.timeout(_BODY_S):
             async for part in response.aiter_stream():
                 size += len(part)
                 if size > _BODY_LIMIT_BYTES:
                     return
-
-
-def _header(response: httpcore.Response, name: bytes) -> str | None:
-    return next(
-        (value.decode("latin-1") for key, value in response.headers if key.lower() == name), None
-    )
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    """What says most: httpcore hides the cause of its own error behind `from None`."""
-    cause = error.__cause__ or error.__context__ or error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    return cause
 
 
 @dataclass(frozen=True, slots=True)

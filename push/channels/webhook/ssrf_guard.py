@@ -1,7 +1,8 @@
 """Connections to an address that was checked: a host's name is looked up for each connection, each
 address is judged, and the connection goes to the very address that passed. So no name, redirect or
 changing DNS answer leads a request into a network that it may not reach (OWASP, "Server-Side Request
-Forgery Prevention"). TLS verifies the host's name all the same."""
+Forgery Prevention"). TLS verifies the host's name all the same. And what whoever asks over them reads
+of an answer, or of what broke."""
 
 import asyncio
 import socket
@@ -15,6 +16,9 @@ import httpcore
 IpAddress = IPv4Address | IPv6Address
 LookUp = Callable[..., Iterable[tuple[Any, ...]]]
 """`socket.getaddrinfo`, or what answers like it."""
+
+BROKEN = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError)
+"""What a request over such a connection fails with, where it is not refused."""
 
 _CONNECT_S = 1.5
 """For one address, so that one that is silent leaves time for another of the host's."""
@@ -151,3 +155,18 @@ class PinnedBackend(httpcore.AsyncNetworkBackend):
         return await self._tcp.connect_tcp(
             str(address), port, limit_s, local_address, socket_options
         )
+
+
+def header_of(response: httpcore.Response, name: bytes) -> str | None:
+    """A header of an answer, by its name in small letters; None where it has none."""
+    return next(
+        (value.decode("latin-1") for key, value in response.headers if key.lower() == name), None
+    )
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """What says most: httpcore hides the cause of its own error behind `from None`."""
+    cause = error.__cause__ or error.__context__ or error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return cause
